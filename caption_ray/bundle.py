@@ -1,0 +1,196 @@
+"""The one artefact that leaves training: a folder that evaluation, captioning and serving start from, alone.
+
+    model.safetensors  weights of encoder and decoder      vocabulary.json  words and their ids
+    config.json        sizes, decoding and preprocessing    metrics.json     scores on the dev split
+    manifest.json      format version, SHA-256 of each file README.md        the model card
+
+The manifest is written last; a folder without it is no bundle. Nothing in it is a pickle.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Literal
+
+import safetensors.torch
+from pydantic import Field, ValidationError
+
+import caption_ray
+from caption_ray import storage
+from caption_ray.config import DecodeOptions, EncoderConfig, ModelConfig, Settings
+from caption_ray.data.images import PREPROCESSING
+from caption_ray.errors import BundleError, CaptionRayError
+from caption_ray.model.caption_model import CaptionModel
+from caption_ray.model.decoder import Decoder
+from caption_ray.model.encoder import build_encoder
+from caption_ray.text.vocabulary import Vocabulary
+
+MANIFEST_NAME = "manifest.json"
+_FILES = ("model.safetensors", "config.json", "vocabulary.json", "metrics.json", "README.md")
+
+
+class BundleConfig(Settings):
+    """What a bundle's weights are the weights of."""
+
+    encoder: EncoderConfig
+    model: ModelConfig
+    decode: DecodeOptions = Field(description="How captions are searched for unless a caller says otherwise.")
+    num_features: int = Field(ge=1, description="Features of a region, F.")
+    vocabulary_size: int = Field(ge=5)
+    preprocessing: str = Field(PREPROCESSING, description="data.images.PREPROCESSING when it was trained.")
+
+
+class BundleManifest(Settings):
+    """What a bundle is made of."""
+
+    format_version: Literal[1] = 1
+    caption_ray_version: str = caption_ray.__version__
+    name: str = Field(description="Name of the run that trained it.")
+    data_digest: str = Field(description="Digest of the data set that it was trained on.")
+    files: dict[str, str] = Field(description="SHA-256 of each file, by name.")
+
+    @property
+    def digest(self) -> str:
+        """One SHA-256 that names the bundle's whole content."""
+        return hashlib.sha256(json.dumps(sorted(self.files.items())).encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bundle:
+    """A loaded bundle; the model is in evaluation mode, on the CPU."""
+
+    location: str
+    manifest: BundleManifest
+    config: BundleConfig
+    vocabulary: Vocabulary
+    model: CaptionModel
+    metrics: dict[str, object]
+
+
+def save_bundle(
+    location: str,
+    *,
+    name: str,
+    data_digest: str,
+    config: BundleConfig,
+    vocabulary: Vocabulary,
+    model: CaptionModel,
+    metrics: dict[str, object],
+) -> BundleManifest:
+    """Write a bundle to a local folder or a URI, replacing an older one there."""
+    storage.delete_folder(location)
+    weights = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    if config.model.tie_embeddings:
+        del weights["decoder.output.weight"]  # the same numbers as the embedding; safetensors keeps one copy
+    contents = {
+        "model.safetensors": safetensors.torch.save(weights),
+        "config.json": config.model_dump_json(indent=1).encode(),
+        "vocabulary.json": vocabulary.to_json().encode(),
+        "metrics.json": json.dumps(metrics, indent=1).encode(),
+        "README.md": model_card(name, config, metrics).encode(),
+    }
+    for file, content in contents.items():
+        storage.write_bytes(storage.join(location, file), content)
+    manifest = BundleManifest(
+        name=name,
+        data_digest=data_digest,
+        files={file: hashlib.sha256(content).hexdigest() for file, content in contents.items()},
+    )
+    storage.write_text(storage.join(location, MANIFEST_NAME), manifest.model_dump_json(indent=1))
+    return manifest
+
+
+def read_manifest(location: str) -> BundleManifest:
+    """Return a bundle's manifest. Raises BundleError where there is none, or one of another version."""
+    path = storage.join(location, MANIFEST_NAME)
+    try:
+        return BundleManifest.model_validate_json(storage.read_bytes(path))
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise BundleError(
+            f"{location}: no {MANIFEST_NAME}: not a bundle; training leaves one in RUNS/NAME/bundle, "
+            "the quick start in runs/quickstart/bundle"
+        ) from error
+    except ValidationError as error:
+        raise BundleError(
+            f"{path}: not a bundle that caption_ray {caption_ray.__version__} reads ({error})"
+        ) from error
+
+
+def load_bundle(location: str) -> Bundle:
+    """Read, verify and load a bundle.
+
+    Raises BundleError where a file is absent or is not what the manifest says, or where it was trained with another
+    preprocessing than this version's.
+    """
+    location = storage.absolute(location)
+    manifest = read_manifest(location)
+    contents = {file: _read_verified(location, file, manifest) for file in _FILES}
+    try:
+        config = BundleConfig.model_validate_json(contents["config.json"])
+        vocabulary = Vocabulary.from_json(
+            contents["vocabulary.json"].decode(), storage.join(location, "vocabulary.json")
+        )
+    except (ValidationError, CaptionRayError) as error:
+        raise BundleError(f"{location}: cannot be read by caption_ray {caption_ray.__version__}: {error}") from error
+    if config.preprocessing != PREPROCESSING:
+        raise BundleError(
+            f"{location}: trained on pictures prepared by {config.preprocessing!r}, this version does "
+            f"{PREPROCESSING!r}; use the version of caption_ray that wrote it ({manifest.caption_ray_version})"
+        )
+    model = build_model(config)
+    weights = safetensors.torch.load(contents["model.safetensors"])
+    if config.model.tie_embeddings:
+        weights["decoder.output.weight"] = weights["decoder.embedding.weight"]
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise BundleError(f"{location}: the weights do not fit config.json: {error}") from error
+    return Bundle(
+        location=location,
+        manifest=manifest,
+        config=config,
+        vocabulary=vocabulary,
+        model=model.eval(),
+        metrics=json.loads(contents["metrics.json"]),
+    )
+
+
+def build_model(config: BundleConfig) -> CaptionModel:
+    """Build the network that `config` describes, its weights still random."""
+    encoder = build_encoder(config.encoder, load_weights=False)
+    return CaptionModel(encoder, Decoder(config.model, config.num_features, config.vocabulary_size))
+
+
+def _read_verified(location: str, file: str, manifest: BundleManifest) -> bytes:
+    path = storage.join(location, file)
+    try:
+        content = storage.read_bytes(path)
+    except FileNotFoundError as error:
+        raise BundleError(f"{path}: missing; copy the bundle again, whole") from error
+    if hashlib.sha256(content).hexdigest() != manifest.files.get(file):
+        raise BundleError(f"{path}: not what {MANIFEST_NAME} says (SHA-256 differs); copy the bundle again")
+    return content
+
+
+def model_card(name: str, config: BundleConfig, metrics: dict[str, object]) -> str:
+    """Return the bundle's README, in Markdown."""
+    scores = "\n".join(
+        f"| {key} | {value:.4f} |" for key, value in metrics.items() if isinstance(value, float)
+    )
+    return f"""# Captioning model {name}
+
+Describes a picture in one English sentence. {config.encoder.backbone} encoder, additive attention, LSTM decoder,
+trained with caption_ray {caption_ray.__version__}; {config.vocabulary_size:,} words.
+
+| on the dev split | |
+|---|---|
+{scores}
+
+Use: `python jobs/caption.py --bundle THIS_FOLDER photo.jpg`
+
+## Limits
+
+It knows what its training captions spoke of, and no more; it counts poorly, names no one, and repeats the biases of its
+training pictures. A caption comes with a log-probability, which is no guarantee of truth. Not for decisions about people.
+"""
+

@@ -1,0 +1,85 @@
+"""Joining a Ray cluster, or starting one on this machine."""
+
+import logging
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import ray
+import ray.data
+
+logger = logging.getLogger(__name__)
+
+_TOKEN_VARIABLES = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+
+
+@contextmanager
+def connect(num_cpus: int | None = None, *, dashboard: bool = False) -> Iterator[None]:
+    """Have Ray for the length of a `with` block, and shut down only what was started for it.
+
+    Inside another such block nothing is started. Else the cluster that RAY_ADDRESS names is joined, and
+    where it names none a local one starts with `num_cpus` logical CPUs, by default all that this process
+    may use and at least two: a reader and its consumer hold one each. What the workers print reaches
+    stderr.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    _quieten()
+    if address := os.environ.get("RAY_ADDRESS"):
+        logger.info("joining the Ray cluster at %s", address)
+        ray.init(address, logging_level=logging.WARNING)
+    else:
+        _keep_token_private()
+        ray.init(
+            "local",
+            num_cpus=num_cpus or max(2, _usable_cpus()),
+            include_dashboard=dashboard,
+            logging_level=logging.WARNING,
+        )
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _usable_cpus() -> int:
+    """Count the CPUs that this process is bound to; Ray itself would count the whole machine's."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _quieten() -> None:
+    """Turn off what Ray tells its own developers; jobs log their own progress."""
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    # Each of these two logs one line per process, at level WARNING, about a default or about what is set
+    # above.
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
+    logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
+
+
+def _keep_token_private() -> None:
+    """Make sure that only this user can read the token that guards the local cluster.
+
+    A local cluster lets in whoever has the token in ~/.ray/auth_token, and Ray writes that file readable
+    by all (2.60). It is made here first where it is absent. Nothing is done where the user chose another
+    way in.
+    """
+    if any(name in os.environ for name in _TOKEN_VARIABLES):
+        return
+    path = Path.home() / ".ray" / "auth_token"
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        if path.stat().st_mode & 0o077:
+            path.chmod(0o600)
+        return
+    with os.fdopen(descriptor, "w") as file:
+        file.write(secrets.token_hex(32))

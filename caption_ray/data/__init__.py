@@ -1,0 +1,1 @@
+"""Pictures and captions: from files on disk to batches of tensors."""

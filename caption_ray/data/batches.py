@@ -1,0 +1,154 @@
+"""Rows of pictures and captions to batches of tensors: drawing, grouping, padding.
+
+Shape letters: P pictures, N captions (N >= P), T steps of the longest caption.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+_START, _END, _PAD = 1, 2, 0
+_Item = TypeVar("_Item")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PictureFormat:
+    """How the binary picture columns of a table are read: `shape` and `dtype` of one picture's array.
+
+    Columns are `picture` and, for augmented views, `view_1`, `view_2`, ...
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+
+    def read(self, data: pa.Scalar) -> npt.NDArray[np.generic]:
+        """Return one picture's array, without a copy."""
+        return np.frombuffer(data.as_buffer(), dtype=self.dtype).reshape(self.shape)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PictureRow:
+    """One picture as a feed gives it: the array (a view into the feed's buffers) and its captions as sentences."""
+
+    name: str
+    picture: npt.NDArray[np.generic]
+    captions: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PictureGroup:
+    """Captions of one picture that go through a step together, as ids without markers."""
+
+    picture: npt.NDArray[np.generic]
+    captions: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CaptionBatch:
+    """One training step's input.
+
+    pictures: (P, ...), grids or uint8 pictures.  ids: (N, T + 1), <start> words <end>, padded, longest first.
+    lengths: per caption its words plus <end>, falling.  picture_index: (N,), each caption's row of `pictures`.
+    """
+
+    pictures: Tensor
+    ids: Tensor
+    lengths: tuple[int, ...]
+    picture_index: Tensor
+
+    @property
+    def num_words(self) -> int:
+        """Predictions in this batch: words and one <end> per caption."""
+        return sum(self.lengths)
+
+    def to(self, device: torch.device) -> "CaptionBatch":
+        """Return the batch on `device`."""
+        return CaptionBatch(
+            pictures=self.pictures.to(device, non_blocking=True),
+            ids=self.ids.to(device, non_blocking=True),
+            lengths=self.lengths,
+            picture_index=self.picture_index.to(device, non_blocking=True),
+        )
+
+
+def read_rows(
+    tables: Iterable[pa.Table], picture_format: PictureFormat, choose_view: Callable[[str, int], int]
+) -> Iterator[PictureRow]:
+    """Yield the rows of tables with columns `name`, `captions`, `picture` and any number of `view_*`.
+
+    choose_view: given a picture's name and the number of views, returns which of them to take; 0 is `picture`.
+    """
+    for table in tables:
+        views = [table["picture"], *(table[n] for n in table.column_names if n.startswith("view_"))]
+        names, captions = table["name"].to_pylist(), table["captions"].to_pylist()
+        for row, name in enumerate(names):
+            data = views[choose_view(name, len(views)) if len(views) > 1 else 0][row]
+            yield PictureRow(name=name, picture=picture_format.read(data), captions=tuple(captions[row]))
+
+
+def group_captions(
+    row: PictureRow, captions: Sequence[Sequence[int]], per_group: int, generator: np.random.Generator
+) -> list[PictureGroup]:
+    """Deal a picture's captions, as ids and in random order, into groups of at most `per_group`.
+
+    The picture is copied, once for all its groups, so that a waiting group does not hold on to its feed's block.
+    """
+    picture = row.picture.copy()
+    order = [tuple(captions[index]) for index in generator.permutation(len(captions))]
+    return [
+        PictureGroup(picture=picture, captions=tuple(order[start : start + per_group]))
+        for start in range(0, len(order), per_group)
+    ]
+
+
+def draw_shuffled(items: Iterable[_Item], buffer_size: int, generator: np.random.Generator) -> Iterator[_Item]:
+    """Yield items in random order, each drawn from a buffer of the next `buffer_size` ones; none is lost."""
+    buffer: list[_Item] = []
+    for item in items:
+        buffer.append(item)
+        if len(buffer) > buffer_size:
+            yield _pop_random(buffer, generator)
+    while buffer:
+        yield _pop_random(buffer, generator)
+
+
+def _pop_random(buffer: list[_Item], generator: np.random.Generator) -> _Item:
+    index = int(generator.integers(len(buffer)))
+    buffer[index], buffer[-1] = buffer[-1], buffer[index]
+    return buffer.pop()
+
+
+def batched(items: Iterable[_Item], size: int) -> Iterator[list[_Item]]:
+    """Yield lists of `size` items, the last one perhaps shorter."""
+    batch: list[_Item] = []
+    for item in items:
+        batch.append(item)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def collate(groups: Sequence[PictureGroup]) -> CaptionBatch:
+    """Stack groups into one batch, captions sorted by falling length (ties keep their order)."""
+    captions = [(index, ids) for index, group in enumerate(groups) for ids in group.captions]
+    captions.sort(key=lambda pair: -len(pair[1]))
+    lengths = tuple(len(ids) + 1 for _, ids in captions)
+    ids = np.full((len(captions), lengths[0] + 1), _PAD, dtype=np.int64)
+    for row, (_, words) in enumerate(captions):
+        ids[row, 0] = _START
+        ids[row, 1 : len(words) + 1] = words
+        ids[row, len(words) + 1] = _END
+    return CaptionBatch(
+        pictures=torch.from_numpy(np.stack([group.picture for group in groups])),
+        ids=torch.from_numpy(ids),
+        lengths=lengths,
+        picture_index=torch.tensor([index for index, _ in captions]),
+    )

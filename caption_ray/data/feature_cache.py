@@ -1,0 +1,212 @@
+"""Region features of every picture, computed once by a frozen encoder and kept as Parquet in half precision.
+
+A cache is a folder: shards by split, `encoder.safetensors` with the weights that made it, and `features.json`,
+written last.
+"""
+
+import logging
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Protocol
+
+import numpy as np
+import pyarrow as pa
+import ray
+import ray.data
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from caption_ray import storage
+from caption_ray.cluster import connect
+from caption_ray.config import EncoderConfig
+from caption_ray.data import images
+from caption_ray.data.feature_manifest import (
+    ENCODER_NAME,
+    MANIFEST_NAME,
+    FeatureManifest,
+    cache_key,
+    load_feature_manifest,
+)
+from caption_ray.data.output_folder import output_folder
+from caption_ray.data.shards import ShardFile, ShardWriter, load_manifest
+from caption_ray.errors import FeatureCacheError, UsageError
+from caption_ray.progress import Progress
+
+logger = logging.getLogger(__name__)
+
+_OUR_FILES = re.compile(r"(train|dev|test)-\d{5,}\.parquet|encoder\.safetensors|features\.json")
+
+_BLOCK_BYTES = 16 << 20
+"""Size of the blocks that come back: small enough to show progress, and to keep memory flat."""
+
+
+class FrozenEncoder(Protocol):
+    """What a cache needs of an encoder (`model.encoder.Encoder` has it): a module that can be sent to an actor."""
+
+    image_size: int
+    grid_side: int
+    num_features: int
+
+    def __call__(self, pictures: Tensor) -> Tensor:
+        """Return (B, R, F) features of (B, 3, S, S) uint8 pictures."""
+
+    def to(self, device: torch.device) -> "FrozenEncoder":
+        """Return the encoder on `device`."""
+
+
+def cache_features(
+    data: str,
+    output: str,
+    config: EncoderConfig,
+    encoder: FrozenEncoder,
+    *,
+    weights: Mapping[str, Tensor],
+    weights_sha256: str,
+    num_views: int = 1,
+    view_seed: int = 0,
+    batch_size: int = 16,
+    overwrite: bool = False,
+) -> FeatureManifest:
+    """Run a frozen encoder over every picture of a prepared data set and write the cache to `output`.
+
+    The encoder runs in an actor pool of Ray Data: one actor a GPU, or a CPU where there is none. A complete cache
+    with the same key is left as it is, which is no error. `encoder` may be a faster equal of the one that `config`
+    names (batch norm folded, say); `weights` are those of the latter, kept for the bundle. Views beyond the first are random crops, mirrored half the
+    time where the captions stay true. Raises UsageError where `output` holds something else.
+    """
+    if config.finetune_stages:
+        raise UsageError("encoder.finetune_stages: only a frozen encoder's features can be cached; set it to 0")
+    data, output = storage.absolute(data), storage.absolute(output)
+    manifest = load_manifest(data)
+    described = {
+        "encoder": config,
+        "weights_sha256": weights_sha256,
+        "preprocessing": images.PREPROCESSING,
+        "data_digest": manifest.digest,
+        "num_views": num_views,
+        "view_seed": view_seed,
+    }
+    key = cache_key(**described)  # type: ignore[arg-type]
+    if not overwrite and storage.exists(storage.join(output, MANIFEST_NAME)):
+        present = _load_same(output, key, manifest)
+        logger.info("%s is complete for this encoder and data set; nothing to do", output)
+        return present
+    progress = Progress(logger, "encoded", manifest.num_pictures)
+    splits: dict[str, tuple[ShardFile, ...]] = {}
+    with (
+        output_folder(
+            output,
+            marker=MANIFEST_NAME,
+            is_ours=lambda name: _OUR_FILES.fullmatch(name) is not None,
+            overwrite=overwrite,
+        ) as folder,
+        connect(),
+    ):
+        plain = {name: value.cpu().contiguous() for name, value in weights.items()}
+        storage.write_bytes(storage.join(folder, ENCODER_NAME), safetensors.torch.save(plain))
+        shape = (encoder.grid_side**2, encoder.num_features)
+        encoder_ref = ray.put(encoder)
+        for split, files in manifest.splits.items():
+            views = num_views if split == "train" else 1  # the others are only ever looked at as they are
+            with ShardWriter(folder, split, _schema(shape, views)) as writer:
+                paths = [storage.join(data, file.name) for file in files.files]
+                for table in _encode(paths, encoder_ref, views, view_seed, batch_size):
+                    writer.append(table)
+                    progress.add(table.num_rows)
+            splits[split] = tuple(writer.files)
+        result = FeatureManifest.model_validate({**described, "key": key, "shape": shape, "splits": splits})
+        storage.write_text(storage.join(folder, MANIFEST_NAME), result.model_dump_json(indent=1) + "\n")
+    return result
+
+
+def _load_same(output: str, key: str, manifest: object) -> FeatureManifest:
+    try:
+        present = load_feature_manifest(output, manifest)  # type: ignore[arg-type]
+    except FeatureCacheError as error:
+        raise UsageError(f"{error}: with --overwrite, or to another --output") from error
+    if present.key != key:
+        raise UsageError(
+            f"{output}: holds features of {present.encoder.backbone} with other weights, size or views; "
+            "choose another --output, or replace it with --overwrite"
+        )
+    return present
+
+
+def _schema(shape: tuple[int, int], num_views: int) -> pa.Schema:
+    grid = pa.binary(2 * shape[0] * shape[1])  # fixed size: read back without parsing a number
+    columns = ["picture", *(f"view_{view}" for view in range(1, num_views))]
+    return pa.schema(
+        [("name", pa.string()), ("captions", pa.list_(pa.string())), *((column, grid) for column in columns)]
+    )
+
+
+def _encode(
+    paths: Sequence[str], encoder_ref: ray.ObjectRef, num_views: int, view_seed: int, batch_size: int
+) -> Iterator[pa.Table]:
+    """Yield the pictures' names, captions and grids, in the order of the shards at `paths`."""
+    if not paths:
+        return
+    resources = ray.cluster_resources()
+    num_gpus = int(resources.get("GPU", 0))
+    num_cpus = max(1, int(resources.get("CPU", 1)))
+    # Without a GPU an actor a CPU, all together asking for one CPU less: reading would never start otherwise.
+    cpus_per_actor = 0.0 if num_gpus else (num_cpus - 1) / num_cpus or 0.5
+    filesystem, _ = storage.open_location(paths[0])
+    dataset = ray.data.read_parquet(
+        [storage.open_location(path)[1] for path in paths],
+        filesystem=filesystem,
+        columns=["name", "captions", "image"],
+    )
+    dataset.context.execution_options.preserve_order = True
+    dataset.context.target_max_block_size = _BLOCK_BYTES
+    encoded = dataset.map_batches(
+        _EncodePictures,
+        fn_constructor_args=(encoder_ref, num_views, view_seed),
+        batch_size=batch_size,
+        batch_format="pyarrow",
+        num_gpus=1 if num_gpus else 0,
+        num_cpus=cpus_per_actor,
+        compute=ray.data.ActorPoolStrategy(size=num_gpus or num_cpus),
+    )
+    yield from encoded.iter_batches(batch_size=None, batch_format="pyarrow")
+
+
+class _EncodePictures:
+    """One actor of the pool: a copy of the encoder, picture bytes to grids."""
+
+    def __init__(self, encoder_ref: ray.ObjectRef, num_views: int, view_seed: int) -> None:
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.encoder: FrozenEncoder = ray.get(encoder_ref).to(self.device)
+        self.num_views = num_views
+        self.view_seed = view_seed
+
+    @torch.inference_mode()
+    def __call__(self, table: pa.Table) -> pa.Table:
+        if self.device.type == "cpu":
+            torch.set_num_threads(1)  # an actor a CPU; said here, since it holds for the calling thread alone
+        names, captions = table["name"].to_pylist(), table["captions"].to_pylist()
+        pictures = [images.open_picture(data.as_py()) for data in table["image"]]
+        side = self.encoder.image_size
+        columns = {
+            "name": table["name"],
+            "captions": table["captions"],
+            "picture": self._encode([images.to_square(picture, side) for picture in pictures]),
+        }
+        if self.num_views > 1:
+            large = [images.to_square(picture, images.padded_side(side)) for picture in pictures]
+            mirror = [images.may_mirror(sentences) for sentences in captions]
+        for view in range(1, self.num_views):
+            generators = [images.seeded_generator(self.view_seed, name, view) for name in names]
+            columns[f"view_{view}"] = self._encode(
+                [
+                    images.augment(picture, side, mirrored, generator)
+                    for picture, mirrored, generator in zip(large, mirror, generators, strict=True)
+                ]
+            )
+        return pa.table(columns)
+
+    def _encode(self, squares: Sequence[np.ndarray]) -> pa.Array:
+        grids = self.encoder(images.stack_pictures(squares).to(self.device))
+        halves = grids.float().cpu().numpy().astype("<f2")
+        return pa.array([grid.tobytes() for grid in halves], type=pa.binary(halves[0].nbytes))

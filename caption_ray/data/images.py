@@ -1,0 +1,116 @@
+"""Bytes of a picture to a tensor: the one definition that training, evaluation and serving share.
+
+The whole picture is squeezed into a square, not cropped: captions speak of things at the edges. Values stay uint8 here;
+scaling and normalisation belong to the encoder, so that they happen on its device.
+"""
+
+import hashlib
+import io
+import re
+import warnings
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image, ImageOps
+
+from caption_ray.errors import PictureError
+
+PREPROCESSING = "exif-upright, rgb over white, bilinear antialiased square resize, uint8; v1"
+"""Names what happens here; part of the key of cached features and of every bundle. Change it with the code."""
+
+MAX_PIXELS = 178_956_970
+"""Pictures with more pixels are refused from their header (Pillow's own limit against decompression bombs)."""
+
+CROP_MARGIN = 1 / 8
+"""Augmentation resizes to a side larger by this share, then takes a random crop."""
+
+_SIDED_WORDS = re.compile(r"\b(left|right|leftmost|rightmost|clockwise|counterclockwise)\b", re.IGNORECASE)
+
+
+def open_picture(data: bytes) -> Image.Image:
+    """Decode a picture of any kind that Pillow reads: upright by EXIF, RGB, alpha laid over white.
+
+    Palette, CMYK, grey and 16-bit grey pictures come out as RGB. Raises PictureError with a one-line reason.
+    """
+    if not data:
+        raise PictureError("the file is empty")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow warns of odd metadata in pictures that decode well
+            image = Image.open(io.BytesIO(data))
+            if image.width * image.height > MAX_PIXELS:
+                raise PictureError(f"{image.width}x{image.height} pixels are over the limit of {MAX_PIXELS:,}")
+            image.load()
+            return _to_rgb(ImageOps.exif_transpose(image))
+    except PictureError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise PictureError(str(error)) from error
+    except Exception as error:  # Pillow's plugins raise many kinds on broken files; all mean the same here
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise PictureError(f"not a picture that can be decoded ({reason.split(' <_io')[0]})") from error
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
+        # Pillow's own conversion clips 16-bit values at 255, which turns such pictures white.
+        values = np.asarray(image, dtype=np.float64)
+        top = 65535.0 if values.max(initial=0) > 255 else 255.0
+        return Image.fromarray((values.clip(0, top) * (255.0 / top)).astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        canvas = Image.new("RGBA", rgba.size, "white")
+        return Image.alpha_composite(canvas, rgba).convert("RGB")
+    return image.convert("RGB")
+
+
+def inspect_picture(data: bytes) -> tuple[int, int]:
+    """Decode a picture in full and return its upright (width, height). Raises PictureError."""
+    return open_picture(data).size
+
+
+def to_square(image: Image.Image, side: int) -> npt.NDArray[np.uint8]:
+    """Return the whole RGB picture as (3, side, side), uint8."""
+    if image.size != (side, side):
+        image = image.resize((side, side), Image.Resampling.BILINEAR)
+    return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
+
+
+def decode_square(data: bytes, side: int) -> npt.NDArray[np.uint8]:
+    """Return the picture in `data` as (3, side, side), uint8. Raises PictureError."""
+    return to_square(open_picture(data), side)
+
+
+def may_mirror(captions: Sequence[str]) -> bool:
+    """Tell whether mirroring keeps every caption true: none of them speaks of left or right."""
+    return not any(_SIDED_WORDS.search(caption) for caption in captions)
+
+
+def seeded_generator(*parts: object) -> np.random.Generator:
+    """Return a generator that depends on `parts` alone, alike in every process and on every machine."""
+    digest = hashlib.sha256("\x1f".join(map(str, parts)).encode()).digest()
+    return np.random.default_rng(int.from_bytes(digest[:8], "big"))
+
+
+def padded_side(side: int) -> int:
+    """Return the side that `augment` wants for an output of `side` pixels."""
+    return side + round(side * CROP_MARGIN)
+
+
+def augment(
+    picture: npt.NDArray[np.uint8], side: int, mirror: bool, generator: np.random.Generator
+) -> npt.NDArray[np.uint8]:
+    """Return a random (3, side, side) crop of a larger square picture, mirrored half the time if `mirror`."""
+    margin = picture.shape[1] - side
+    top, left = generator.integers(0, margin + 1, size=2)
+    crop = picture[:, top : top + side, left : left + side]
+    if mirror and generator.random() < 0.5:
+        crop = crop[:, :, ::-1]
+    return np.ascontiguousarray(crop)
+
+
+def stack_pictures(pictures: Sequence[npt.NDArray[np.uint8]]) -> torch.Tensor:
+    """Return pictures of one size as a (B, 3, side, side) uint8 tensor."""
+    return torch.from_numpy(np.stack(pictures))

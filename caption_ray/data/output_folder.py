@@ -1,0 +1,60 @@
+"""Output folders that appear whole or not at all, and never at the cost of a stranger's files."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from caption_ray import storage
+from caption_ray.errors import UsageError
+
+
+@contextmanager
+def output_folder(
+    output: str, *, marker: str, is_ours: Callable[[str], bool], overwrite: bool
+) -> Iterator[str]:
+    """Yield the folder to write to, for the length of a `with` block that must write `marker` last.
+
+    A local output is written to `OUTPUT.partial`, which takes its place when the block ends well; what an
+    interrupted run left there is removed first. A URI is written to directly: there `marker`, the file
+    without which no later step accepts the folder, is what makes it whole. A block that raises leaves
+    nothing behind.
+
+    `is_ours` tells by its relative path whether a file may be deleted. Raises UsageError where the output
+    is a file, holds any file that is not ours, or holds `marker` and `overwrite` is not set.
+    """
+    if not storage.is_uri(output):
+        output = str(Path(output).resolve())  # so that a link stays a link and its target is replaced
+    _check(output, marker, is_ours, overwrite)
+    scratch = output if storage.is_uri(output) else f"{output}.partial"
+    _check(scratch, marker, is_ours, overwrite=True)
+    filesystem, scratch_path = storage.open_location(scratch)
+    if overwrite and storage.exists(storage.join(scratch, marker)):
+        # First of all: from here on, the folder is no longer whole.
+        filesystem.delete_file(storage.join(scratch_path, marker))
+    storage.delete_folder(scratch)
+    filesystem.create_dir(scratch_path, recursive=True)
+    try:
+        yield scratch
+    except BaseException:
+        storage.delete_folder(scratch)
+        raise
+    if scratch != output:
+        storage.delete_folder(output)
+        filesystem.move(scratch_path, output)
+
+
+def _check(folder: str, marker: str, is_ours: Callable[[str], bool], overwrite: bool) -> None:
+    try:
+        files = storage.list_files(folder)
+    except NotADirectoryError as error:
+        raise UsageError(f"{folder}: a file, not a folder; choose another output") from error
+    stranger = next((file for file in files if not is_ours(file)), None)
+    if stranger is not None:
+        raise UsageError(
+            f"{folder}: holds {stranger}, which was not written here and is not deleted: "
+            "choose another output, or an empty folder"
+        )
+    if marker in files and not overwrite:
+        raise UsageError(
+            f"{folder}: is complete already ({marker}): choose another output, or replace it with --overwrite"
+        )

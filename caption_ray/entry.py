@@ -1,0 +1,71 @@
+"""The one way in for every job: a command line in, one call, JSON on stdout, logs on stderr, an exit code.
+
+Exit codes: 0 done, 1 failed, 2 wrong use, 130 interrupted from the keyboard.
+"""
+
+import json
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Callable, Mapping
+from typing import NoReturn, TypeVar
+
+import tyro
+
+from caption_ray.errors import CaptionRayError
+from caption_ray.logs import configure_logging
+
+Arguments = TypeVar("Arguments")
+
+logger = logging.getLogger(__name__)
+
+
+def run_job(main: Callable[[Arguments], Mapping[str, object]], arguments: type[Arguments]) -> NoReturn:
+    """Parse the command line, run `main` and end the process.
+
+    `arguments` is anything that tyro parses: a frozen settings model, whose docstring and fields become
+    the help, or the type that `tyro.extras.subcommand_type_from_defaults` builds.
+
+    What `main` returns is printed as one JSON object, the last line of stdout; everything else that this
+    process or its children write to stdout goes to stderr. A CaptionRayError ends the job with its
+    message alone and its exit code; any other exception with a traceback and 1. `--help` ends it with 0,
+    a wrong command line with 2.
+    """
+    # Pairs such as --skip-bad | --no-skip-bad say nothing where the default is False.
+    parsed = tyro.cli(arguments, config=(tyro.conf.FlagCreatePairsOff,))
+    configure_logging()
+    stdout = _move_stdout_to_stderr()
+    try:
+        # NaN and infinity are no JSON: a result that holds them is a failure, not something to print.
+        line = json.dumps(dict(main(parsed)), allow_nan=False)
+    except CaptionRayError as error:
+        logger.error("%s", error)
+        _leave(error.exit_code)
+    except KeyboardInterrupt:
+        logger.error("interrupted")
+        _leave(130)
+    except Exception:
+        traceback.print_exc()
+        _leave(1)
+    sys.stderr.flush()
+    with os.fdopen(stdout, "w", encoding="utf-8") as stream:
+        stream.write(f"{line}\n")
+    _leave(0)
+
+
+def _move_stdout_to_stderr() -> int:
+    """Point file descriptor 1 at stderr, for good, and return a descriptor of the real stdout.
+
+    Done below Python, so that it holds for C++ code and child processes too.
+    """
+    sys.stdout.flush()
+    real = os.dup(1)
+    os.dup2(2, 1)
+    sys.stdout = sys.stderr
+    return real
+
+
+def _leave(exit_code: int) -> NoReturn:
+    sys.stderr.flush()
+    sys.exit(exit_code)

@@ -1,0 +1,47 @@
+"""Errors meant for the person at the keyboard: each names the thing, the rule and the remedy."""
+
+
+class CaptionRayError(Exception):
+    """Work could not be done. Jobs print the message alone, without a traceback, and exit with `exit_code`."""
+
+    exit_code = 1
+
+
+class UsageError(CaptionRayError):
+    """The request itself is wrong: a path that does not exist, settings that contradict each other."""
+
+    exit_code = 2
+
+
+class CaptionFileError(CaptionRayError):
+    """A caption file, split list or data set folder is not in a layout that can be read."""
+
+
+class BadInputError(CaptionRayError):
+    """Some pictures or captions cannot be used; the message is a summary with file and line."""
+
+
+class PictureError(CaptionRayError):
+    """One picture is absent, broken or of a kind that cannot be decoded."""
+
+    exit_code = 2
+
+
+class DatasetError(CaptionRayError):
+    """A prepared data set is absent, incomplete or of another format version."""
+
+
+class FeatureCacheError(CaptionRayError):
+    """Cached features are incomplete, or belong to another encoder or data set."""
+
+
+class BundleError(CaptionRayError):
+    """A bundle is incomplete, damaged or of another format version."""
+
+
+class RunError(CaptionRayError):
+    """A training run cannot start, or go on under this name."""
+
+
+class QualityError(CaptionRayError):
+    """A trained model does not reach the score that it must reach."""

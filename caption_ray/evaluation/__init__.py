@@ -1,0 +1,1 @@
+"""Scores of predicted captions, and the job that computes them over a cluster."""

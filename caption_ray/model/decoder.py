@@ -1,0 +1,201 @@
+"""The LSTM decoder with visual attention of Xu et al. 2015, "Show, Attend and Tell" (soft attention).
+
+Shape letters: P pictures, R regions, F encoder features, D attended features, K rows per picture, B = P * K rows
+(picture-major), N captions, T steps, H hidden, E embedding, V vocabulary, W words of a whole batch.
+
+Where it differs from the paper: the output layer reads the hidden state alone unless `deep_output` is set, and region
+features may first be projected to a smaller size (`feature_size`).
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from caption_ray.config import ModelConfig
+from caption_ray.model.attention import AdditiveAttention
+
+UNKNOWN_ID = 3
+"""Id that stands in for a word hidden by word dropout; text/vocabulary.py asserts the same number."""
+
+
+class DecoderState(NamedTuple):
+    """What the LSTM carries from word to word: hidden (B, H) and cell (B, H)."""
+
+    hidden: Tensor
+    cell: Tensor
+
+
+class PictureContext(NamedTuple):
+    """What attention needs of P pictures, computed once: keys (P, R, A) and values (P, R, D)."""
+
+    keys: Tensor
+    values: Tensor
+
+
+class DecoderWeights(NamedTuple):
+    """The LSTM's input weights, split into their word part (4H, E) and their context-and-state part (4H, D + H)."""
+
+    word: Tensor
+    recurrent: Tensor
+
+
+class TeacherForcing(NamedTuple):
+    """Result of a training pass: logits (W, V) in the order of `pack_steps`, attention summed over words (N, R)."""
+
+    logits: Tensor
+    attention_sums: Tensor
+
+
+class Decoder(nn.Module):
+    """Predicts a caption's next word from the words so far and the regions that it attends to."""
+
+    def __init__(self, config: ModelConfig, num_features: int, vocabulary_size: int) -> None:
+        super().__init__()
+        self.config = config
+        value_size = config.feature_size or num_features
+        embedding, hidden = config.embedding_size, config.hidden_size
+        self.feature_projection: nn.Module = (
+            nn.Sequential(
+                nn.Linear(num_features, value_size),
+                nn.LayerNorm(value_size),
+                nn.ReLU(),
+                nn.Dropout(config.feature_dropout),
+            )
+            if config.feature_size
+            else nn.Identity()
+        )
+        self.embedding = nn.Embedding(vocabulary_size, embedding)
+        self.attention = AdditiveAttention(value_size, hidden, config.attention_size)
+        self.context_gate = nn.Linear(hidden, 1)
+        self.initial_state = nn.Linear(value_size, 2 * hidden)
+        self.lstm = nn.LSTMCell(embedding + value_size, hidden)
+        self.embedding_dropout = nn.Dropout(config.embedding_dropout)
+        self.dropout = nn.Dropout(config.dropout)
+        readout_size = hidden
+        if config.deep_output:
+            self.deep = nn.Linear(hidden + value_size, embedding)
+            readout_size = embedding
+        self.output = nn.Linear(readout_size, vocabulary_size)
+        if config.tie_embeddings:
+            self.output.weight = self.embedding.weight
+        self._initialise()
+
+    def _initialise(self) -> None:
+        nn.init.normal_(self.embedding.weight, std=self.config.embedding_size**-0.5)
+        for name, weight in self.lstm.named_parameters():
+            if name.startswith("weight"):
+                nn.init.xavier_uniform_(weight)
+            else:
+                nn.init.zeros_(weight)
+        hidden = self.config.hidden_size
+        with torch.no_grad():  # a forget gate open from the start (Jozefowicz et al. 2015, sec. 2.2)
+            self.lstm.bias_ih[hidden : 2 * hidden].fill_(1.0)
+        nn.init.zeros_(self.output.bias)
+
+    def prepare(self, features: Tensor) -> tuple[PictureContext, DecoderState]:
+        """Return what all steps over these pictures share, and the first state: one row a picture.
+
+        features: (P, R, F).
+        """
+        values = self.feature_projection(features)
+        hidden, cell = torch.tanh(self.initial_state(values.mean(1))).chunk(2, dim=-1)
+        return PictureContext(self.attention.project(values), values), DecoderState(hidden, cell)
+
+    def step(
+        self, ids: Tensor, state: DecoderState, context: PictureContext
+    ) -> tuple[Tensor, DecoderState, Tensor]:
+        """Take one word per row and score the next.
+
+        ids: (B,), with B = P * K rows, those of a picture side by side.
+        Returns logits (B, V), the new state, and attention (B, R), whose rows sum to 1.
+        """
+        weights = self._split_weights()
+        word_gates = self._word_gates(self.embedding(ids), weights)
+        state, attended, attention = self._advance(word_gates, state, context, weights)
+        return self._readout(state.hidden, attended), state, attention
+
+    def forward(
+        self, features: Tensor, ids: Tensor, lengths: Sequence[int], picture_index: Tensor
+    ) -> TeacherForcing:
+        """Score every next word of whole captions, the true words being fed in (teacher forcing).
+
+        The same recurrence as `step`, with everything that does not depend on the state taken out of the loop, and
+        with captions leaving the batch as they end.
+
+        features: (P, R, F).  ids: (N, T + 1), <start> words <end>, padded, longest caption first.
+        lengths: predictions per caption, each its words plus <end>, falling.  picture_index: (N,), rows of features.
+        """
+        context, first = self.prepare(features)
+        context = PictureContext(context.keys[picture_index], context.values[picture_index])
+        state = DecoderState(first.hidden[picture_index], first.cell[picture_index])
+        weights = self._split_weights()
+        active = active_rows(lengths)
+        inputs = self._drop_words(pack_steps(ids[:, :-1], lengths))
+        word_gates = self._word_gates(self.embedding_dropout(self.embedding(inputs)), weights).split(active)
+        hidden_states, contexts, attention_sums = [], [], torch.zeros_like(context.keys[..., 0])
+        for rows, gates in zip(active, word_gates, strict=True):
+            context = PictureContext(context.keys[:rows], context.values[:rows])
+            state = DecoderState(state.hidden[:rows], state.cell[:rows])
+            state, attended, attention = self._advance(gates, state, context, weights)
+            hidden_states.append(state.hidden)
+            contexts.append(attended)
+            attention_sums = attention_sums + F.pad(attention, (0, 0, 0, len(lengths) - rows))
+        return TeacherForcing(self._readout(torch.cat(hidden_states), torch.cat(contexts)), attention_sums)
+
+    def _split_weights(self) -> DecoderWeights:
+        word, context = self.lstm.weight_ih.split(
+            [self.config.embedding_size, self.lstm.input_size - self.config.embedding_size], dim=1
+        )
+        return DecoderWeights(word, torch.cat((context, self.lstm.weight_hh), dim=1))
+
+    def _word_gates(self, embedded: Tensor, weights: DecoderWeights) -> Tensor:
+        return F.linear(embedded, weights.word, self.lstm.bias_ih + self.lstm.bias_hh)
+
+    def _advance(
+        self, word_gates: Tensor, state: DecoderState, context: PictureContext, weights: DecoderWeights
+    ) -> tuple[DecoderState, Tensor, Tensor]:
+        """One step of attention and LSTM. Returns the new state, the gated context (B, D) and attention (B, R)."""
+        num_pictures = context.keys.shape[0]
+        grouped = state.hidden.view(num_pictures, -1, state.hidden.shape[-1])  # (P, K, H)
+        attention = self.attention(grouped, context.keys)  # (P, K, R)
+        attended = torch.matmul(attention, context.values).flatten(0, 1)  # (B, D)
+        attended = torch.sigmoid(self.context_gate(state.hidden)) * attended  # Xu et al. 2015, sec. 4.2.1
+        gates = word_gates + F.linear(torch.cat((attended, state.hidden), dim=-1), weights.recurrent)
+        enter, forget, candidate, leave = gates.chunk(4, dim=-1)  # nn.LSTMCell's order
+        cell = torch.sigmoid(forget) * state.cell + torch.sigmoid(enter) * torch.tanh(candidate)
+        hidden = torch.sigmoid(leave) * torch.tanh(cell)
+        return DecoderState(hidden, cell), attended, attention.flatten(0, 1)
+
+    def _readout(self, hidden: Tensor, attended: Tensor) -> Tensor:
+        if self.config.deep_output:
+            hidden = torch.tanh(self.deep(torch.cat((self.dropout(hidden), attended), dim=-1)))
+        logits: Tensor = self.output(self.dropout(hidden))
+        return logits
+
+    def _drop_words(self, ids: Tensor) -> Tensor:
+        if not self.training or self.config.word_dropout == 0:
+            return ids
+        # Ids below UNKNOWN_ID are markers, which stay.
+        dropped = (torch.rand(ids.shape, device=ids.device) < self.config.word_dropout) & (ids > UNKNOWN_ID)
+        return ids.masked_fill(dropped, UNKNOWN_ID)
+
+
+def active_rows(lengths: Sequence[int]) -> list[int]:
+    """Return for each step how many captions still go on; `lengths` fall. [3, 1] gives [2, 1, 1]."""
+    counts, rows = [], len(lengths)
+    for step in range(lengths[0]):
+        while lengths[rows - 1] <= step:
+            rows -= 1
+        counts.append(rows)
+    return counts
+
+
+def pack_steps(values: Tensor, lengths: Sequence[int]) -> Tensor:
+    """Return the unpadded entries of (N, T, ...) as (W, ...), step by step: all first words, all second words, ...
+
+    The order is that of `nn.utils.rnn.pack_padded_sequence`; `lengths` fall.
+    """
+    return torch.cat([values[:rows, step] for step, rows in enumerate(active_rows(lengths))])

@@ -1,0 +1,177 @@
+"""Searches for captions: greedy and beam, both over `Decoder.step` alone.
+
+Shape letters: P pictures, K beams, B = P * K rows (picture-major), T words so far, R regions, V vocabulary.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from caption_ray.config import DecodeOptions
+from caption_ray.model.decoder import DecoderState, PictureContext
+
+PAD_ID, START_ID, END_ID, UNKNOWN_ID = 0, 1, 2, 3
+_NEVER_WRITTEN = (PAD_ID, START_ID, UNKNOWN_ID)
+
+
+class StepDecoder(Protocol):
+    """What a search needs of a decoder (`model.decoder.Decoder` has it)."""
+
+    def prepare(self, features: Tensor) -> tuple[PictureContext, DecoderState]:
+        """Return what all steps share, and the first state."""
+
+    def step(
+        self, ids: Tensor, state: DecoderState, context: PictureContext
+    ) -> tuple[Tensor, DecoderState, Tensor]:
+        """Return logits (B, V), the new state and attention (B, R)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hypothesis:
+    """One caption that a search found.
+
+    ids: its words, without markers.  log_probability: of the words and <end>, natural logarithm (of the words alone
+    where `max_words` cut it).  score: what it was ranked by.  attention: (T, R), a row per word, each summing to 1.
+    """
+
+    ids: tuple[int, ...]
+    log_probability: float
+    score: float
+    attention: Tensor
+
+
+def _log_probabilities(logits: Tensor, first: bool) -> Tensor:
+    """Return log p (B, V), with words that are never written at minus infinity (not renormalised).
+
+    A caption has at least one word, so `<end>` is among them at the first step.
+    """
+    log_p = torch.log_softmax(logits.float(), dim=-1)
+    log_p[:, [*_NEVER_WRITTEN, END_ID] if first else list(_NEVER_WRITTEN)] = -torch.inf
+    return log_p
+
+
+def rank_score(log_probability: float, num_tokens: int, length_penalty: float) -> float:
+    """Return log-probability / length^penalty, the length counting `<end>`."""
+    return log_probability / float(num_tokens) ** length_penalty
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GreedyWord:
+    """One step of greedy search for P pictures: ids (P,), their log p (P,), attention (P, R)."""
+
+    ids: Tensor
+    log_probability: Tensor
+    attention: Tensor
+
+
+@torch.no_grad()
+def greedy_steps(decoder: StepDecoder, features: Tensor, max_words: int) -> Iterator[GreedyWord]:
+    """Yield the most probable next words, step by step, until every picture has had <end> or `max_words`.
+
+    After a picture's <end> its ids are <pad> and its log p 0. features: (P, R, F).
+    """
+    context, state = decoder.prepare(features)
+    ids = torch.full((features.shape[0],), START_ID, device=features.device)
+    ended = torch.zeros_like(ids, dtype=torch.bool)
+    for step in range(max_words):
+        logits, state, attention = decoder.step(ids, state, context)
+        log_p, ids = _log_probabilities(logits, first=step == 0).max(dim=-1)
+        ids = ids.masked_fill(ended, PAD_ID)
+        yield GreedyWord(ids=ids, log_probability=log_p.masked_fill(ended, 0.0), attention=attention)
+        ended = ended | (ids == END_ID)
+        if bool(ended.all()):
+            return
+
+
+@torch.no_grad()
+def beam_search(decoder: StepDecoder, features: Tensor, options: DecodeOptions) -> list[list[Hypothesis]]:
+    """Return for each picture up to `beam_width` hypotheses, best first; there is always one.
+
+    At every step the K best continuations of a picture count: those by <end> leave the beam as captions, and the best
+    of the others fill it up again. A picture is done when K captions have ended and none that still runs ranks above
+    the worst of them. What runs into `max_words` is closed as it stands, and counts only where no caption has ended.
+    Width 1 is greedy search.
+    features: (P, R, F).
+    """
+    num_pictures, width, device = features.shape[0], options.beam_width, features.device
+    context, state = decoder.prepare(features)
+    state = DecoderState(*(part.repeat_interleave(width, dim=0) for part in state))
+    ids = torch.full((num_pictures * width,), START_ID, device=device)
+    # All K rows of a picture start alike, so only the first may be continued at the first step.
+    scores = torch.full((num_pictures, width), -torch.inf, device=device)
+    scores[:, 0] = 0.0
+    words = torch.empty((num_pictures, width, 0), dtype=torch.long, device=device)
+    attended = torch.empty((num_pictures, width, 0, context.keys.shape[1]), device=device)
+    beams = [_Beam(options) for _ in range(num_pictures)]
+
+    for step in range(options.max_words):
+        logits, state, attention = decoder.step(ids, state, context)
+        log_p = _log_probabilities(logits, first=step == 0).view(num_pictures, width, -1)
+        # Of 2K candidates at most K are <end>, one per row, so K remain to go on with.
+        total, flat = (scores.unsqueeze(-1) + log_p).flatten(1).topk(2 * width, dim=-1)  # (P, 2K)
+        origin, chosen = flat // log_p.shape[-1], flat % log_p.shape[-1]
+        ends = chosen == END_ID
+        _collect_ended(beams, total[:, :width], origin[:, :width], ends[:, :width], words, attended)
+        going_on = (~ends).int().sort(dim=-1, descending=True, stable=True).indices[:, :width]
+        scores, origin, chosen = (values.gather(1, going_on) for values in (total, origin, chosen))
+
+        words = torch.cat((_take(words, origin), chosen.unsqueeze(-1)), dim=2)
+        seen = torch.cat((attended, attention.float().view(num_pictures, width, 1, -1)), dim=2)
+        attended = _take(seen, origin)
+        rows = (origin + torch.arange(num_pictures, device=device).unsqueeze(1) * width).flatten()
+        state = DecoderState(*(part[rows] for part in state))
+        ids = chosen.flatten()
+        if all(beam.is_done(best, step + 1) for beam, best in zip(beams, scores[:, 0].tolist(), strict=True)):
+            break
+    rows = torch.arange(width, device=device).expand(num_pictures, width)
+    unanswered = torch.tensor([[not beam.ended] for beam in beams], device=device).expand(num_pictures, width)
+    _collect_ended(beams, scores, rows, unanswered, words, attended)
+    return [beam.ranked() for beam in beams]
+
+
+class _Beam:
+    """The hypotheses of one picture that have ended."""
+
+    def __init__(self, options: DecodeOptions) -> None:
+        self.options = options
+        self.ended: list[Hypothesis] = []
+        self.closed = False
+
+    def add(self, ids: list[int], log_probability: float, attention: Tensor) -> None:
+        """Take in a hypothesis, unless the picture is done already (others of its batch may not be)."""
+        if not self.closed:
+            score = rank_score(log_probability, len(ids) + 1, self.options.length_penalty)
+            self.ended.append(
+                Hypothesis(ids=tuple(ids), log_probability=log_probability, score=score, attention=attention)
+            )
+
+    def ranked(self) -> list[Hypothesis]:
+        """Return the K best, best first; of equals the one found first."""
+        return sorted(self.ended, key=lambda hypothesis: -hypothesis.score)[: self.options.beam_width]
+
+    def is_done(self, best_running: float, num_tokens: int) -> bool:
+        """Tell whether the picture has its K captions, given the best log p of those that run on."""
+        if not self.closed and len(self.ended) >= self.options.beam_width:
+            running = rank_score(best_running, num_tokens, self.options.length_penalty)
+            self.closed = running <= self.ranked()[-1].score
+        return self.closed
+
+
+def _collect_ended(
+    beams: list[_Beam], totals: Tensor, origin: Tensor, ends: Tensor, words: Tensor, attended: Tensor
+) -> None:
+    """Give each picture's beam those of its candidates that end: log p `totals`, rows `origin`, all (P, K)."""
+    for picture, candidate in ends.nonzero().tolist():
+        total = float(totals[picture, candidate])
+        if total > -torch.inf:
+            row = int(origin[picture, candidate])
+            beams[picture].add(words[picture, row].tolist(), total, attended[picture, row].cpu())
+
+
+def _take(values: Tensor, origin: Tensor) -> Tensor:
+    """Return values (P, K, ...) with each picture's rows re-ordered by origin (P, K)."""
+    pictures = torch.arange(values.shape[0], device=values.device).unsqueeze(1)
+    return values[pictures, origin]

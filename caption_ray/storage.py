@@ -1,0 +1,114 @@
+"""The one module that knows about locations: local paths and URIs such as gs://, through pyarrow.fs.
+
+A location is a plain `str` all over the package and becomes a file system only here.
+"""
+
+import hashlib
+import os
+import posixpath
+from pathlib import Path
+
+from pyarrow import fs
+
+from caption_ray.errors import UsageError
+
+
+def is_uri(location: str) -> bool:
+    """Tell a URI (`gs://bucket/x`) from a local path."""
+    return "://" in location
+
+
+def absolute(location: str | os.PathLike[str]) -> str:
+    """Return a local path made absolute (workers run elsewhere), or a URI without its trailing slash."""
+    text = os.fspath(location)
+    return text.rstrip("/") if is_uri(text) else str(Path(text).expanduser().absolute())
+
+
+def join(location: str, *parts: str) -> str:
+    """Append path components to a location."""
+    return posixpath.join(location, *parts)
+
+
+def open_location(location: str) -> tuple[fs.FileSystem, str]:
+    """Return the file system that holds `location`, and the path of it there.
+
+    Raises UsageError where the scheme is unknown.
+    """
+    if not is_uri(location):
+        return fs.LocalFileSystem(), str(Path(location).absolute())
+    try:
+        filesystem, path = fs.FileSystem.from_uri(location)
+    except (ValueError, OSError) as error:
+        raise UsageError(f"{location}: not a location that can be opened ({error})") from error
+    return filesystem, path
+
+
+def exists(location: str) -> bool:
+    """Tell whether a file or folder is there."""
+    filesystem, path = open_location(location)
+    return bool(filesystem.get_file_info(path).type != fs.FileType.NotFound)
+
+
+def list_files(location: str) -> list[str]:
+    """Return the paths of all files below a folder, relative to it, sorted; none where it is absent."""
+    filesystem, path = open_location(location)
+    selector = fs.FileSelector(path, recursive=True, allow_not_found=True)
+    files = (info.path for info in filesystem.get_file_info(selector) if info.is_file)
+    return sorted(posixpath.relpath(file, path) for file in files)
+
+
+def read_bytes(location: str) -> bytes:
+    """Return a file's content. Raises FileNotFoundError where it is absent."""
+    filesystem, path = open_location(location)
+    with filesystem.open_input_stream(path, compression=None) as stream:
+        return bytes(stream.read())
+
+
+def read_text(location: str) -> str:
+    """Return a UTF-8 file's content."""
+    return read_bytes(location).decode("utf-8")
+
+
+def write_bytes(location: str, content: bytes) -> None:
+    """Write a file, making its folder; a local file appears whole or not at all."""
+    filesystem, path = open_location(location)
+    filesystem.create_dir(posixpath.dirname(path), recursive=True)
+    if isinstance(filesystem, fs.LocalFileSystem):
+        scratch = Path(f"{path}.{os.getpid()}.partial")
+        scratch.write_bytes(content)
+        scratch.replace(path)
+        return
+    with filesystem.open_output_stream(path, compression=None) as stream:
+        stream.write(content)
+
+
+def write_text(location: str, content: str) -> None:
+    """Write a UTF-8 file, as `write_bytes` does."""
+    write_bytes(location, content.encode("utf-8"))
+
+
+def delete_folder(location: str) -> None:
+    """Delete a folder and all below it; an absent one is fine."""
+    filesystem, path = open_location(location)
+    if filesystem.get_file_info(path).type == fs.FileType.Directory:
+        filesystem.delete_dir(path)
+
+
+def copy_folder(source: str, destination: str) -> None:
+    """Copy all files below one folder into another, on any two file systems."""
+    source_fs, source_path = open_location(source)
+    destination_fs, destination_path = open_location(destination)
+    destination_fs.create_dir(destination_path, recursive=True)
+    fs.copy_files(
+        source_path, destination_path, source_filesystem=source_fs, destination_filesystem=destination_fs
+    )
+
+
+def sha256(location: str) -> str:
+    """Return the SHA-256 of a file's content, in hexadecimal."""
+    filesystem, path = open_location(location)
+    digest = hashlib.sha256()
+    with filesystem.open_input_stream(path, compression=None) as stream:
+        while chunk := stream.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()

@@ -1,0 +1,1 @@
+"""Words: how a sentence becomes tokens, and tokens become ids."""

@@ -1,0 +1,69 @@
+"""What a run shows in TensorBoard: curves, and a page of dev pictures with captions and attention."""
+
+import io
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+from PIL import Image
+from torch.utils.tensorboard import SummaryWriter
+
+from caption_ray import storage
+from caption_ray.attention_figure import draw_attention
+from caption_ray.data.images import open_picture
+from caption_ray.data.shards import load_manifest
+from caption_ray.inference import Caption
+
+NUM_SHOWN = 8
+
+
+def pictures_to_show(data: str, count: int = NUM_SHOWN) -> dict[str, bytes]:
+    """Return the first dev pictures of a prepared data set, as files, by name."""
+    file = load_manifest(data).splits["dev"].files[0]
+    filesystem, path = storage.open_location(storage.join(data, file.name))
+    with filesystem.open_input_file(path) as stream:
+        table = next(pq.ParquetFile(stream).iter_batches(batch_size=count, columns=["name", "image"]))
+    return dict(zip(table["name"].to_pylist(), table["image"].to_pylist(), strict=True))
+
+
+class Board:
+    """Writes to RUN_FOLDER/tensorboard; for a run on a URI, to a local folder that is copied there every epoch."""
+
+    def __init__(self, run_folder: str, pictures: Mapping[str, bytes], first_step: int) -> None:
+        self._target = storage.join(run_folder, "tensorboard")
+        self._folder = tempfile.mkdtemp() if storage.is_uri(run_folder) else self._target
+        Path(self._folder).mkdir(parents=True, exist_ok=True)
+        self._pictures = pictures
+        # Steps that a killed worker wrote after its last checkpoint are hidden.
+        self._writer = SummaryWriter(self._folder, purge_step=first_step)
+
+    def add_epoch(self, epoch: int, values: Mapping[str, float], shown: Mapping[str, Caption]) -> None:
+        """Write the curves' next points, `epoch` counting from 1, and the page of dev pictures."""
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, epoch)
+        for number, (name, data) in enumerate(self._pictures.items()):
+            if name in shown:
+                caption = shown[name]
+                sheet = draw_attention(open_picture(data), caption.words, caption.attention)
+                self._writer.add_image(f"dev/{number}_{name}", _as_array(sheet), epoch, dataformats="HWC")
+                self._writer.add_text(f"dev/{number}_{name}", caption.text, epoch)
+        self._writer.flush()
+        if self._folder != self._target:
+            storage.copy_folder(self._folder, self._target)
+
+    def close(self) -> None:
+        """Finish the event file."""
+        self._writer.close()
+
+
+def _as_array(image: Image.Image) -> np.ndarray:
+    return np.asarray(image.convert("RGB"))
+
+
+def as_jpeg(image: Image.Image) -> bytes:
+    """Return a picture as a JPEG file's bytes."""
+    stream = io.BytesIO()
+    image.convert("RGB").save(stream, "JPEG", quality=85)
+    return stream.getvalue()

@@ -1,0 +1,54 @@
+"""Which number format a device computes in."""
+
+from contextlib import AbstractContextManager
+from typing import Literal
+
+import torch
+
+from caption_ray.errors import UsageError
+
+Precision = Literal["fp32", "bf16", "fp16"]
+
+
+def resolve_precision(asked: str, device: torch.device) -> Precision:
+    """Return the format for `asked`, where 'auto' is bf16 if the hardware computes in it, else fp16 on a GPU.
+
+    Raises UsageError for fp16 on a CPU, which has no use for it.
+    """
+    if asked == "auto":
+        if _has_bf16(device):
+            return "bf16"
+        return "fp16" if device.type == "cuda" else "fp32"
+    if asked == "fp16" and device.type == "cpu":
+        raise UsageError("training.precision: fp16 is for GPUs; use fp32, or bf16 on a CPU that has it")
+    if asked not in ("fp32", "bf16", "fp16"):
+        raise UsageError(f"training.precision: {asked!r} is not one of auto, fp32, bf16, fp16")
+    return asked  # type: ignore[return-value]
+
+
+def _has_bf16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        # Emulated bf16, which `is_bf16_supported` counts by default, is slower than fp16 (P100, V100).
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    # The one probe that torch 2.7 to 2.14 all have.
+    return bool(torch.cpu._is_avx512_bf16_supported())
+
+
+def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[None]:
+    """Return the context in which a forward pass runs in `precision`."""
+    dtype = torch.float16 if precision == "fp16" else torch.bfloat16
+    return torch.autocast(device.type, dtype=dtype, enabled=precision != "fp32")
+
+
+def check_kernels(device: torch.device) -> None:
+    """Raise UsageError if the installed torch has no kernels for this GPU, before the first step fails on it."""
+    if device.type != "cuda":
+        return
+    major, minor = torch.cuda.get_device_capability(device)
+    built_for = [arch for arch in torch.cuda.get_arch_list() if arch.startswith("sm_")]
+    # Binaries of a major version run on its later minor versions.
+    if not any(int(arch[3:-1]) == major and int(arch[-1]) <= minor for arch in built_for if arch[3:].isdigit()):
+        raise UsageError(
+            f"{torch.cuda.get_device_name(device)} (sm_{major}{minor}): torch {torch.__version__} has kernels for "
+            f"{', '.join(built_for)} only; for a P100 install torch==2.7.1 torchvision==0.22.1"
+        )

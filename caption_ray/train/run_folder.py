@@ -1,0 +1,93 @@
+"""What a run keeps on storage beside its checkpoints, and whether it may start, go on, or is finished."""
+
+import json
+import logging
+
+from pydantic import Field, ValidationError
+
+from caption_ray import storage
+from caption_ray.bundle import MANIFEST_NAME as BUNDLE_MANIFEST
+from caption_ray.config import Experiment, Settings
+from caption_ray.errors import RunError
+
+logger = logging.getLogger(__name__)
+
+_RECORD_NAME = "run.json"
+# Ray Train's own list of checkpoints.
+_SNAPSHOT_NAME = "checkpoint_manager_snapshot.json"
+
+
+class RunRecord(Settings):
+    """What a run was started with; a run of that name goes on only with the same."""
+
+    format_version: int = 1
+    experiment: Experiment
+    data_digest: str = Field(description="Digest of the prepared data set.")
+    features_key: str | None = Field(description="Key of the feature cache, where there is one.")
+
+
+def bundle_location(run_folder: str) -> str:
+    """Return where a run leaves its bundle."""
+    return storage.join(run_folder, "bundle")
+
+
+def is_finished(run_folder: str) -> bool:
+    """Tell whether the run has written its bundle."""
+    return storage.exists(storage.join(bundle_location(run_folder), BUNDLE_MANIFEST))
+
+
+def claim(run_folder: str, record: RunRecord) -> bool:
+    """Record a new run, or check that the one of this name was started alike; tell whether it existed.
+
+    Raises RunError naming each setting that differs.
+    """
+    path = storage.join(run_folder, _RECORD_NAME)
+    if not storage.exists(path):
+        storage.write_text(path, record.model_dump_json(indent=1))
+        return False
+    try:
+        earlier = RunRecord.model_validate_json(storage.read_bytes(path))
+    except ValidationError as error:
+        raise RunError(f"{path}: not a run of this version of caption_ray; use another --name") from error
+    differences = _differences("", earlier.model_dump(), record.model_dump())
+    if differences:
+        listing = "\n".join(f"  {line}" for line in differences)
+        raise RunError(
+            f"{run_folder}: a run of this name was started with other settings:\n{listing}\n"
+            "Use another --name, or the same settings to go on with it."
+        )
+    return True
+
+
+def _differences(prefix: str, earlier: object, now: object) -> list[str]:
+    if isinstance(earlier, dict) and isinstance(now, dict):
+        return [
+            line
+            for key in earlier
+            for line in _differences(f"{prefix}.{key}".lstrip("."), earlier[key], now.get(key))
+        ]
+    return [] if earlier == now else [f"{prefix.removeprefix('experiment.')}: {earlier!r} then, {now!r} now"]
+
+
+def mend_snapshot(run_folder: str) -> str | None:
+    """Put Ray's list of checkpoints aside where a kill cut it off, and return the newest whole checkpoint.
+
+    Ray writes that list in place, and refuses to start on a broken one. Returns None where the list is sound.
+    """
+    path = storage.join(run_folder, _SNAPSHOT_NAME)
+    try:
+        json.loads(storage.read_bytes(path))
+        return None
+    except FileNotFoundError:
+        return None
+    except ValueError:
+        filesystem, broken = storage.open_location(path)
+        filesystem.move(broken, f"{broken}.broken")
+    # progress.json is written after state.pt, and names sort by epoch.
+    whole = [name for name in storage.list_files(run_folder) if name.endswith("/progress.json")]
+    newest = max(whole, default=None)
+    if newest is None:
+        return None
+    checkpoint = storage.join(run_folder, newest.rpartition("/")[0])
+    logger.warning("%s was cut off; going on from %s", path, checkpoint)
+    return checkpoint

@@ -1,0 +1,44 @@
+"""What a training worker is told, and the model that it builds from that; no Ray."""
+
+import torch
+from pydantic import Field
+
+from caption_ray.config import Experiment, Settings
+from caption_ray.model.caption_model import CaptionModel
+from caption_ray.model.decoder import Decoder
+from caption_ray.model.encoder import build_encoder
+
+
+class FeedPlan(Settings):
+    """How a worker reads the pictures of one split (see data.pipeline.Feed)."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    crop_to: int | None = None
+
+
+class RunPlan(Settings):
+    """All that a worker needs to know; travels as JSON. Locations are absolute."""
+
+    name: str
+    experiment: Experiment
+    run_folder: str = Field(description="RUNS/NAME: checkpoints, TensorBoard, bundle.")
+    data: str = Field(description="Prepared data set.")
+    vocabulary: str = Field(description="Content of the data set's vocabulary.json.")
+    cached: bool = Field(description="Pictures come as region features; the workers need no encoder.")
+    num_features: int = Field(ge=1, description="Features of a region, F.")
+    train_feed: FeedPlan
+    dev_feed: FeedPlan
+    num_train_captions: int = Field(ge=1)
+    num_dev_pictures: int = Field(ge=1)
+    threads_per_worker: int = Field(ge=0, description="Torch threads of a CPU worker; 0 leaves them alone.")
+    resume_from: str | None = Field(
+        None, description="Checkpoint to start from where Ray's own record of them was lost."
+    )
+
+
+def build_training_model(plan: RunPlan, vocabulary_size: int) -> CaptionModel:
+    """Return the model to train, its decoder initialised from the seed alone, on the CPU."""
+    encoder = None if plan.cached else build_encoder(plan.experiment.encoder)
+    torch.manual_seed(plan.experiment.training.seed)
+    return CaptionModel(encoder, Decoder(plan.experiment.model, plan.num_features, vocabulary_size))

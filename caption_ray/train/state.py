@@ -1,0 +1,108 @@
+"""What a run must remember to go on as if it had never stopped.
+
+A checkpoint is a folder with `state.pt` (tensors and numbers; loads with `weights_only`) and `progress.json`.
+The encoder is in it only where it is fine-tuned; a frozen one comes from where it came from at the start.
+"""
+
+from pathlib import Path
+
+import torch
+from pydantic import Field
+from torch.optim.swa_utils import AveragedModel
+
+from caption_ray.config import Settings
+from caption_ray.errors import RunError
+from caption_ray.model.caption_model import CaptionModel
+from caption_ray.train.steps import Stepper
+
+STATE_NAME = "state.pt"
+PROGRESS_NAME = "progress.json"
+
+
+class Progress(Settings):
+    """How far a run has come, after a whole number of epochs."""
+
+    epochs_done: int = Field(0, ge=0, description="Finished passes over the training captions.")
+    best_score: float | None = Field(None, description="Best dev score so far, of `training.select_by`.")
+    best_epoch: int = Field(0, ge=0, description="Epoch that reached it, counted from 1.")
+    train_seconds: float = Field(0.0, ge=0, description="Time spent in epochs, dev decoding included, seconds.")
+
+    def after_epoch(self, score: float, seconds: float) -> "Progress":
+        """Return the progress after one more epoch that reached `score` on dev."""
+        done = self.epochs_done + 1
+        better = self.best_score is None or score > self.best_score
+        return Progress(
+            epochs_done=done,
+            best_score=score if better else self.best_score,
+            best_epoch=done if better else self.best_epoch,
+            train_seconds=self.train_seconds + seconds,
+        )
+
+    def is_over(self, epochs: int, patience: int) -> bool:
+        """Tell whether the run has done its epochs, or gone `patience` epochs without a better score."""
+        return self.epochs_done >= epochs or (
+            patience > 0 and self.best_epoch > 0 and self.epochs_done - self.best_epoch >= patience
+        )
+
+
+def save_state(folder: Path, stepper: Stepper, progress: Progress) -> None:
+    """Write a checkpoint into an existing folder."""
+    average = stepper.average
+    torch.save(
+        {
+            "model": _trained(stepper.model),
+            "average": None if average is None else _trained(average.module),
+            "num_averaged": 0 if average is None else int(average.n_averaged),
+            "optimizer": stepper.optimizer.state_dict(),
+            "scaler": stepper.scaler.state_dict(),
+        },
+        folder / STATE_NAME,
+    )
+    (folder / PROGRESS_NAME).write_text(progress.model_dump_json(indent=1))
+
+
+def load_state(folder: Path, stepper: Stepper) -> Progress:
+    """Put a checkpoint's weights and optimiser state into `stepper`. Raises RunError where they do not fit."""
+    state = torch.load(folder / STATE_NAME, map_location=stepper.device, weights_only=True)
+    try:
+        load_weights(stepper.model, state["model"])
+        if stepper.average is not None:
+            load_weights(stepper.average.module, state["average"] or state["model"])
+            stepper.average.n_averaged.fill_(state["num_averaged"])
+        stepper.optimizer.load_state_dict(state["optimizer"])
+        stepper.scaler.load_state_dict(state["scaler"])
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise RunError(f"{folder}: a checkpoint of another model: {error}; use another --name") from error
+    return load_progress(folder)
+
+
+def load_progress(folder: Path) -> Progress:
+    """Return how far the run of a checkpoint had come."""
+    return Progress.model_validate_json((folder / PROGRESS_NAME).read_bytes())
+
+
+def load_best_weights(folder: Path, model: CaptionModel) -> None:
+    """Put a checkpoint's weights, the averaged ones where there are any, into `model`."""
+    state = torch.load(folder / STATE_NAME, map_location="cpu", weights_only=True)
+    load_weights(model, state["average"] or state["model"])
+
+
+def load_weights(model: CaptionModel | torch.nn.Module, weights: dict[str, torch.Tensor]) -> None:
+    """Load a checkpoint's weights; only those of a frozen encoder may be absent from it."""
+    missing, unexpected = model.load_state_dict(weights, strict=False)
+    wrong = [name for name in missing if not name.startswith("encoder.")] + list(unexpected)
+    if wrong:
+        raise RuntimeError(f"weights do not fit: {', '.join(wrong[:5])}")
+
+
+def _trained(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    trained = any(p.requires_grad for name, p in model.named_parameters() if name.startswith("encoder."))
+    return {
+        name: value for name, value in model.state_dict().items() if trained or not name.startswith("encoder.")
+    }
+
+
+def evaluated_model(stepper: Stepper) -> CaptionModel:
+    """Return the model to decode with: the averaged one where there is one."""
+    average: AveragedModel | None = stepper.average
+    return stepper.model if average is None else average.module  # type: ignore[return-value]

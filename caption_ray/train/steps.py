@@ -1,0 +1,184 @@
+"""The parts of training that know tensors only: optimiser, one step, dev loss, averaged weights.
+
+Ray, files and words are other modules' business. With one process `all_reduce` does nothing.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from caption_ray.config import Experiment, OptimizerConfig, TrainingConfig
+from caption_ray.data.batches import CaptionBatch
+from caption_ray.model.caption_model import CaptionModel
+from caption_ray.model.decoder import TeacherForcing, pack_steps
+from caption_ray.model.loss import attention_penalty, caption_loss
+from caption_ray.train.precision import Precision, autocast
+
+
+def build_optimizer(model: CaptionModel, config: OptimizerConfig) -> torch.optim.AdamW:
+    """Return AdamW over what trains: decoder matrices (with weight decay), other decoder weights, encoder stages.
+
+    Each group keeps its peak rate under "peak"; `set_learning_rate` scales it.
+    """
+    decoder = [weight for weight in model.decoder.parameters() if weight.requires_grad]
+    encoder = [weight for weight in (model.encoder or nn.Module()).parameters() if weight.requires_grad]
+    groups = [
+        (decoder_matrices := [weight for weight in decoder if weight.dim() > 1], config.learning_rate, True),
+        ([weight for weight in decoder if weight.dim() <= 1], config.learning_rate, False),
+        (encoder, config.encoder_learning_rate, True),
+    ]
+    assert decoder_matrices, "a decoder without matrices"
+    return torch.optim.AdamW(
+        [
+            {"params": weights, "lr": rate, "peak": rate, "weight_decay": config.weight_decay if decayed else 0.0}
+            for weights, rate, decayed in groups
+            if weights
+        ],
+        betas=config.betas,
+        fused=True,
+    )
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    """Set every group's rate to its peak times `factor`."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak"] * factor
+
+
+def average_weights(model: CaptionModel, decay: float) -> AveragedModel | None:
+    """Return an exponential moving average of the decoder's (and fine-tuned encoder's) weights, or None."""
+    if decay == 0:
+        return None
+    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))
+
+
+@dataclass(frozen=True, slots=True)
+class StepCounts:
+    """What all workers together took in a step."""
+
+    num_words: int
+    num_captions: int
+
+
+def count_step(batch: CaptionBatch | None, device: torch.device) -> StepCounts:
+    """Return how many words and captions all workers have for this step; nothing left anywhere gives zeros.
+
+    Every worker must call it, one without a batch (None) too: workers may have unequal numbers of batches.
+    """
+    local = (batch.num_words, len(batch.lengths)) if batch is not None else (0, 0)
+    counts = torch.tensor(local, dtype=torch.long, device=device)
+    all_reduce(counts)
+    num_words, num_captions = counts.tolist()
+    return StepCounts(num_words, num_captions)
+
+
+def all_reduce(values: Tensor) -> None:
+    """Sum `values` over all workers, in place."""
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        dist.all_reduce(values)
+
+
+def world_size() -> int:
+    """Return the number of workers."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+class NonFiniteLossError(RuntimeError):
+    """The loss became NaN or infinite."""
+
+
+@dataclass(kw_only=True)
+class Stepper:
+    """Does optimiser steps; `wrapped` is the model, or DDP around it."""
+
+    model: CaptionModel
+    wrapped: Callable[..., TeacherForcing]
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    average: AveragedModel | None
+    settings: Experiment
+    precision: Precision
+    device: torch.device
+    idle: CaptionBatch
+
+    def step(self, own: CaptionBatch | None, counts: StepCounts) -> Tensor:
+        """Do one step and return this worker's loss sum, nats, detached.
+
+        The loss is averaged over the words of all workers, not over workers: DDP averages gradients over workers,
+        which the factor world_size undoes. A worker whose own data is used up (None) goes through the motions with
+        the `idle` batch, counted as nothing, since the others wait for its gradients.
+        """
+        training = self.settings.training
+        batch = (self.idle if own is None else own).to(self.device)
+        weight = 0.0 if own is None else 1.0
+        with autocast(self.precision, self.device):
+            result = self.wrapped(batch.pictures, batch.ids, batch.lengths, batch.picture_index)
+        targets = pack_steps(batch.ids[:, 1:], batch.lengths)
+        loss_sum, _ = caption_loss(result.logits, targets, training.label_smoothing)
+        objective = loss_sum / counts.num_words
+        if training.attention_penalty:
+            penalty = attention_penalty(result.attention_sums) / counts.num_captions
+            objective = objective + training.attention_penalty * penalty
+        self.scaler.scale(objective * (world_size() * weight)).backward()
+        self.scaler.unscale_(self.optimizer)
+        weights = [weight for group in self.optimizer.param_groups for weight in group["params"]]
+        norm = nn.utils.clip_grad_norm_(weights, self.settings.optimizer.max_grad_norm)
+        if self.precision != "fp16" and not torch.isfinite(norm):  # fp16's scaler skips such steps itself
+            raise NonFiniteLossError(
+                "the gradient is not finite; lower optimizer.learning_rate, or train with training.precision=fp32"
+            )
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.average is not None:
+            self.average.update_parameters(self.model)
+        return loss_sum.detach() * weight
+
+
+def idle_batch(shape: tuple[int, ...], dtype: torch.dtype) -> CaptionBatch:
+    """Return a batch of one word and one empty picture of `shape`, for workers without data (see Stepper.step)."""
+    return CaptionBatch(
+        pictures=torch.zeros((1, *shape), dtype=dtype),
+        ids=torch.zeros((1, 2), dtype=torch.long),
+        lengths=(1,),
+        picture_index=torch.zeros(1, dtype=torch.long),
+    )
+
+
+@torch.no_grad()
+def dev_loss(
+    model: CaptionModel, batches: Iterable[CaptionBatch], precision: Precision, device: torch.device
+) -> tuple[float, int]:
+    """Return the summed cross-entropy, nats, and the words of captions fed with their true words."""
+    total, num_words = 0.0, 0
+    for batch in batches:
+        batch = batch.to(device)
+        with autocast(precision, device):
+            result = model(batch.pictures, batch.ids, batch.lengths, batch.picture_index)
+        loss_sum, count = caption_loss(result.logits, pack_steps(batch.ids[:, 1:], batch.lengths))
+        total, num_words = total + float(loss_sum), num_words + count
+    return total, num_words
+
+
+def make_scaler(precision: Precision, device: torch.device) -> torch.amp.GradScaler:
+    """Return the gradient scaler that fp16 needs; with other formats it passes everything through."""
+    return torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+
+
+def groups_per_worker(training: TrainingConfig, num_workers: int) -> int:
+    """Return the picture groups that each of `num_workers` takes per step.
+
+    Raises ValueError where the batch cannot be shared out evenly.
+    """
+    groups = training.batch_size // training.captions_per_picture
+    if groups % num_workers:
+        raise ValueError(
+            f"training.batch_size: {training.batch_size} captions are {groups} pictures of "
+            f"{training.captions_per_picture}, which {num_workers} workers cannot share evenly; make it a multiple "
+            f"of {training.captions_per_picture * num_workers}"
+        )
+    return groups // num_workers

@@ -1,0 +1,244 @@
+"""Starting, resuming and finishing a training run under Ray Train."""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import ray
+import ray.train
+import ray.train.torch
+
+from caption_ray import storage
+from caption_ray.bundle import BundleConfig, load_bundle, save_bundle
+from caption_ray.cluster import connect
+from caption_ray.config import Experiment
+from caption_ray.data.pipeline import ExactSplit, Feed, cached_feed, stream_feed
+from caption_ray.data.prepare import VOCABULARY_NAME
+from caption_ray.data.shards import DatasetManifest, load_manifest
+from caption_ray.errors import DatasetError, RunError, UsageError
+from caption_ray.model.caption_model import CaptionModel
+from caption_ray.model.decoder import Decoder
+from caption_ray.text.vocabulary import Vocabulary
+from caption_ray.train.encoder_source import EncoderSource, find_encoder
+from caption_ray.train.loop import train_loop
+from caption_ray.train.resources import WorkerResources, plan_workers
+from caption_ray.train.run_folder import RunRecord, bundle_location, claim, is_finished, mend_snapshot
+from caption_ray.train.setup import FeedPlan, RunPlan
+from caption_ray.train.state import load_best_weights
+from caption_ray.train.steps import groups_per_worker
+
+logger = logging.getLogger(__name__)
+
+MAX_WORKER_FAILURES = 3
+"""Worker deaths that a run survives, each at the cost of the epoch under way."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainRequest:
+    """What to train, on what, and where to keep it."""
+
+    experiment: Experiment
+    preset: Experiment
+    """The experiment before any setting was changed; see `find_encoder`."""
+    data: str
+    features: str | None
+    storage: str
+    name: str
+    num_workers: int | None = None
+    device: Literal["auto", "cpu", "gpu"] = "auto"
+    cpus_per_worker: float | None = None
+
+    @property
+    def run_folder(self) -> str:
+        """STORAGE/NAME, absolute."""
+        return storage.join(storage.absolute(self.storage), self.name)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainOutcome:
+    """A finished run."""
+
+    bundle: str
+    metrics: dict[str, object]
+    was_finished: bool
+    """The run had been finished before, and nothing was done."""
+
+
+def train(request: TrainRequest) -> TrainOutcome:
+    """Train, or go on with the run of this name, and write the bundle of its best epoch.
+
+    Raises UsageError, DatasetError, FeatureCacheError and RunError before anything starts where it cannot; RunError
+    where the training itself fails.
+    """
+    data = storage.absolute(request.data)
+    manifest = load_manifest(data)
+    for split in ("train", "dev"):
+        if manifest.splits[split].num_pictures == 0:
+            raise DatasetError(f"{data}: no picture in the {split} split; training needs train and dev pictures")
+    features = None if request.features is None else storage.absolute(request.features)
+    source = find_encoder(request.experiment.encoder, request.preset.encoder, manifest, features)
+    experiment = request.experiment.model_copy(update={"encoder": source.config})
+    record = RunRecord(
+        experiment=experiment,
+        data_digest=manifest.digest,
+        features_key=None if source.features is None else source.features.key,
+    )
+    with connect():
+        workers = plan_workers(
+            ray.cluster_resources(),
+            device=request.device,
+            num_workers=request.num_workers,
+            cpus_per_worker=request.cpus_per_worker,
+        )
+        _check_batch(experiment, workers)
+        existed = claim(request.run_folder, record)
+        if is_finished(request.run_folder):
+            logger.info("run %s is finished; its bundle: %s", request.name, bundle_location(request.run_folder))
+            metrics = load_bundle(bundle_location(request.run_folder)).metrics
+            return TrainOutcome(
+                bundle=bundle_location(request.run_folder), metrics=metrics, was_finished=True
+            )
+        if existed:
+            logger.info("going on with run %s in %s", request.name, request.run_folder)
+        result = _fit(request, experiment, manifest, source, workers, data, features)
+    return _write_bundle(request, experiment, manifest, source, data, result)
+
+
+def _check_batch(experiment: Experiment, workers: WorkerResources) -> None:
+    try:
+        groups_per_worker(experiment.training, workers.num_workers)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def _fit(
+    request: TrainRequest,
+    experiment: Experiment,
+    manifest: DatasetManifest,
+    source: EncoderSource,
+    workers: WorkerResources,
+    data: str,
+    features: str | None,
+) -> ray.train.Result:
+    feeds = _build_feeds(experiment, manifest, source, data, features)
+    plan = RunPlan(
+        name=request.name,
+        experiment=experiment,
+        run_folder=request.run_folder,
+        data=data,
+        vocabulary=storage.read_text(storage.join(data, VOCABULARY_NAME)),
+        cached=source.features is not None,
+        num_features=source.encoder.num_features,
+        train_feed=_describe(feeds["train"]),
+        dev_feed=_describe(feeds["dev"]),
+        num_train_captions=manifest.splits["train"].num_captions,
+        num_dev_pictures=manifest.splits["dev"].num_pictures,
+        threads_per_worker=workers.threads_per_worker,
+        resume_from=mend_snapshot(request.run_folder),
+    )
+    trainer = ray.train.torch.TorchTrainer(
+        train_loop,
+        train_loop_config=plan.model_dump(mode="json"),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=workers.num_workers,
+            use_gpu=workers.use_gpu,
+            resources_per_worker=workers.per_worker,
+        ),
+        torch_config=ray.train.torch.TorchConfig(backend="nccl" if workers.use_gpu else "gloo"),
+        datasets={split: feed.dataset for split, feed in feeds.items()},
+        dataset_config=ExactSplit(),
+        run_config=ray.train.RunConfig(
+            name=request.name,
+            storage_path=storage.absolute(request.storage),
+            failure_config=ray.train.FailureConfig(
+                max_failures=MAX_WORKER_FAILURES, controller_failure_limit=MAX_WORKER_FAILURES
+            ),
+            checkpoint_config=ray.train.CheckpointConfig(
+                num_to_keep=1, checkpoint_score_attribute=experiment.training.select_by
+            ),
+        ),
+    )
+    try:
+        result = trainer.fit()
+    except Exception as error:
+        raise RunError(
+            f"run {request.name} failed: {_last_line(error)}\nThe same command goes on from its last checkpoint in "
+            f"{request.run_folder}."
+        ) from error
+    if isinstance(result.return_value, dict) and "failed" in result.return_value:
+        raise RunError(f"run {request.name} failed: {result.return_value['failed']}")
+    return result
+
+
+def _build_feeds(
+    experiment: Experiment, manifest: DatasetManifest, source: EncoderSource, data: str, features: str | None
+) -> dict[str, Feed]:
+    augment = experiment.training.augment
+    if source.features is not None and features is not None:
+        if augment and source.features.num_views == 1:
+            raise UsageError(
+                f"training.augment: the features in {features} have one view a picture; make them with --num-views"
+            )
+        cached = source.features
+        return {
+            split: cached_feed(features, cached, split, augment and split == "train")
+            for split in ("train", "dev")
+        }
+    side = experiment.encoder.image_size
+    return {
+        split: stream_feed(data, manifest, split, side, augment and split == "train")
+        for split in ("train", "dev")
+    }
+
+
+def _describe(feed: Feed) -> FeedPlan:
+    return FeedPlan(shape=feed.picture_format.shape, dtype=feed.picture_format.dtype, crop_to=feed.crop_to)
+
+
+def _last_line(error: BaseException) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[-1].strip() if lines else type(error).__name__
+
+
+def _write_bundle(
+    request: TrainRequest,
+    experiment: Experiment,
+    manifest: DatasetManifest,
+    source: EncoderSource,
+    data: str,
+    result: ray.train.Result,
+) -> TrainOutcome:
+    """Put the best epoch's weights and the encoder into RUN/bundle."""
+    select_by = experiment.training.select_by
+    if not result.best_checkpoints:
+        raise RunError(f"run {request.name} ended without a checkpoint; look into {request.run_folder}")
+    checkpoint, metrics = max(result.best_checkpoints, key=lambda pair: pair[1][select_by])
+    vocabulary = Vocabulary.from_json(
+        storage.read_text(storage.join(data, VOCABULARY_NAME)), storage.join(data, VOCABULARY_NAME)
+    )
+    config = BundleConfig(
+        encoder=experiment.encoder,
+        model=experiment.model,
+        decode=experiment.decode,
+        num_features=source.encoder.num_features,
+        vocabulary_size=len(vocabulary),
+    )
+    decoder = Decoder(experiment.model, config.num_features, config.vocabulary_size)
+    model = CaptionModel(source.encoder, decoder)
+    with checkpoint.as_directory() as folder:
+        load_best_weights(Path(folder), model)
+    location = bundle_location(request.run_folder)
+    described = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
+    described |= {"selected_by": select_by, "dev_beam_width": experiment.training.dev_beam_width}
+    save_bundle(
+        location,
+        name=request.name,
+        data_digest=manifest.digest,
+        config=config,
+        vocabulary=vocabulary,
+        model=model,
+        metrics=described,
+    )
+    logger.info("wrote %s (epoch %s)", location, metrics.get("epoch"))
+    return TrainOutcome(bundle=location, metrics=described, was_finished=False)

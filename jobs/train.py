@@ -1,0 +1,65 @@
+"""Train a captioning model, or go on with a run."""
+
+from typing import Annotated, Literal
+
+import tyro
+from pydantic import Field
+
+from caption_ray.config import Experiment, Settings
+from caption_ray.entry import run_job
+from caption_ray.presets import PRESETS
+from caption_ray.train.trainer import TrainRequest, train
+
+
+class Arguments(Settings):
+    """Train by a preset, any setting of which can be changed; the same command again goes on where it stopped."""
+
+    data: str = Field(description="Prepared data set (see jobs/prepare_data.py).")
+    features: str | None = Field(
+        None, description="Cached features (see jobs/cache_features.py); without them pictures are streamed."
+    )
+    storage: str = Field(description="Folder or URI under which runs are kept.")
+    name: str = Field(description="Name of the run; its bundle will be in STORAGE/NAME/bundle.")
+    num_workers: int | None = Field(
+        None, ge=1, description="Data-parallel workers; by default one per GPU, or one on CPUs."
+    )
+    device: Literal["auto", "cpu", "gpu"] = Field("auto", description="What the workers compute on.")
+    cpus_per_worker: float | None = Field(
+        None, gt=0, description="CPUs reserved per worker; by default all but one are shared out."
+    )
+    experiment: Annotated[Experiment, tyro.conf.arg(name="")] = Field(default_factory=Experiment)
+    preset: Annotated[str, tyro.conf.Suppress] = "flickr8k"
+
+
+def main(arguments: Arguments) -> dict[str, object]:
+    """Train and sum up the run."""
+    outcome = train(
+        TrainRequest(
+            experiment=arguments.experiment,
+            preset=PRESETS[arguments.preset](),
+            data=arguments.data,
+            features=arguments.features,
+            storage=arguments.storage,
+            name=arguments.name,
+            num_workers=arguments.num_workers,
+            device=arguments.device,
+            cpus_per_worker=arguments.cpus_per_worker,
+        )
+    )
+    return {"bundle": outcome.bundle, "was_finished": outcome.was_finished, **outcome.metrics}
+
+
+def command_line() -> type[Arguments]:
+    """Return the type that tyro parses: the preset as a subcommand, whose settings are the flags' defaults."""
+    commands: type[Arguments] = tyro.extras.subcommand_type_from_defaults(
+        {
+            name: Arguments.model_construct(experiment=preset(), preset=name)
+            for name, preset in PRESETS.items()
+        },
+        {name: (preset.__doc__ or "").strip() for name, preset in PRESETS.items()},
+    )
+    return commands
+
+
+if __name__ == "__main__":
+    run_job(main, command_line())

@@ -1,0 +1,132 @@
+from pathlib import Path
+
+import pytest
+
+from caption_ray.data.output_folder import output_folder
+from caption_ray.errors import UsageError
+
+
+def is_ours(file: str) -> bool:
+    return file in ("part", "done")
+
+
+def fill(output: Path, text: str, *, overwrite: bool = False) -> None:
+    with output_folder(str(output), marker="done", is_ours=is_ours, overwrite=overwrite) as folder:
+        (Path(folder) / "part").write_text(text)
+        (Path(folder) / "done").write_text("")
+
+
+def test_the_output_appears_at_the_end_and_whole(tmp_path: Path) -> None:
+    output = tmp_path / "new" / "data"
+    with output_folder(str(output), marker="done", is_ours=is_ours, overwrite=False) as folder:
+        (Path(folder) / "part").write_text("1")
+        assert not output.exists()
+
+    assert (output / "part").read_text() == "1"
+    assert [path.name for path in output.parent.iterdir()] == ["data"]
+
+
+def test_an_exception_leaves_nothing(tmp_path: Path) -> None:
+    def fail(folder: str) -> None:
+        (Path(folder) / "part").write_text("1")
+        raise KeyboardInterrupt
+
+    with (
+        pytest.raises(KeyboardInterrupt),
+        output_folder(str(tmp_path / "data"), marker="done", is_ours=is_ours, overwrite=False) as folder,
+    ):
+        fail(folder)
+
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_an_interrupted_run_left_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "data.partial").mkdir()
+    (tmp_path / "data.partial" / "part").write_text("old")
+
+    fill(tmp_path / "data", "new")
+
+    assert (tmp_path / "data" / "part").read_text() == "new"
+    assert not (tmp_path / "data.partial").exists()
+
+
+def test_a_complete_output_is_kept_unless_told(tmp_path: Path) -> None:
+    fill(tmp_path / "data", "1")
+
+    with pytest.raises(UsageError, match=r"complete already .*--overwrite"):
+        fill(tmp_path / "data", "2")
+    assert (tmp_path / "data" / "part").read_text() == "1"
+
+    fill(tmp_path / "data", "2", overwrite=True)
+    assert (tmp_path / "data" / "part").read_text() == "2"
+
+
+def test_a_failed_replacement_keeps_the_old_output(tmp_path: Path) -> None:
+    fill(tmp_path / "data", "1")
+
+    with (
+        pytest.raises(ValueError),
+        output_folder(str(tmp_path / "data"), marker="done", is_ours=is_ours, overwrite=True),
+    ):
+        raise ValueError
+
+    assert (tmp_path / "data" / "part").read_text() == "1"
+    assert (tmp_path / "data" / "done").exists()
+
+
+@pytest.mark.parametrize("folder", ["data", "data.partial"])
+@pytest.mark.parametrize("stranger", ["holiday.jpg", "deeper/part"])
+def test_a_strangers_files_are_never_deleted(tmp_path: Path, folder: str, stranger: str) -> None:
+    file = tmp_path / folder / stranger
+    file.parent.mkdir(parents=True)
+    file.write_text("mine")
+
+    with pytest.raises(UsageError, match=f"holds {stranger}"):
+        fill(tmp_path / "data", "1", overwrite=True)
+
+    assert file.read_text() == "mine"
+
+
+def test_a_file_is_no_output_folder(tmp_path: Path) -> None:
+    (tmp_path / "data").write_text("mine")
+
+    with pytest.raises(UsageError, match="a file, not a folder"):
+        fill(tmp_path / "data", "1", overwrite=True)
+
+
+def test_an_empty_folder_will_do(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+
+    fill(tmp_path / "data", "1")
+
+    assert (tmp_path / "data" / "part").read_text() == "1"
+
+
+def test_a_link_stays_a_link(tmp_path: Path) -> None:
+    (tmp_path / "target").mkdir()
+    (tmp_path / "data").symlink_to(tmp_path / "target")
+
+    fill(tmp_path / "data", "1")
+
+    assert (tmp_path / "data").is_symlink()
+    assert (tmp_path / "target" / "part").read_text() == "1"
+
+
+def test_a_uri_is_written_in_place_and_cleared_on_failure(tmp_path: Path) -> None:
+    output = f"file://{tmp_path}/data"
+    with output_folder(output, marker="done", is_ours=is_ours, overwrite=False) as folder:
+        assert folder == output
+        (tmp_path / "data" / "part").write_text("1")
+        (tmp_path / "data" / "done").write_text("")
+
+    def fail() -> None:
+        assert not (tmp_path / "data" / "done").exists()
+        raise ValueError
+
+    with (
+        pytest.raises(ValueError),
+        output_folder(output, marker="done", is_ours=is_ours, overwrite=True),
+    ):
+        fail()
+
+    assert not (tmp_path / "data").exists()

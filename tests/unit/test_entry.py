@@ -1,0 +1,125 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+JOB = '''
+import os
+import subprocess
+from collections.abc import Mapping
+
+from pydantic import Field
+
+from caption_ray.config import Settings
+from caption_ray.entry import run_job
+from caption_ray.errors import CaptionRayError, UsageError
+
+
+class Arguments(Settings):
+    """Does what it is told."""
+
+    action: str = Field(description="What to do.")
+    loud: bool = Field(False, description="Say more.")
+    count: int = Field(1, ge=1, description="How often.")
+
+
+def main(arguments: Arguments) -> Mapping[str, object]:
+    match arguments.action:
+        case "talk":
+            print("from Python")
+            os.write(1, b"from C\\n")
+            subprocess.run(["echo", "from a child"], check=True)
+        case "usage":
+            raise UsageError("no such folder: pictures")
+        case "failure":
+            raise CaptionRayError("captions.txt:7: two columns\\nremedy: look at it")
+        case "bug":
+            raise ZeroDivisionError("a bug")
+        case "interrupt":
+            raise KeyboardInterrupt
+        case "nan":
+            return {"loss": float("nan")}
+    return {"loud": arguments.loud, "count": arguments.count, "text": "äöü"}
+
+
+if __name__ == "__main__":
+    run_job(main, Arguments)
+'''
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Path:
+    path = tmp_path / "job.py"
+    path.write_text(JOB)
+    return path
+
+
+def run(job: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, job, *arguments], capture_output=True, text=True, timeout=60)
+
+
+def test_stdout_is_one_json_object_whatever_else_is_printed(job: Path) -> None:
+    done = run(job, "--action", "talk", "--loud", "--count", "3")
+
+    assert done.returncode == 0
+    assert done.stdout.count("\n") == 1
+    assert json.loads(done.stdout) == {"loud": True, "count": 3, "text": "äöü"}
+    assert "from Python" in done.stderr
+    assert "from C" in done.stderr
+    assert "from a child" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("action", "exit_code", "message"),
+    [
+        ("usage", 2, "no such folder: pictures"),
+        ("failure", 1, "captions.txt:7: two columns\nremedy: look at it"),
+        ("interrupt", 130, "interrupted"),
+    ],
+)
+def test_expected_failures_are_a_message_and_an_exit_code(
+    job: Path, action: str, exit_code: int, message: str
+) -> None:
+    done = run(job, "--action", action)
+
+    assert done.returncode == exit_code
+    assert done.stdout == ""
+    assert done.stderr[len("12:34:56 ") :] == f"{message}\n"
+
+
+@pytest.mark.parametrize(("action", "error"), [("bug", "ZeroDivisionError: a bug"), ("nan", "ValueError")])
+def test_other_exceptions_are_a_traceback_and_exit_code_1(job: Path, action: str, error: str) -> None:
+    done = run(job, "--action", action)
+
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert "Traceback" in done.stderr
+    assert error in done.stderr
+
+
+def test_help_goes_to_stdout(job: Path) -> None:
+    done = run(job, "--help")
+
+    assert done.returncode == 0
+    assert "Does what it is told." in done.stdout
+    assert "How often. (default: 1)" in done.stdout
+    assert "--no-loud" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        (),
+        ("--action", "talk", "--cuont", "2"),
+        ("--action", "talk", "--count", "0"),
+        ("--action", "talk", "--count", "x"),
+    ],
+)
+def test_a_wrong_command_line_exits_with_2(job: Path, arguments: tuple[str, ...]) -> None:
+    done = run(job, *arguments)
+
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr != ""
