@@ -37,12 +37,26 @@ def connect(num_cpus: int | None = None, *, dashboard: bool = False) -> Iterator
             "local",
             num_cpus=num_cpus or max(2, _usable_cpus()),
             include_dashboard=dashboard,
+            runtime_env={"worker_process_setup_hook": "caption_ray.logs.quieten_ray_workers"},
             logging_level=logging.WARNING,
         )
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def actor_resources() -> tuple[int, dict[str, float]]:
+    """Return how many actors a pool should have, and `num_cpus` and `num_gpus` of each, for `map_batches`.
+
+    An actor a GPU; where there is none an actor a CPU, all together asking for one CPU less than there is: the tasks
+    that read would never start otherwise.
+    """
+    resources = ray.cluster_resources()
+    if num_gpus := int(resources.get("GPU", 0)):
+        return num_gpus, {"num_cpus": 0, "num_gpus": 1}
+    num_cpus = max(1, int(resources.get("CPU", 1)))
+    return num_cpus, {"num_cpus": (num_cpus - 1) / num_cpus or 0.5, "num_gpus": 0}
 
 
 def _usable_cpus() -> int:

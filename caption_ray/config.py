@@ -42,10 +42,16 @@ class EncoderConfig(Settings):
         "or the path of a torchvision state dict.",
     )
     image_size: int = Field(
-        224, ge=32, multiple_of=32, description="Side of the square input, pixels; the grid has side/32 cells."
+        224,
+        ge=32,
+        multiple_of=32,
+        description="Side of the square input, pixels; the grid has side/32 cells.",
     )
     finetune_stages: int = Field(
-        0, ge=0, le=4, description="Last stages that train along with the decoder; 0 keeps the encoder frozen."
+        0,
+        ge=0,
+        le=4,
+        description="Last stages that train along with the decoder; 0 keeps the encoder frozen.",
     )
     seed: int = Field(0, ge=0, description="Seed of the random weights when `weights` is 'none'.")
 
@@ -79,6 +85,11 @@ class ModelConfig(Settings):
     def _check(self) -> Self:
         if self.feature_dropout and self.feature_size is None:
             raise ValueError("feature_dropout needs feature_size: without a projection nothing is dropped")
+        if self.tie_embeddings and not self.deep_output and self.hidden_size != self.embedding_size:
+            raise ValueError(
+                f"tie_embeddings needs hidden_size ({self.hidden_size}) to equal embedding_size "
+                f"({self.embedding_size}), or deep_output, which brings the one to the other"
+            )
         return self
 
 

@@ -29,7 +29,7 @@ def run_job(main: Callable[[Arguments], Mapping[str, object]], arguments: type[A
 
     What `main` returns is printed as one JSON object, the last line of stdout; everything else that this
     process or its children write to stdout goes to stderr. A CaptionRayError ends the job with its
-    message alone and its exit code; any other exception with a traceback and 1. `--help` ends it with 0,
+    message alone (and its result, if it carries one) and its exit code; any other exception with a traceback and 1. `--help` ends it with 0,
     a wrong command line with 2.
     """
     # Pairs such as --skip-bad | --no-skip-bad say nothing where the default is False.
@@ -37,10 +37,12 @@ def run_job(main: Callable[[Arguments], Mapping[str, object]], arguments: type[A
     configure_logging()
     stdout = _move_stdout_to_stderr()
     try:
-        # NaN and infinity are no JSON: a result that holds them is a failure, not something to print.
-        line = json.dumps(dict(main(parsed)), allow_nan=False)
+        _print_result(main(parsed), stdout)
     except CaptionRayError as error:
-        logger.error("%s", error)
+        for message in str(error).splitlines():
+            logger.error("%s", message)
+        if error.result is not None:
+            _print_result(error.result, stdout)
         _leave(error.exit_code)
     except KeyboardInterrupt:
         logger.error("interrupted")
@@ -48,10 +50,15 @@ def run_job(main: Callable[[Arguments], Mapping[str, object]], arguments: type[A
     except Exception:
         traceback.print_exc()
         _leave(1)
+    _leave(0)
+
+
+def _print_result(result: Mapping[str, object], stdout: int) -> None:
+    # NaN and infinity are no JSON: a result that holds them is a failure, not something to print.
+    line = json.dumps(dict(result), allow_nan=False)
     sys.stderr.flush()
     with os.fdopen(stdout, "w", encoding="utf-8") as stream:
         stream.write(f"{line}\n")
-    _leave(0)
 
 
 def _move_stdout_to_stderr() -> int:

@@ -1,10 +1,20 @@
 """Errors meant for the person at the keyboard: each names the thing, the rule and the remedy."""
 
 
+from collections.abc import Mapping
+
+
 class CaptionRayError(Exception):
-    """Work could not be done. Jobs print the message alone, without a traceback, and exit with `exit_code`."""
+    """Work could not be done. Jobs print the message alone, without a traceback, and exit with `exit_code`.
+
+    result: what was done all the same, for the job to print.
+    """
 
     exit_code = 1
+
+    def __init__(self, message: str, *, result: Mapping[str, object] | None = None) -> None:
+        super().__init__(message)
+        self.result = result
 
 
 class UsageError(CaptionRayError):

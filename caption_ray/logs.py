@@ -12,3 +12,15 @@ def configure_logging(level: int = logging.INFO) -> None:
     package_logger.handlers[:] = [handler]
     package_logger.setLevel(level)
     package_logger.propagate = False
+
+
+def quieten_ray_workers() -> None:
+    """Silence, in a worker process of Ray, what is of no use to the person who reads the log.
+
+    Ray Train's clean-up actor asks the dashboard now and then, and warns each time that there is none.
+    """
+    for name in (
+        "ray.train.v2._internal.execution.controller.placement_group_cleaner",
+        "ray.data._internal.progress",
+    ):
+        logging.getLogger(name).setLevel(logging.ERROR)

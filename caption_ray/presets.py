@@ -34,12 +34,13 @@ def flickr8k() -> Experiment:
             attention_size=256,
             feature_size=512,
             dropout=0.5,
-            embedding_dropout=0.3,
-            feature_dropout=0.3,
+            embedding_dropout=0.2,
+            feature_dropout=0.2,
+            deep_output=True,
         ),
         optimizer=OptimizerConfig(learning_rate=1e-3, schedule="cosine", weight_decay=0.01),
         training=TrainingConfig(
-            epochs=15, batch_size=80, label_smoothing=0.05, average_decay=0.998, select_by="cider", patience=4
+            epochs=12, batch_size=80, label_smoothing=0.05, average_decay=0.998, select_by="cider", patience=4
         ),
         decode=DecodeOptions(beam_width=5, length_penalty=0.7),
     )

@@ -13,16 +13,24 @@ class Progress:
         self._total = total
         self._interval_s = interval_s
         self._done = 0
-        self._start = self._last = time.monotonic()
+        # The rate counts from the first result on: before it, workers were starting.
+        self._start: tuple[float, int] | None = None
+        self._last = 0.0
 
     def add(self, num_pictures: int) -> None:
         """Count more pictures as done."""
         self._done += num_pictures
         now = time.monotonic()
+        if self._start is None:
+            self._start = now, self._done
         if now - self._last < self._interval_s and self._done < self._total:
             return
         self._last = now
-        rate = self._done / max(now - self._start, 1e-9)
+        since, before = self._start
+        if self._done == before:
+            self._logger.info("%s of %s pictures %s", f"{self._done:,}", f"{self._total:,}", self._verb)
+            return
+        rate = (self._done - before) / max(now - since, 1e-9)
         self._logger.info(
             "%s of %s pictures %s, %.0f/s, %.0f s left",
             f"{self._done:,}",

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from caption_ray import storage
-from caption_ray.cluster import connect
+from caption_ray.cluster import actor_resources, connect
 from caption_ray.config import EncoderConfig
 from caption_ray.data import images
 from caption_ray.data.feature_manifest import (
@@ -147,11 +147,7 @@ def _encode(
     """Yield the pictures' names, captions and grids, in the order of the shards at `paths`."""
     if not paths:
         return
-    resources = ray.cluster_resources()
-    num_gpus = int(resources.get("GPU", 0))
-    num_cpus = max(1, int(resources.get("CPU", 1)))
-    # Without a GPU an actor a CPU, all together asking for one CPU less: reading would never start otherwise.
-    cpus_per_actor = 0.0 if num_gpus else (num_cpus - 1) / num_cpus or 0.5
+    num_actors, per_actor = actor_resources()
     filesystem, _ = storage.open_location(paths[0])
     dataset = ray.data.read_parquet(
         [storage.open_location(path)[1] for path in paths],
@@ -165,9 +161,8 @@ def _encode(
         fn_constructor_args=(encoder_ref, num_views, view_seed),
         batch_size=batch_size,
         batch_format="pyarrow",
-        num_gpus=1 if num_gpus else 0,
-        num_cpus=cpus_per_actor,
-        compute=ray.data.ActorPoolStrategy(size=num_gpus or num_cpus),
+        compute=ray.data.ActorPoolStrategy(size=num_actors),
+        **per_actor,
     )
     yield from encoded.iter_batches(batch_size=None, batch_format="pyarrow")
 

@@ -15,6 +15,7 @@ import numpy.typing as npt
 import torch
 from PIL import Image, ImageOps
 
+from caption_ray import storage
 from caption_ray.errors import PictureError
 
 PREPROCESSING = "exif-upright, rgb over white, bilinear antialiased square resize, uint8; v1"
@@ -51,6 +52,18 @@ def open_picture(data: bytes) -> Image.Image:
     except Exception as error:  # Pillow's plugins raise many kinds on broken files; all mean the same here
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise PictureError(f"not a picture that can be decoded ({reason.split(' <_io')[0]})") from error
+
+
+def load_picture(location: str) -> Image.Image:
+    """Read and decode a picture file or URI, as `open_picture` does. Raises PictureError naming it."""
+    try:
+        return open_picture(storage.read_bytes(location))
+    except FileNotFoundError as error:
+        raise PictureError(f"{location}: no such file") from error
+    except PictureError as error:
+        raise PictureError(f"{location}: {error}") from error
+    except OSError as error:
+        raise PictureError(f"{location}: cannot be read ({error.strerror or error})") from error
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -3,7 +3,6 @@
 import json
 import logging
 import re
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -29,6 +28,7 @@ from caption_ray.data.shards import (
 )
 from caption_ray.data.splits import SPLITS, assign_splits, read_split_lists
 from caption_ray.errors import BadInputError, DatasetError, PictureError
+from caption_ray.progress import Progress
 from caption_ray.text.tokenizer import tokenize
 from caption_ray.text.vocabulary import UNKNOWN, Vocabulary, build_vocabulary
 
@@ -110,14 +110,12 @@ def prepare_dataset(
     return manifest
 
 
-def inspect_pictures(records: Sequence[CaptionRecord], splits: Mapping[str, str]) -> Iterator[pa.Table]:
-    """Open every picture once, in parallel, and yield them in the records' order, a few dozen a table.
+def open_pictures(records: Sequence[CaptionRecord], splits: Mapping[str, str]) -> ray.data.Dataset:
+    """Return a Ray dataset that opens every picture once, in parallel and in the records' order.
 
-    The tables have the columns of PICTURE_SCHEMA and `error`, a string: why a picture cannot be used,
-    null where it can. Needs a connection to Ray. Only the tables under way are held in memory.
+    It has the columns of PICTURE_SCHEMA and `error`, a string: why a picture cannot be used, null where it can; a few
+    dozen pictures a block. Needs a connection to Ray, and at least one record.
     """
-    if not records:
-        return
     listings = [
         pa.table(
             {
@@ -133,11 +131,10 @@ def inspect_pictures(records: Sequence[CaptionRecord], splits: Mapping[str, str]
     ]
     dataset = ray.data.from_arrow(listings)
     dataset.context.execution_options.preserve_order = True
-    opened = dataset.map_batches(_open_pictures, batch_size=None, batch_format="pyarrow")
-    yield from opened.iter_batches(batch_size=None, batch_format="pyarrow")
+    return dataset.map_batches(_open_listing, batch_size=None, batch_format="pyarrow")
 
 
-def _open_pictures(listing: pa.Table) -> pa.Table:
+def _open_listing(listing: pa.Table) -> pa.Table:
     """Replace the column `path` by what is found there; runs on the workers."""
     rows = [_open_picture(path) for path in listing["path"].to_pylist()]
     images, widths, heights, errors = zip(*rows, strict=True)
@@ -182,8 +179,9 @@ def _write_pictures(
     problems: list[Problem] = []
     with ExitStack() as stack:
         writers = {split: stack.enter_context(ShardWriter(folder, split, PICTURE_SCHEMA)) for split in SPLITS}
-        progress = _Progress(len(records))
-        for table in inspect_pictures(records, splits):
+        progress = Progress(logger, "opened", len(records))
+        opened = open_pictures(records, splits) if records else None
+        for table in opened.iter_batches(batch_size=None, batch_format="pyarrow") if opened else ():
             bad = table.filter(pc.is_valid(table["error"]))
             problems += [
                 Problem(kind="broken_picture", where=locations[name], message=f"{name}: {error}", name=name)
@@ -196,36 +194,6 @@ def _write_pictures(
             for split, writer in writers.items():
                 writer.append(good.filter(pc.equal(good["split"], split)))
     return {split: writer.files for split, writer in writers.items()}, problems
-
-
-class _Progress:
-    """Logs how far the work is, at most once in `interval_s`, and once at the end."""
-
-    def __init__(self, total: int, interval_s: float = 5.0) -> None:
-        self._total = total
-        self._interval_s = interval_s
-        self._done = 0
-        self._start: tuple[float, int] | None = None
-        self._last = 0.0
-
-    def add(self, num_pictures: int) -> None:
-        self._done += num_pictures
-        now = time.monotonic()
-        if self._start is None:
-            # The rate counts from the first result on: before it, workers were starting.
-            self._start, self._last = (now, self._done), now
-        if self._done == self._total:
-            logger.info("%s of %s pictures", f"{self._done:,}", f"{self._total:,}")
-        elif now - self._last >= self._interval_s:
-            self._last = now
-            rate = (self._done - self._start[1]) / (now - self._start[0])
-            logger.info(
-                "%s of %s pictures, %.0f/s, %.0f s left",
-                f"{self._done:,}",
-                f"{self._total:,}",
-                rate,
-                (self._total - self._done) / rate,
-            )
 
 
 def _is_ours(file: str) -> bool:

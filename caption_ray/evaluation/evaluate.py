@@ -1,30 +1,211 @@
 """Scoring a bundle on captioned pictures, decoded over the cluster by Ray Data."""
 
+import io
 import json
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 
-import numpy as np
 import pyarrow as pa
 import ray
 import ray.data
 import torch
+from PIL import Image
 
 from caption_ray import storage
-from caption_ray.bundle import load_bundle
-from caption_ray.cluster import connect
-from caption_ray.config import CaptionRules, DecodeOptions
-from caption_ray.data.captions import Problem, read_source, summarise_problems
-from caption_ray.data.images import open_picture
-from caption_ray.data.prepare import inspect_pictures
-from caption_ray.data.shards import load_manifest
-from caption_ray.data.splits import SPLITS, assign_splits, read_split_lists
-from caption_ray.errors import BadInputError, DatasetError, UsageError
+from caption_ray.bundle import Bundle, load_bundle
+from caption_ray.cluster import actor_resources, connect
+from caption_ray.config import DecodeOptions
+from caption_ray.data.images import open_picture, to_square
+from caption_ray.errors import BadInputError, PictureError
 from caption_ray.evaluation.metrics import CaptionScores, score_captions, score_each
-from caption_ray.evaluation.report import ReportRow, render_report, select_rows
+from caption_ray.evaluation.pictures import ScoredPictures
+from caption_ray.evaluation.report import ReportRow, render_report
 from caption_ray.inference import Captioner
 from caption_ray.progress import Progress
 from caption_ray.text.tokenizer import tokenize
 
 logger = logging.getLogger(__name__)
+
+_BATCH = 16
+_THUMBNAIL_SIDE = 260
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prediction:
+    """One captioned picture. `thumbnail` is a small JPEG file."""
+
+    name: str
+    caption: str
+    log_probability: float
+    references: tuple[str, ...]
+    thumbnail: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    """Scores of a bundle on a split, and where the files about them lie."""
+
+    scores: CaptionScores
+    output: str
+    report: str
+
+
+def evaluate(
+    bundle_location: str,
+    pictures: ScoredPictures,
+    output: str,
+    *,
+    options: DecodeOptions | None = None,
+    skip_bad: bool = False,
+) -> Evaluation:
+    """Caption the pictures, score them, and write metrics.json, predictions_SPLIT.json and report.html to `output`.
+
+    options: by default the bundle's own. Raises BadInputError where a picture cannot be read, unless `skip_bad`.
+    """
+    bundle = load_bundle(bundle_location)
+    options = options or bundle.config.decode
+    output = storage.absolute(output)
+    with connect():
+        predictions, bad = _predict(bundle, pictures, options)
+    if bad and not skip_bad:
+        listing = "\n".join(f"  {name}: {reason}" for name, reason in sorted(bad.items())[:20])
+        raise BadInputError(
+            f"{len(bad)} picture(s) cannot be read:\n{listing}\n--skip-bad scores without them."
+        )
+    if not predictions:
+        raise BadInputError(f"{pictures.where}: no picture of split {pictures.split} could be read")
+    predicted = {p.name: p.caption.split() for p in predictions}
+    references = {p.name: [tokenize(sentence) for sentence in p.references] for p in predictions}
+    scores = score_captions(predicted, references, frozenset(bundle.vocabulary.words))
+    settings = {
+        "bundle": f"{bundle.manifest.name} ({bundle.manifest.digest[:12]})",
+        "pictures": pictures.where,
+        "split": pictures.split,
+        "beam_width": str(options.beam_width),
+        "length_penalty": str(options.length_penalty),
+        "max_words": str(options.max_words),
+    }
+    each = score_each(predicted, references)
+    rows = [
+        ReportRow(
+            name=p.name,
+            picture_jpeg=p.thumbnail,
+            predicted=p.caption,
+            references=p.references,
+            scores=each[p.name],
+            log_probability=p.log_probability,
+        )
+        for p in predictions
+    ]
+    report = storage.join(output, "report.html")
+    title = f"{bundle.manifest.name} on {pictures.split}"
+    storage.write_text(report, render_report(title, scores, rows, settings))
+    captions = {p.name: p.caption for p in predictions}
+    storage.write_text(
+        storage.join(output, f"predictions_{pictures.split}.json"), json.dumps(captions, indent=1) + "\n"
+    )
+    metrics = {**scores.model_dump(), **settings, "left_out": sorted(bad)}
+    storage.write_text(storage.join(output, "metrics.json"), json.dumps(metrics, indent=1) + "\n")
+    return Evaluation(scores=scores, output=output, report=report)
+
+
+def _predict(
+    bundle: Bundle, pictures: ScoredPictures, options: DecodeOptions
+) -> tuple[list[Prediction], dict[str, str]]:
+    """Return the predictions, by name, and why other pictures could not be read."""
+    dataset = pictures.dataset()
+    num_actors, per_actor = actor_resources()
+    captioned = dataset.map_batches(
+        _CaptionPictures,
+        fn_constructor_args=(ray.put(bundle), options),
+        batch_size=_BATCH,
+        batch_format="pyarrow",
+        compute=ray.data.ActorPoolStrategy(size=num_actors),
+        **per_actor,
+    )
+    progress = Progress(logger, "captioned", pictures.count)
+    predictions: list[Prediction] = []
+    bad: dict[str, str] = {}
+    for table in captioned.iter_batches(batch_size=None, batch_format="pyarrow"):
+        for row in table.to_pylist():
+            error = row.pop("error")
+            if error is None:
+                predictions.append(Prediction(**{**row, "references": tuple(row["references"])}))
+            else:
+                bad[row["name"]] = error
+        progress.add(table.num_rows)
+    return sorted(predictions, key=lambda prediction: prediction.name), bad
+
+
+class _CaptionPictures:
+    """One actor of the pool: a copy of the model, picture bytes to captions."""
+
+    def __init__(self, bundle_ref: ray.ObjectRef, options: DecodeOptions) -> None:
+        self.captioner = Captioner(ray.get(bundle_ref))
+        self.options = options
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        if self.captioner.device.type == "cpu":
+            torch.set_num_threads(1)  # an actor a CPU; said here, since it holds for the calling thread alone
+        columns = [name for name in ("image", "error") if name in table.column_names]
+        opened = [_open(**row) for row in table.select(columns).to_pylist()]
+        side = self.captioner.bundle.config.encoder.image_size
+        good = [to_square(picture, side) for picture in opened if isinstance(picture, Image.Image)]
+        captions = iter(self.captioner.caption(good, self.options))
+        rows = []
+        for row, picture in zip(table.select(["name", "captions"]).to_pylist(), opened, strict=True):
+            if isinstance(picture, str):
+                rows.append(_Row(name=row["name"], references=row["captions"], error=picture))
+            else:
+                best = next(captions)[0]
+                rows.append(
+                    _Row(
+                        name=row["name"],
+                        references=row["captions"],
+                        caption=best.text,
+                        log_probability=best.log_probability,
+                        thumbnail=_thumbnail(picture),
+                    )
+                )
+        return pa.Table.from_pylist([asdict(row) for row in rows], schema=_ROW_SCHEMA)
+
+
+@dataclass(kw_only=True)
+class _Row:
+    name: str
+    references: Sequence[str]
+    caption: str | None = None
+    log_probability: float | None = None
+    thumbnail: bytes | None = None
+    error: str | None = None
+
+
+_ROW_SCHEMA = pa.schema(
+    [
+        ("name", pa.string()),
+        ("references", pa.list_(pa.string())),
+        ("caption", pa.string()),
+        ("log_probability", pa.float64()),
+        ("thumbnail", pa.binary()),
+        ("error", pa.string()),
+    ]
+)
+
+
+def _open(image: bytes | None, error: str | None = None) -> Image.Image | str:
+    """Return the picture, or why it cannot be read: errors travel as data, Ray would wrap a raised one."""
+    if error is not None:
+        return error
+    try:
+        return open_picture(image or b"")
+    except PictureError as failure:
+        return str(failure)
+
+
+def _thumbnail(picture: Image.Image) -> bytes:
+    small = picture.copy()
+    small.thumbnail((_THUMBNAIL_SIDE, _THUMBNAIL_SIDE))
+    stream = io.BytesIO()
+    small.save(stream, "JPEG", quality=80)
+    return stream.getvalue()

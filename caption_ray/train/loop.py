@@ -92,9 +92,7 @@ class _Worker:
         model = build_training_model(plan, len(self.vocabulary)).to(self.device)
         self.stepper = Stepper(
             model=model,
-            wrapped=ray.train.torch.prepare_model(
-                model, parallel_strategy_kwargs={"broadcast_buffers": False} if self.num_workers > 1 else None
-            ),
+            wrapped=ray.train.torch.prepare_model(model),
             optimizer=build_optimizer(model, experiment.optimizer),
             scaler=make_scaler(precision, self.device),
             average=average_weights(model, experiment.training.average_decay),

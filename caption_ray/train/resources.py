@@ -41,7 +41,7 @@ def plan_workers(
     use_gpu = num_gpus > 0 if device == "auto" else device == "gpu"
     wanted = num_workers or (num_gpus if use_gpu else 1)
     has = f"the cluster has {num_cpus:g} CPU(s) and {num_gpus} GPU(s)"
-    if wanted < 1:
+    if use_gpu and num_gpus < 1:
         raise UsageError(f"--device gpu: {has}; start it on a node with a GPU, or train with --device cpu")
     if use_gpu and wanted > num_gpus:
         raise UsageError(f"--num-workers {wanted}: each takes a GPU, and {has}; ask for at most {num_gpus}")
@@ -49,7 +49,7 @@ def plan_workers(
         raise UsageError(f"--num-workers {wanted}: each takes a CPU, and {has}; ask for at most {num_cpus:g}")
     fair = _round_down((num_cpus - 1) / wanted)
     share = cpus_per_worker if cpus_per_worker is not None else min(fair, 1.0) if use_gpu else fair
-    if share <= 0 or share * wanted > num_cpus - 1:
+    if share <= 0 or share * wanted > num_cpus - 1 + 1e-6:  # 25 * 0.28 is a little over 7
         raise UsageError(
             f"--num-workers {wanted} with {share:g} CPU(s) each: {has}, of which one must be left for Ray Data; "
             f"ask for at most {fair:g} CPU(s) each (--cpus-per-worker), or start Ray with more"

@@ -1,0 +1,95 @@
+"""The pictures that an evaluation scores: a split of a prepared data set, or of a folder as it is."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import ray.data
+
+from caption_ray import storage
+from caption_ray.config import CaptionRules
+from caption_ray.data.captions import read_source, summarise_problems
+from caption_ray.data.prepare import open_pictures
+from caption_ray.data.shards import load_manifest
+from caption_ray.data.splits import SPLITS, assign_splits, read_split_lists
+from caption_ray.errors import DatasetError, UsageError
+
+logger = logging.getLogger(__name__)
+
+ALL = "all"
+
+# References are kept as people wrote them: leaving some out would change the scores.
+_REFERENCE_RULES = CaptionRules(min_words=1, allow_duplicates=True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoredPictures:
+    """Pictures with their true captions. `dataset` makes a Ray dataset with name, image, captions, when called."""
+
+    where: str
+    split: str
+    count: int
+    dataset: Callable[[], ray.data.Dataset]
+
+
+def prepared_pictures(data: str, split: str) -> ScoredPictures:
+    """Return a split (or 'all') of a prepared data set. Raises DatasetError where it is empty."""
+    data = storage.absolute(data)
+    manifest = load_manifest(data)
+    names = _split_names(split)
+    files = [file for name in names for file in manifest.splits[name].files]
+    if not files:
+        raise DatasetError(f"{data}: no picture in split {split}; it has {_counts(manifest.splits)}")
+    paths = [storage.join(data, file.name) for file in files]
+
+    def read() -> ray.data.Dataset:
+        filesystem, _ = storage.open_location(paths[0])
+        return ray.data.read_parquet(
+            [storage.open_location(path)[1] for path in paths],
+            filesystem=filesystem,
+            columns=["name", "image", "captions"],
+        )
+
+    count = sum(manifest.splits[name].num_pictures for name in names)
+    return ScoredPictures(where=data, split=split, count=count, dataset=read)
+
+
+def source_pictures(source: str, split: str) -> ScoredPictures:
+    """Return a split (or 'all') of a folder in any layout that jobs/prepare_data.py reads.
+
+    Captions are all kept, odd ones too. What cannot be read of the caption files is logged; pictures that cannot be
+    opened show up when the dataset is read. Raises DatasetError where the split is empty.
+    """
+    source = storage.absolute(source)
+    names = _split_names(split)
+    found = read_source(source, _REFERENCE_RULES)
+    splits, _ = assign_splits(found.records, read_split_lists(source))
+    records = [
+        record
+        for record in found.records
+        if split == ALL or splits.get(record.name) in names
+    ]
+    if not records:
+        raise DatasetError(
+            f"{source}: no picture of split {split}, of {len(found.records):,} with captions; name them in "
+            f"Flickr_8k.{split}Images.txt beside the captions, or use --split all"
+        )
+    if found.problems:
+        logger.warning("%s\nThese are not scored.", summarise_problems(found.problems, limit=5))
+    everywhere = {record.name: split for record in records}
+    return ScoredPictures(
+        where=source, split=split, count=len(records), dataset=lambda: open_pictures(records, everywhere)
+    )
+
+
+def _split_names(split: str) -> tuple[str, ...]:
+    if split == ALL:
+        return SPLITS
+    if split not in SPLITS:
+        raise UsageError(f"--split {split}: not one of {', '.join((*SPLITS, ALL))}")
+    return (split,)
+
+
+def _counts(splits: object) -> str:
+    assert isinstance(splits, dict)
+    return ", ".join(f"{part.num_pictures:,} in {name}" for name, part in splits.items())

@@ -1,0 +1,157 @@
+from collections import Counter
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from caption_ray.data.batches import (
+    PictureFormat,
+    PictureGroup,
+    PictureRow,
+    batched,
+    collate,
+    draw_shuffled,
+    group_captions,
+    read_rows,
+)
+
+
+def picture(value: int) -> np.ndarray:
+    return np.full((2, 3), value, dtype=np.float16)
+
+
+def test_collate_by_hand() -> None:
+    batch = collate(
+        [
+            PictureGroup(picture=picture(1), captions=((7, 8), (9,))),
+            PictureGroup(picture=picture(2), captions=((4, 5, 6), (10, 11))),
+        ]
+    )
+    assert batch.ids.tolist() == [
+        [1, 4, 5, 6, 2],
+        [1, 7, 8, 2, 0],
+        [1, 10, 11, 2, 0],
+        [1, 9, 2, 0, 0],
+    ]
+    assert batch.lengths == (4, 3, 3, 2)
+    assert batch.num_words == 12
+    assert batch.picture_index.tolist() == [1, 0, 1, 0]
+    assert batch.pictures.shape == (2, 2, 3)
+    assert batch.pictures[:, 0, 0].tolist() == [1, 2]
+    assert (batch.ids.dtype, batch.pictures.dtype) == (torch.int64, torch.float16)
+
+
+captions = st.lists(st.integers(4, 99), min_size=1, max_size=6).map(tuple)
+
+
+@given(st.lists(st.lists(captions, min_size=1, max_size=5).map(tuple), min_size=1, max_size=5))
+def test_collate_keeps_every_caption_with_its_picture(groups: list[tuple[tuple[int, ...], ...]]) -> None:
+    batch = collate([PictureGroup(picture=picture(n), captions=group) for n, group in enumerate(groups)])
+    found = Counter()
+    for row, length, index in zip(
+        batch.ids.tolist(), batch.lengths, batch.picture_index.tolist(), strict=True
+    ):
+        assert (row[0], row[length]) == (1, 2)
+        assert set(row[length + 1 :]) <= {0}
+        found[index, tuple(row[1:length])] += 1
+    assert found == Counter((n, caption) for n, group in enumerate(groups) for caption in group)
+    assert list(batch.lengths) == sorted(batch.lengths, reverse=True)
+
+
+def test_batch_moves_as_a_whole() -> None:
+    batch = collate([PictureGroup(picture=picture(1), captions=((7, 8),))])
+    moved = batch.to(torch.device("meta"))
+    assert {moved.pictures.device.type, moved.ids.device.type, moved.picture_index.device.type} == {"meta"}
+    assert moved.lengths == (3,)
+
+
+@given(st.lists(st.integers()), st.integers(1, 9), st.integers(0, 99))
+def test_draw_shuffled_loses_nothing(items: list[int], buffer_size: int, seed: int) -> None:
+    drawn = list(draw_shuffled(items, buffer_size, np.random.default_rng(seed)))
+    assert Counter(drawn) == Counter(items)
+    assert drawn == list(draw_shuffled(items, buffer_size, np.random.default_rng(seed)))
+
+
+def test_draw_shuffled_draws_from_the_next_ones_only() -> None:
+    drawn = list(draw_shuffled(range(100), 9, np.random.default_rng(0)))
+    # With nine waiting and one more arriving, the n-th drawn is one of the first n + 10.
+    assert all(item <= place + 9 for place, item in enumerate(drawn))
+    assert drawn != list(range(100))
+    assert drawn != list(draw_shuffled(range(100), 9, np.random.default_rng(1)))
+
+
+def test_draw_shuffled_reaches_every_order() -> None:
+    orders = {tuple(draw_shuffled("abc", 3, np.random.default_rng(seed))) for seed in range(100)}
+    assert len(orders) == 6
+
+
+@pytest.mark.parametrize(
+    ("count", "expected"), [(0, []), (2, [[0, 1]]), (3, [[0, 1, 2]]), (5, [[0, 1, 2], [3, 4]])]
+)
+def test_batched(count: int, expected: list[list[int]]) -> None:
+    assert list(batched(range(count), 3)) == expected
+
+
+ROW = PictureRow(name="a.jpg", picture=picture(5), captions=("one", "two", "three", "four", "five"))
+IDS = [[4], [5], [6], [7], [8]]
+
+
+@given(st.integers(1, 6), st.integers(0, 99))
+def test_group_captions_deals_each_caption_once(per_group: int, seed: int) -> None:
+    groups = group_captions(ROW, IDS, per_group, np.random.default_rng(seed))
+    dealt = [caption for group in groups for caption in group.captions]
+    assert sorted(dealt) == [(4,), (5,), (6,), (7,), (8,)]
+    assert [len(group.captions) for group in groups[:-1]] == [per_group] * (len(groups) - 1)
+    assert 1 <= len(groups[-1].captions) <= per_group
+
+
+def test_group_captions_mixes_by_the_seed_alone() -> None:
+    orders = [
+        [group.captions for group in group_captions(ROW, IDS, 2, np.random.default_rng(seed))]
+        for seed in (1, 1, 2)
+    ]
+    assert orders[0] == orders[1]
+    assert orders[0] != orders[2]
+
+
+def test_groups_share_one_copy_of_the_picture() -> None:
+    row = PictureRow(name="a.jpg", picture=picture(5), captions=ROW.captions)
+    first, *others = group_captions(row, IDS, 2, np.random.default_rng(0))
+    row.picture[:] = 0
+    assert first.picture.tolist() == [[5, 5, 5], [5, 5, 5]]
+    assert all(other.picture is first.picture for other in others)
+
+
+def table() -> pa.Table:
+    return pa.table(
+        {
+            "name": ["a.jpg", "b.jpg"],
+            "captions": [["one"], ["two", "three"]],
+            "picture": pa.array([picture(1).tobytes(), picture(2).tobytes()], pa.large_binary()),
+            "view_1": pa.array([picture(3).tobytes(), picture(4).tobytes()], pa.large_binary()),
+            "view_2": pa.array([picture(5).tobytes(), picture(6).tobytes()], pa.large_binary()),
+        }
+    )
+
+
+def test_read_rows_takes_the_chosen_view() -> None:
+    asked = []
+
+    def choose(name: str, num_views: int) -> int:
+        asked.append((name, num_views))
+        return {"a.jpg": 2, "b.jpg": 0}[name]
+
+    rows = list(read_rows([table()], PictureFormat(shape=(2, 3), dtype="<f2"), choose))
+    assert asked == [("a.jpg", 3), ("b.jpg", 3)]
+    assert [row.name for row in rows] == ["a.jpg", "b.jpg"]
+    assert [row.captions for row in rows] == [("one",), ("two", "three")]
+    assert [row.picture.tolist() for row in rows] == [picture(5).tolist(), picture(2).tolist()]
+
+
+def test_read_rows_asks_for_no_view_where_there_is_one() -> None:
+    single = table().select(["captions", "picture", "name"])
+    read = read_rows([single, single], PictureFormat(shape=(3, 2), dtype="<f2"), lambda name, num_views: 99)
+    assert [row.picture.shape for row in read] == [(3, 2)] * 4

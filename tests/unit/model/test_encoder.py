@@ -1,0 +1,128 @@
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from caption_ray.config import EncoderConfig
+from caption_ray.errors import UsageError
+from caption_ray.model.encoder import Encoder, build_encoder, fold_batch_norm, weights_digest
+
+
+def random_encoder(backbone: str, **settings: int) -> Encoder:
+    return build_encoder(EncoderConfig(backbone=backbone, weights="none", **settings))  # type: ignore[arg-type]
+
+
+def noise(num_pictures: int, side: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (num_pictures, 3, side, side), dtype=torch.uint8, generator=generator)
+
+
+@pytest.mark.parametrize(("backbone", "num_features"), [("resnet18", 512), ("mobilenet_v2", 1280)])
+def test_shapes(backbone: str, num_features: int) -> None:
+    encoder = random_encoder(backbone, image_size=96)
+    assert (encoder.num_features, encoder.grid_side) == (num_features, 3)
+    assert encoder(noise(2, 96)).shape == (2, 9, num_features)
+
+
+def test_normalisation_by_hand() -> None:
+    encoder = Encoder(nn.Sequential(nn.Identity()), num_features=3, image_size=32, finetune_stages=0)
+    pictures = torch.tensor([124, 116, 104], dtype=torch.uint8).view(1, 3, 1, 1).expand(1, 3, 2, 1)
+    # 124 - 0.485 * 255 = 0.325, over 0.229 * 255 = 58.395; and so on
+    expected = torch.tensor([0.325 / 58.395, -0.28 / 57.12, 0.47 / 57.375])
+    assert torch.allclose(encoder(pictures), expected.expand(1, 2, 3), atol=1e-6)
+
+
+def test_regions_come_row_by_row() -> None:
+    encoder = Encoder(nn.Sequential(nn.Identity()), num_features=3, image_size=32, finetune_stages=0)
+    pictures = torch.arange(6, dtype=torch.uint8).view(1, 1, 2, 3).expand(1, 3, 2, 3)
+    red = encoder(pictures)[0, :, 0] * 58.395 + 0.485 * 255
+    assert red.tolist() == pytest.approx([0, 1, 2, 3, 4, 5], abs=1e-4)
+
+
+@pytest.mark.parametrize("finetune_stages", [0, 1, 3])
+def test_only_the_last_stages_train(finetune_stages: int) -> None:
+    encoder = random_encoder("resnet18", finetune_stages=finetune_stages)
+    assert isinstance(encoder.stages, nn.Sequential)
+    for number, stage in enumerate(encoder.stages):
+        weights = {name: weight.requires_grad for name, weight in stage.named_parameters()}
+        norms = {name for name, module in stage.named_modules() if isinstance(module, nn.BatchNorm2d)}
+        for name, trains in weights.items():
+            assert trains == (number >= 5 - finetune_stages and name.rpartition(".")[0] not in norms)
+
+
+def test_batch_norm_never_learns_statistics() -> None:
+    encoder = random_encoder("mobilenet_v2", finetune_stages=1, image_size=32).train()
+    norms = [module for module in encoder.modules() if isinstance(module, nn.BatchNorm2d)]
+    before = [norm.running_mean.clone() for norm in norms if norm.running_mean is not None]
+    encoder(noise(3, 32))
+    assert len(before) == 52
+    assert not any(norm.training for norm in norms)
+    assert all(torch.equal(old, norm.running_mean) for old, norm in zip(before, norms, strict=True))
+    assert [stage.training for stage in encoder.stages.children()] == [False, False, False, False, True]
+
+
+def test_folding_batch_norm_changes_nothing_but_rounding() -> None:
+    encoder = random_encoder("resnet18", image_size=64)
+    torch.manual_seed(0)
+    for module in encoder.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for values in (module.running_mean, module.weight.data, module.bias.data):
+                assert values is not None
+                values.add_(torch.randn_like(values) * 0.2)
+            assert module.running_var is not None
+            module.running_var.uniform_(0.5, 2.0)
+    pictures = noise(2, 64)
+    folded = fold_batch_norm(encoder)
+    expected = encoder(pictures)
+    assert torch.allclose(folded(pictures), expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
+    assert any(isinstance(module, nn.BatchNorm2d) for module in encoder.modules())
+
+
+def test_random_weights_depend_on_the_seed_alone() -> None:
+    before = torch.get_rng_state()
+    one = weights_digest(random_encoder("mobilenet_v2", seed=3))
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(99)
+    assert weights_digest(random_encoder("mobilenet_v2", seed=3)) == one
+    assert weights_digest(random_encoder("mobilenet_v2", seed=4)) != one
+
+
+def test_weights_digest_sees_the_smallest_change() -> None:
+    encoder = random_encoder("mobilenet_v2")
+    before = weights_digest(encoder)
+    next(encoder.parameters()).data[0, 0, 0, 0] += 1e-3
+    assert weights_digest(encoder) != before
+
+
+def test_weights_from_a_file(tmp_path: Path) -> None:
+    import torchvision
+
+    torch.manual_seed(8)
+    network = torchvision.models.get_model("mobilenet_v2", weights=None)
+    path = tmp_path / "weights.pth"
+    torch.save(network.state_dict(), path)
+    encoder = build_encoder(EncoderConfig(backbone="mobilenet_v2", weights=str(path)))
+    assert torch.equal(next(encoder.parameters()), next(network.parameters()))
+
+    with pytest.raises(UsageError, match=r"weights\.pth: not a state dict of resnet18"):
+        build_encoder(EncoderConfig(backbone="resnet18", weights=str(path)))
+
+
+def test_file_that_is_no_state_dict(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pth"
+    path.write_text("<html>404</html>")
+    with pytest.raises(UsageError, match=r"weights\.pth: not a state dict of mobilenet_v2"):
+        build_encoder(EncoderConfig(backbone="mobilenet_v2", weights=str(path)))
+
+
+def test_absent_file() -> None:
+    with pytest.raises(UsageError, match=r"encoder\.weights: absent\.pth: no such file"):
+        build_encoder(EncoderConfig(backbone="resnet18", weights="absent.pth"))
+
+
+@pytest.mark.parametrize("backbone", ["resnet19", "vgg16", "quantized_resnet18"])
+def test_unknown_backbone(backbone: str) -> None:
+    with pytest.raises(UsageError, match=f"encoder.backbone: '{backbone}' is not one of .*resnet50"):
+        random_encoder(backbone)

@@ -1,0 +1,203 @@
+import hashlib
+import json
+import os
+import shutil
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from caption_ray.bundle import (
+    BundleConfig,
+    build_model,
+    load_bundle,
+    read_manifest,
+    save_bundle,
+)
+from caption_ray.config import DecodeOptions, EncoderConfig, ModelConfig
+from caption_ray.data.images import PREPROCESSING
+from caption_ray.errors import BundleError
+from caption_ray.inference import Captioner
+from caption_ray.model.caption_model import CaptionModel
+from caption_ray.model.decoding import beam_search
+from caption_ray.text.vocabulary import Vocabulary
+
+FILES = ["README.md", "config.json", "metrics.json", "model.safetensors", "vocabulary.json"]
+
+
+def found_ids(model: CaptionModel) -> list[list[int]]:
+    """Return what the model says of two fixed pictures."""
+    pictures = torch.arange(2 * 3 * 64 * 64).remainder(251).to(torch.uint8).view(2, 3, 64, 64)
+    with torch.no_grad():
+        features = model.features(pictures)
+    found = beam_search(model.decoder, features, DecodeOptions(beam_width=3, max_words=6))
+    return [list(hypothesis.ids) for hypotheses in found for hypothesis in hypotheses]
+
+
+@pytest.fixture
+def copied(tiny_bundle: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
+
+
+def seal(folder: Path, file: str) -> None:
+    """Make the manifest agree with a file that a test has changed."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"][file] = hashlib.sha256((folder / file).read_bytes()).hexdigest()
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+def test_loaded_bundle_is_what_was_saved(tiny_bundle: Path, tiny_vocabulary: Vocabulary) -> None:
+    bundle = load_bundle(str(tiny_bundle))
+    assert bundle.vocabulary == tiny_vocabulary
+    assert bundle.metrics == {"bleu_4": 0.125, "epoch": 3}
+    assert bundle.config.decode == DecodeOptions(beam_width=4, max_words=6)
+    assert (bundle.manifest.name, bundle.manifest.data_digest) == ("tiny", "ab" * 32)
+    assert not bundle.model.training
+    assert "| bleu_4 | 0.1250 |" in (tiny_bundle / "README.md").read_text()
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_round_trip_captions_alike(tied: bool, tiny_vocabulary: Vocabulary, tmp_path: Path) -> None:
+    config = BundleConfig(
+        encoder=EncoderConfig(backbone="mobilenet_v2", weights="none", image_size=64, seed=5),
+        model=ModelConfig(embedding_size=5, hidden_size=5, attention_size=2, tie_embeddings=tied),
+        decode=DecodeOptions(),
+        num_features=1280,
+        vocabulary_size=len(tiny_vocabulary),
+    )
+    torch.manual_seed(3)
+    model = build_model(config).eval()
+    save_bundle(
+        str(tmp_path),
+        name="x",
+        data_digest="",
+        config=config,
+        vocabulary=tiny_vocabulary,
+        model=model,
+        metrics={},
+    )
+    loaded = load_bundle(str(tmp_path)).model
+    assert all(torch.equal(mine, loaded.state_dict()[name]) for name, mine in model.state_dict().items())
+    assert found_ids(loaded) == found_ids(model)
+    assert (loaded.decoder.output.weight is loaded.decoder.embedding.weight) is tied
+
+
+CAPTION = """
+import json, sys
+import numpy as np
+from caption_ray.inference import Captioner
+picture = (np.arange(3 * 64 * 64).reshape(3, 64, 64) % 251).astype(np.uint8)
+(captions,) = Captioner.load(sys.argv[1]).caption([picture])
+print(json.dumps([[c.text, c.log_probability] for c in captions]))
+"""
+
+
+def test_another_process_captions_alike(tiny_bundle: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", CAPTION, tiny_bundle.name],
+        cwd=tiny_bundle.parent,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    picture = (np.arange(3 * 64 * 64).reshape(3, 64, 64) % 251).astype(np.uint8)
+    (captions,) = Captioner.load(str(tiny_bundle), torch.device("cpu")).caption([picture])
+    answers = json.loads(done.stdout)
+    assert len(answers) == 4
+    assert [text for text, _ in answers] == [caption.text for caption in captions]
+    assert [log_probability for _, log_probability in answers] == pytest.approx(
+        [caption.log_probability for caption in captions], abs=1e-4
+    )
+
+
+def test_a_bundle_is_six_files_and_no_pickle(tiny_bundle: Path) -> None:
+    assert sorted(path.name for path in tiny_bundle.iterdir()) == sorted([*FILES, "manifest.json"])
+    assert sorted(read_manifest(str(tiny_bundle)).files) == FILES
+    weights = (tiny_bundle / "model.safetensors").read_bytes()
+    (header_size,) = struct.unpack("<Q", weights[:8])
+    header = json.loads(weights[8 : 8 + header_size])
+    assert header["decoder.output.weight"]["shape"] == [11, 5]
+    for name in ("config.json", "metrics.json", "vocabulary.json", "manifest.json"):
+        assert json.loads((tiny_bundle / name).read_text())
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_changed_file_is_named(copied: Path, file: str) -> None:
+    content = bytearray((copied / file).read_bytes())
+    content[-3] ^= 1
+    (copied / file).write_bytes(content)
+    with pytest.raises(BundleError, match=rf"{file}: not what manifest\.json says"):
+        load_bundle(str(copied))
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_missing_file_is_named(copied: Path, file: str) -> None:
+    (copied / file).unlink()
+    with pytest.raises(BundleError, match=f"{file}: missing"):
+        load_bundle(str(copied))
+
+
+def test_folder_without_a_manifest(copied: Path) -> None:
+    (copied / "manifest.json").unlink()
+    with pytest.raises(BundleError, match=r"no manifest\.json: not a bundle"):
+        load_bundle(str(copied))
+
+
+@pytest.mark.parametrize("name", ["absent", "photo.jpg"])
+def test_what_is_no_folder(tmp_path: Path, name: str) -> None:
+    (tmp_path / "photo.jpg").write_bytes(b"")
+    with pytest.raises(BundleError, match=rf"{name}: no manifest\.json: not a bundle"):
+        load_bundle(str(tmp_path / name))
+
+
+@pytest.mark.parametrize("content", ["", "{}", '{"format_version": 2}'])
+def test_manifest_of_another_version(copied: Path, content: str) -> None:
+    (copied / "manifest.json").write_text(content)
+    with pytest.raises(BundleError, match=r"manifest\.json: not a bundle that caption_ray \S+ reads"):
+        load_bundle(str(copied))
+
+
+def test_other_preprocessing_is_refused(copied: Path) -> None:
+    config = (copied / "config.json").read_text()
+    (copied / "config.json").write_text(config.replace(PREPROCESSING, "centre crop; v0"))
+    seal(copied, "config.json")
+    with pytest.raises(BundleError, match="trained on pictures prepared by 'centre crop; v0'"):
+        load_bundle(str(copied))
+
+
+def test_weights_of_another_model_are_refused(copied: Path) -> None:
+    config = json.loads((copied / "config.json").read_text())
+    config["model"]["hidden_size"] = 7
+    (copied / "config.json").write_text(json.dumps(config))
+    seal(copied, "config.json")
+    with pytest.raises(BundleError, match=r"the weights do not fit config\.json"):
+        load_bundle(str(copied))
+
+
+def test_damaged_vocabulary_is_refused(copied: Path) -> None:
+    (copied / "vocabulary.json").write_text('{"format_version": 1, "words": ["a", "dog"]}')
+    seal(copied, "vocabulary.json")
+    with pytest.raises(BundleError, match=r"vocabulary\.json: not a vocabulary"):
+        load_bundle(str(copied))
+
+
+def test_saving_replaces_an_older_bundle(copied: Path, tiny_bundle: Path) -> None:
+    (copied / "left_over.txt").write_text("x")
+    bundle = load_bundle(str(tiny_bundle))
+    save_bundle(
+        str(copied),
+        name="tiny",
+        data_digest="ab" * 32,
+        config=bundle.config,
+        vocabulary=bundle.vocabulary,
+        model=bundle.model,
+        metrics=bundle.metrics,
+    )
+    assert not (copied / "left_over.txt").exists()
+    assert read_manifest(str(copied)).digest == bundle.manifest.digest

@@ -1,0 +1,233 @@
+"""Who may import whom, read from the source; and what importing the package does, seen in clean processes."""
+
+import ast
+import json
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+BASE = ("config", "errors", "logs", "presets", "progress", "storage")
+TEXT = ("text.*",)
+DATA_FILES = ("data.captions", "data.caption_formats", "data.splits", "data.synthetic")
+DATA_TABLES = ("data.images", "data.shards", "data.output_folder", "data.batches", "data.feature_manifest")
+MODEL = ("model.*",)
+METRICS = ("evaluation.metrics",)
+PURE = (*BASE, *TEXT, *DATA_FILES, *DATA_TABLES, *MODEL, *METRICS)
+STEPS = ("train.steps", "train.state", "train.schedule", "train.precision", "train.resources", "train.setup")
+RUN_PARTS = ("train.run_folder", "train.dev", "train.board", "train.encoder_source")
+CAPTIONING = ("bundle", "inference", "attention_figure")
+DATA_ADAPTERS = ("cluster", "data.prepare", "data.pipeline", "data.feature_cache")
+EVALUATION_ADAPTERS = ("evaluation.evaluate", "evaluation.pictures")
+TRAIN_ADAPTERS = ("train.loop", "train.trainer", "train.sweep")
+SERVE_PURE = ("serve.schemas", "serve.app")
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """Modules, by pattern, and what they may import: modules of the package, and libraries."""
+
+    modules: tuple[str, ...]
+    ours: tuple[str, ...]
+    libraries: tuple[str, ...]
+
+
+TORCH = ("numpy", "torch")
+ARROW = ("pyarrow", *TORCH)
+LAYERS = (
+    # 0, the base
+    Layer(BASE, BASE, ("pydantic", "typing_extensions", "pyarrow")),
+    # 1, pure parts
+    Layer(TEXT, (*BASE, *TEXT), ("pydantic",)),
+    Layer(DATA_FILES, (*BASE, *DATA_FILES), ("numpy", "PIL")),
+    Layer(DATA_TABLES, (*BASE, *DATA_TABLES), (*ARROW, "PIL", "pydantic", "typing_extensions")),
+    Layer(MODEL, (*BASE, *MODEL), (*TORCH, "torchvision")),
+    Layer(METRICS, BASE, ("numpy", "nltk", "pycocoevalcap", "pydantic")),
+    Layer(("evaluation.report",), (*BASE, *METRICS), ("jinja2",)),
+    # 2, engines and captioning; all without Ray
+    Layer(("bundle",), PURE, (*TORCH, "pydantic", "safetensors")),
+    Layer(STEPS, (*PURE, *STEPS), (*TORCH, "pydantic")),
+    Layer(("attention_figure",), BASE, ("numpy", "PIL")),
+    Layer(("inference",), (*PURE, "bundle"), TORCH),
+    Layer(RUN_PARTS, (*PURE, *STEPS, *RUN_PARTS, *CAPTIONING), (*ARROW, "PIL", "pydantic", "safetensors")),
+    Layer(SERVE_PURE, (*PURE, *SERVE_PURE, *CAPTIONING), (*TORCH, "PIL", "jinja2", "pydantic", "starlette")),
+    # 3, Ray adapters
+    Layer(("cluster",), BASE, ("ray",)),
+    Layer(
+        ("data.prepare", "data.pipeline", "data.feature_cache"),
+        (*BASE, *TEXT, *DATA_FILES, *DATA_TABLES, *DATA_ADAPTERS),
+        (*ARROW, "ray", "safetensors", "pydantic"),
+    ),
+    Layer(
+        TRAIN_ADAPTERS,
+        (*PURE, *STEPS, *RUN_PARTS, *CAPTIONING, *DATA_ADAPTERS, *TRAIN_ADAPTERS),
+        (*ARROW, "ray", "pydantic"),
+    ),
+    Layer(
+        EVALUATION_ADAPTERS,
+        (*PURE, "evaluation.report", *CAPTIONING, *DATA_ADAPTERS, *EVALUATION_ADAPTERS),
+        (*ARROW, "ray", "PIL", "pydantic"),
+    ),
+    Layer(("serve.deployment",), (*PURE, *CAPTIONING, *SERVE_PURE, "cluster"), (*TORCH, "ray", "pydantic")),
+    # 4, entry
+    Layer(("entry",), BASE, ("tyro",)),
+    Layer(("jobs.*",), ("*",), ("pydantic", "tyro")),
+)
+
+
+def module_name(path: Path) -> str:
+    """Return `data.images` for caption_ray/data/images.py, `jobs.train` for jobs/train.py."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[1:] if parts[0] == "caption_ray" else parts)
+
+
+FILES = {
+    module_name(path): path
+    for folder in ("caption_ray", "jobs")
+    for path in sorted((ROOT / folder).rglob("*.py"))
+    if path.name != "__init__.py"
+}
+
+
+def imports_of(source: str) -> Iterator[str]:
+    """Yield the full names of the modules that a source imports anywhere, functions included."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative imports hide who imports whom"
+            module = node.module or ""
+            for alias in node.names:
+                inner = f"{module}.{alias.name}"
+                yield inner if inner.removeprefix("caption_ray.") in FILES else module
+
+
+def layer_of(module: str) -> Layer:
+    (layer,) = [layer for layer in LAYERS if any(fnmatchcase(module, pattern) for pattern in layer.modules)]
+    return layer
+
+
+def violations(module: str, source: str) -> list[str]:
+    """Return the imports of a module that its layer does not allow."""
+    layer, wrong = layer_of(module), []
+    for name in imports_of(source):
+        library = name.partition(".")[0]
+        if library == "caption_ray":
+            inner = name.removeprefix("caption_ray").removeprefix(".")
+            allowed = not inner or any(fnmatchcase(inner, pattern) for pattern in layer.ours)
+        else:
+            allowed = library in sys.stdlib_module_names or library in layer.libraries
+        if not allowed:
+            wrong.append(name)
+    return wrong
+
+
+@pytest.mark.parametrize("module", sorted(FILES))
+def test_module_imports_only_what_its_layer_allows(module: str) -> None:
+    assert violations(module, FILES[module].read_text()) == []
+
+
+@pytest.mark.parametrize(
+    ("module", "source", "wrong"),
+    [
+        ("model.decoder", "import ray", ["ray"]),
+        ("model.decoder", "def f():\n    import ray.data", ["ray.data"]),
+        ("model.decoder", "from caption_ray.text.vocabulary import PAD", ["caption_ray.text.vocabulary"]),
+        ("model.decoder", "from caption_ray.data import images", ["caption_ray.data.images"]),
+        ("data.pipeline", "from caption_ray.model.encoder import Encoder", ["caption_ray.model.encoder"]),
+        ("train.steps", "import ray.train", ["ray.train"]),
+        ("serve.app", "from caption_ray.train.steps import Stepper", ["caption_ray.train.steps"]),
+        ("jobs.train", "from jobs.tune import main", ["jobs.tune"]),
+        ("config", "import torch", ["torch"]),
+        ("train.loop", "import ray.train, json\nfrom caption_ray import storage", []),
+    ],
+)
+def test_table_refuses_what_it_must(module: str, source: str, wrong: list[str]) -> None:
+    assert violations(module, source) == wrong
+
+
+def run_python(code: str, folder: Path) -> dict[str, list[str]]:
+    """Run code in a clean interpreter, with an empty folder as its home, scratch and working folder."""
+    environment = {**os.environ, "HOME": str(folder), "TMPDIR": str(folder), "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-B", "-c", code],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    answer: dict[str, list[str]] = json.loads(done.stdout)
+    return answer
+
+
+PROBE = """
+import importlib, json, logging, sys
+for name in {modules!r}:
+    importlib.import_module(name)
+loggers = [logging.getLogger(n) for n in list(logging.root.manager.loggerDict) if n.startswith("caption_ray")]
+print(json.dumps({{
+    "loaded": sorted({{"ray", "torch", "tyro", "starlette"}} & set(sys.modules)),
+    "handlers": [logger.name for logger in [*loggers, logging.root] if logger.handlers],
+}}))
+"""
+
+
+def test_importing_the_base_loads_neither_ray_nor_torch(tmp_path: Path) -> None:
+    modules = ["caption_ray", *(f"caption_ray.{name}" for name in BASE)]
+    assert run_python(PROBE.format(modules=modules), tmp_path) == {"loaded": [], "handlers": []}
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_importing_modules_without_ray_loads_no_ray_and_leaves_no_trace(tmp_path: Path) -> None:
+    modules = [
+        f"caption_ray.{name}"
+        for name in FILES
+        if "ray" not in layer_of(name).libraries and "jobs" not in name
+    ]
+    assert "caption_ray.train.steps" in modules
+    answer = run_python(PROBE.format(modules=modules), tmp_path)
+    assert "torch" in answer["loaded"]
+    assert "ray" not in answer["loaded"]
+    assert answer["handlers"] == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_logging_is_configured_when_asked_and_only_once() -> None:
+    from caption_ray.logs import configure_logging
+
+    logger = logging.getLogger("caption_ray")
+    before = (logger.handlers[:], logger.level, logger.propagate)
+    try:
+        configure_logging()
+        configure_logging()
+        assert len(logger.handlers) == 1
+    finally:
+        logger.handlers[:], logger.level, logger.propagate = before
+
+
+def test_no_file_is_longer_than_300_lines() -> None:
+    folders = ("caption_ray", "jobs", "tests", "benchmarks", "slurm", "gcp")
+    files = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
+    lengths = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in files}
+    assert {name: length for name, length in lengths.items() if length > 300} == {}
+    assert len(lengths) > 40
+
+
+def test_library_prints_nothing() -> None:
+    printing = [
+        f"{module}:{node.lineno}"
+        for module, path in FILES.items()
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
+    ]
+    assert printing == []

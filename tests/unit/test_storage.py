@@ -1,0 +1,107 @@
+from pathlib import Path
+
+import pytest
+
+from caption_ray import storage
+from caption_ray.errors import UsageError
+
+
+@pytest.fixture(params=["path", "uri"])
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    return str(tmp_path) if request.param == "path" else tmp_path.as_uri()
+
+
+def test_write_then_read(folder: str) -> None:
+    location = storage.join(folder, "new", "folder", "a.bin")
+    assert not storage.exists(location)
+    storage.write_bytes(location, b"\x00\xff\r\n")
+    assert storage.exists(location)
+    assert storage.read_bytes(location) == b"\x00\xff\r\n"
+    storage.write_text(location, "zwei Hunde, ein Bär")
+    assert storage.read_text(location) == "zwei Hunde, ein Bär"
+
+
+def test_compressed_looking_files_are_read_as_they_are(folder: str) -> None:
+    location = storage.join(folder, "a.gz")
+    storage.write_bytes(location, b"not gzip")
+    assert storage.read_bytes(location) == b"not gzip"
+
+
+def test_list_files_is_sorted_and_relative(folder: str) -> None:
+    for name in ("b", "a", "sub/deep/c"):
+        storage.write_bytes(storage.join(folder, name), b"x")
+    assert storage.list_files(folder) == ["a", "b", "sub/deep/c"]
+    assert storage.list_files(storage.join(folder, "absent")) == []
+
+
+def test_sha256_of_abc(folder: str) -> None:
+    # FIPS 180-2, appendix B.1
+    location = storage.join(folder, "abc")
+    storage.write_bytes(location, b"abc")
+    assert storage.sha256(location) == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_sha256_reads_on_after_the_first_mebibyte(folder: str) -> None:
+    location = storage.join(folder, "zeros")
+    storage.write_bytes(location, bytes(1 << 20) + b"abc")
+    one_block = storage.sha256(location)
+    storage.write_bytes(location, bytes(1 << 20) + b"abd")
+    assert storage.sha256(location) != one_block
+
+
+def test_local_file_is_replaced_never_rewritten(tmp_path: Path) -> None:
+    location = str(tmp_path / "a.json")
+    storage.write_bytes(location, b"old content")
+    with (tmp_path / "a.json").open("rb") as reader:
+        storage.write_bytes(location, b"new")
+        assert reader.read() == b"old content"
+    assert storage.read_bytes(location) == b"new"
+    assert storage.list_files(str(tmp_path)) == ["a.json"]
+
+
+def test_delete_folder(folder: str) -> None:
+    inner = storage.join(folder, "inner")
+    storage.write_bytes(storage.join(inner, "sub", "a"), b"x")
+    storage.write_bytes(storage.join(folder, "kept"), b"x")
+    storage.delete_folder(inner)
+    storage.delete_folder(inner)
+    assert storage.list_files(folder) == ["kept"]
+
+
+def test_copy_folder(folder: str, tmp_path: Path) -> None:
+    source = storage.join(folder, "source")
+    storage.write_bytes(storage.join(source, "a"), b"1")
+    storage.write_bytes(storage.join(source, "sub", "b"), b"2")
+    storage.copy_folder(source, str(tmp_path / "copy"))
+    assert (tmp_path / "copy" / "a").read_bytes() == b"1"
+    assert (tmp_path / "copy" / "sub" / "b").read_bytes() == b"2"
+
+
+def test_join_keeps_the_scheme() -> None:
+    assert storage.join("gs://bucket/runs", "one", "bundle") == "gs://bucket/runs/one/bundle"
+    assert storage.join("runs", "one") == "runs/one"
+
+
+def test_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert storage.absolute("runs") == f"{tmp_path}/runs"
+    assert storage.absolute(Path("runs")) == f"{tmp_path}/runs"
+    assert storage.absolute("~/runs") == f"{tmp_path}/home/runs"
+    assert storage.absolute("gs://bucket/runs/") == "gs://bucket/runs"
+
+
+def test_relative_paths_are_of_the_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    storage.write_bytes("sub/a", b"x")
+    assert (tmp_path / "sub" / "a").read_bytes() == b"x"
+
+
+def test_absent_file(folder: str) -> None:
+    with pytest.raises(FileNotFoundError):
+        storage.read_bytes(storage.join(folder, "absent"))
+
+
+def test_unknown_scheme() -> None:
+    with pytest.raises(UsageError, match="ftp://host/a: not a location that can be opened"):
+        storage.exists("ftp://host/a")

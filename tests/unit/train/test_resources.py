@@ -1,0 +1,87 @@
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from caption_ray.errors import UsageError
+from caption_ray.train.resources import plan_workers
+
+
+@pytest.mark.parametrize(
+    ("cluster", "request_", "expected"),
+    [
+        # workers, GPU, CPUs reserved for each, torch threads of each
+        ({"CPU": 2.0}, {}, (1, False, 1.0, 2)),
+        ({"CPU": 2.0}, {"num_workers": 2}, (2, False, 0.5, 1)),
+        ({"CPU": 8.0}, {"num_workers": 2}, (2, False, 3.0, 4)),
+        ({"CPU": 8.0}, {"num_workers": 3}, (3, False, 2.0, 2)),
+        ({"CPU": 4.0}, {"num_workers": 4}, (4, False, 0.75, 1)),
+        ({"CPU": 3.0}, {"num_workers": 3}, (3, False, 0.66, 1)),
+        ({"CPU": 16.0, "GPU": 2.0}, {}, (2, True, 1.0, 0)),
+        ({"CPU": 16.0, "GPU": 2.0}, {"num_workers": 1}, (1, True, 1.0, 0)),
+        ({"CPU": 16.0, "GPU": 2.0}, {"cpus_per_worker": 7.5}, (2, True, 7.5, 0)),
+        ({"CPU": 2.0, "GPU": 2.0}, {}, (2, True, 0.5, 0)),
+        ({"CPU": 8.0, "GPU": 25.0}, {}, (25, True, 0.28, 0)),
+        ({"CPU": 16.0, "GPU": 2.0}, {"device": "cpu"}, (1, False, 15.0, 16)),
+        ({"CPU": 16.0, "GPU": 2.0}, {"device": "cpu", "num_workers": 5}, (5, False, 3.0, 3)),
+    ],
+)
+def test_plans_by_hand(
+    cluster: dict[str, float], request_: dict[str, Any], expected: tuple[int, bool, float, int]
+) -> None:
+    plan = plan_workers(cluster, **request_)
+    assert (plan.num_workers, plan.use_gpu, plan.cpus_per_worker, plan.threads_per_worker) == expected
+
+
+def test_reservation_in_rays_terms() -> None:
+    assert plan_workers({"CPU": 2.0}).per_worker == {"CPU": 1.0}
+    assert plan_workers({"CPU": 4.0, "GPU": 1.0}).per_worker == {"CPU": 1.0, "GPU": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("cluster", "request_", "message"),
+    [
+        (
+            {"CPU": 2.0},
+            {"num_workers": 3},
+            r"--num-workers 3: each takes a CPU, and the cluster has 2 CPU\(s\) .*; ask for at most 2",
+        ),
+        (
+            {"CPU": 16.0, "GPU": 2.0},
+            {"num_workers": 3},
+            r"--num-workers 3: each takes a GPU, .* 16 CPU\(s\) and 2 GPU\(s\); ask for at most 2",
+        ),
+        ({"CPU": 4.0}, {"device": "gpu"}, r"--device gpu: the cluster has 4 CPU\(s\) and 0 GPU\(s\)"),
+        (
+            {"CPU": 4.0},
+            {"device": "gpu", "num_workers": 2},
+            r"--device gpu: the cluster has 4 CPU\(s\) and 0 GPU\(s\); start it on a node with a GPU",
+        ),
+        (
+            {"CPU": 4.0},
+            {"num_workers": 2, "cpus_per_worker": 2.0},
+            r"--num-workers 2 with 2 CPU\(s\) each: .* left for Ray Data; ask for at most 1 CPU\(s\) each",
+        ),
+        (
+            {"CPU": 1.0},
+            {},
+            r"the cluster has 1 CPU\(s\) and 0 GPU\(s\), of which one must be left for Ray Data",
+        ),
+    ],
+)
+def test_more_than_there_is_is_refused_at_once(
+    cluster: dict[str, float], request_: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        plan_workers(cluster, **request_)
+
+
+@given(st.integers(2, 256), st.integers(0, 64), st.data())
+def test_every_plan_leaves_a_cpu(num_cpus: int, num_gpus: int, data: st.DataObject) -> None:
+    cluster = {"CPU": float(num_cpus), "GPU": float(num_gpus)}
+    most = num_gpus or num_cpus
+    plan = plan_workers(cluster, num_workers=data.draw(st.integers(1, most)))
+    assert plan.cpus_per_worker > 0
+    assert plan.cpus_per_worker * plan.num_workers <= num_cpus - 1 + 1e-6
+    assert plan.num_workers * max(plan.threads_per_worker, 1) <= max(num_cpus, num_gpus)

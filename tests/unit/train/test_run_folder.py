@@ -1,0 +1,93 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from caption_ray.config import Experiment, ModelConfig, TrainingConfig
+from caption_ray.errors import RunError
+from caption_ray.train.run_folder import RunRecord, bundle_location, claim, is_finished, mend_snapshot
+
+RECORD = RunRecord(experiment=Experiment(), data_digest="ab", features_key=None)
+SNAPSHOT = "checkpoint_manager_snapshot.json"
+
+
+def test_first_claim_records_the_run(tmp_path: Path) -> None:
+    folder = str(tmp_path / "run")
+    assert claim(folder, RECORD) is False
+    assert RunRecord.model_validate_json((tmp_path / "run" / "run.json").read_text()) == RECORD
+    assert claim(folder, RECORD) is True
+
+
+def test_other_settings_are_named(tmp_path: Path) -> None:
+    claim(str(tmp_path), RECORD)
+    other = RunRecord(
+        experiment=Experiment(model=ModelConfig(hidden_size=512), training=TrainingConfig(epochs=3)),
+        data_digest="cd",
+        features_key="ef",
+    )
+    with pytest.raises(RunError) as caught:
+        claim(str(tmp_path), other)
+    lines = str(caught.value).splitlines()
+    assert lines == [
+        f"{tmp_path}: a run of this name was started with other settings:",
+        "  model.hidden_size: 256 then, 512 now",
+        "  training.epochs: 20 then, 3 now",
+        "  data_digest: 'ab' then, 'cd' now",
+        "  features_key: None then, 'ef' now",
+        "Use another --name, or the same settings to go on with it.",
+    ]
+
+
+@pytest.mark.parametrize("content", ["", "{}", '{"learning_rate": 1}'])
+def test_record_of_another_program(tmp_path: Path, content: str) -> None:
+    (tmp_path / "run.json").write_text(content)
+    with pytest.raises(
+        RunError, match=r"run\.json: not a run of this version of caption_ray; use another --name"
+    ):
+        claim(str(tmp_path), RECORD)
+
+
+def test_a_run_is_finished_once_its_bundle_is_whole(tmp_path: Path) -> None:
+    bundle = Path(bundle_location(str(tmp_path)))
+    assert not is_finished(str(tmp_path))
+    bundle.mkdir()
+    (bundle / "model.safetensors").write_bytes(b"")
+    assert not is_finished(str(tmp_path))
+    (bundle / "manifest.json").write_text("{}")
+    assert is_finished(str(tmp_path))
+
+
+def write_checkpoint(folder: Path, name: str, whole: bool = True) -> None:
+    (folder / name).mkdir()
+    (folder / name / "state.pt").write_bytes(b"")
+    if whole:
+        (folder / name / "progress.json").write_text("{}")
+
+
+def test_sound_snapshot_is_left_alone(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, "epoch_0001")
+    (tmp_path / SNAPSHOT).write_text(json.dumps({"checkpoint_results": []}))
+    assert mend_snapshot(str(tmp_path)) is None
+    assert (tmp_path / SNAPSHOT).exists()
+
+
+def test_new_run_has_nothing_to_mend(tmp_path: Path) -> None:
+    assert mend_snapshot(str(tmp_path / "absent")) is None
+
+
+@pytest.mark.parametrize("content", [b"", b'{"checkpoint_results": [{"checkpo', b"\xff\xfe"])
+def test_cut_snapshot_gives_way_to_the_newest_whole_checkpoint(tmp_path: Path, content: bytes) -> None:
+    for number in (1, 2, 10):
+        write_checkpoint(tmp_path, f"epoch_{number:04d}")
+    write_checkpoint(tmp_path, "epoch_0011", whole=False)
+    (tmp_path / SNAPSHOT).write_bytes(content)
+    assert mend_snapshot(str(tmp_path)) == f"{tmp_path}/epoch_0010"
+    assert not (tmp_path / SNAPSHOT).exists()
+    assert (tmp_path / f"{SNAPSHOT}.broken").read_bytes() == content
+    assert mend_snapshot(str(tmp_path)) is None
+
+
+def test_cut_snapshot_without_checkpoints(tmp_path: Path) -> None:
+    (tmp_path / SNAPSHOT).write_text("{")
+    assert mend_snapshot(str(tmp_path)) is None
+    assert not (tmp_path / SNAPSHOT).exists()
