@@ -111,9 +111,7 @@ def read_manifest(location: str) -> BundleManifest:
             "the quick start in runs/quickstart/bundle"
         ) from error
     except ValidationError as error:
-        raise BundleError(
-            f"{path}: not a bundle that caption_ray {caption_ray.__version__} reads ({error})"
-        ) from error
+        raise BundleError(f"{path}: not a bundle that caption_ray {caption_ray.__version__} reads ({error})") from error
 
 
 def load_bundle(location: str) -> Bundle:
@@ -174,9 +172,7 @@ def _read_verified(location: str, file: str, manifest: BundleManifest) -> bytes:
 
 def model_card(name: str, config: BundleConfig, metrics: dict[str, object]) -> str:
     """Return the bundle's README, in Markdown."""
-    scores = "\n".join(
-        f"| {key} | {value:.4f} |" for key, value in metrics.items() if isinstance(value, float)
-    )
+    scores = "\n".join(f"| {key} | {value:.4f} |" for key, value in metrics.items() if isinstance(value, float))
     return f"""# Captioning model {name}
 
 Describes a picture in one English sentence. {config.encoder.backbone} encoder, additive attention, LSTM decoder,
@@ -193,4 +189,3 @@ Use: `python jobs/caption.py --bundle THIS_FOLDER photo.jpg`
 It knows what its training captions spoke of, and no more; it counts poorly, names no one, and repeats the biases of its
 training pictures. A caption comes with a log-probability, which is no guarantee of truth. Not for decisions about people.
 """
-

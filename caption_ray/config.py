@@ -62,6 +62,11 @@ class ModelConfig(Settings):
     embedding_size: int = Field(256, ge=1, description="Size of a word embedding.")
     hidden_size: int = Field(256, ge=1, description="Size of the LSTM's state.")
     attention_size: int = Field(256, ge=1, description="Hidden size of the additive attention.")
+    standardise_features: bool = Field(
+        False,
+        description="Shift and scale each encoder feature to mean 0 and deviation 1, by statistics of training "
+        "pictures taken once before the first step.",
+    )
     feature_size: int | None = Field(
         None,
         ge=1,
@@ -73,9 +78,7 @@ class ModelConfig(Settings):
     feature_dropout: float = Field(
         0.0, ge=0, lt=1, description="Dropout on projected region features; needs `feature_size`."
     )
-    word_dropout: float = Field(
-        0.0, ge=0, lt=1, description="Share of input words replaced by <unk> while training."
-    )
+    word_dropout: float = Field(0.0, ge=0, lt=1, description="Share of input words replaced by <unk> while training.")
     deep_output: bool = Field(
         False, description="Feed the attended context to the output layer too (Xu et al. 2015, eq. 7)."
     )

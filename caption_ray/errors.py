@@ -1,6 +1,5 @@
 """Errors meant for the person at the keyboard: each names the thing, the rule and the remedy."""
 
-
 from collections.abc import Mapping
 
 

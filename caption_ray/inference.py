@@ -71,9 +71,7 @@ class Captioner:
         """Return for each picture (from `decode_picture`) its captions, best first; at least one each."""
         if not pictures:
             return []
-        found = beam_search(
-            self.model.decoder, self._encode(pictures), options or self.bundle.config.decode
-        )
+        found = beam_search(self.model.decoder, self._encode(pictures), options or self.bundle.config.decode)
         return [to_captions(hypotheses, self.bundle.vocabulary) for hypotheses in found]
 
     def stream(self, picture: npt.NDArray[np.uint8], max_words: int) -> Iterator[tuple[str, float, Tensor]]:

@@ -18,9 +18,7 @@ def palmetto() -> Experiment:
         encoder=EncoderConfig(backbone="resnet50", weights="imagenet"),
         model=ModelConfig(embedding_size=256, hidden_size=256, attention_size=256, dropout=0.5),
         optimizer=OptimizerConfig(learning_rate=1e-4, schedule="constant"),
-        training=TrainingConfig(
-            epochs=100, batch_size=16, captions_per_picture=1, select_by="bleu_4", patience=0
-        ),
+        training=TrainingConfig(epochs=100, batch_size=16, captions_per_picture=1, select_by="bleu_4", patience=0),
         decode=DecodeOptions(beam_width=3),
     )
 
@@ -36,11 +34,12 @@ def flickr8k() -> Experiment:
             dropout=0.5,
             embedding_dropout=0.2,
             feature_dropout=0.2,
+            standardise_features=True,
             deep_output=True,
         ),
         optimizer=OptimizerConfig(learning_rate=1e-3, schedule="cosine", weight_decay=0.01),
         training=TrainingConfig(
-            epochs=12, batch_size=80, label_smoothing=0.05, average_decay=0.998, select_by="cider", patience=4
+            epochs=10, batch_size=80, augment=True, label_smoothing=0.05, average_decay=0.998, select_by="cider", patience=4
         ),
         decode=DecodeOptions(beam_width=5, length_penalty=0.7),
     )
@@ -51,10 +50,10 @@ def quickstart() -> Experiment:
     return Experiment(
         encoder=EncoderConfig(backbone="resnet18", weights="none"),
         model=ModelConfig(
-            embedding_size=64, hidden_size=128, attention_size=128, feature_size=128, dropout=0.1
+            embedding_size=64, hidden_size=128, attention_size=128, dropout=0.1, standardise_features=True
         ),
-        optimizer=OptimizerConfig(learning_rate=3e-3, schedule="onecycle"),
-        training=TrainingConfig(epochs=15, batch_size=80, select_by="bleu_4", patience=0),
+        optimizer=OptimizerConfig(learning_rate=2e-3, schedule="cosine"),
+        training=TrainingConfig(epochs=9, batch_size=20, select_by="bleu_4", patience=0),
         decode=DecodeOptions(beam_width=3),
     )
 

@@ -99,9 +99,7 @@ def copy_folder(source: str, destination: str) -> None:
     source_fs, source_path = open_location(source)
     destination_fs, destination_path = open_location(destination)
     destination_fs.create_dir(destination_path, recursive=True)
-    fs.copy_files(
-        source_path, destination_path, source_filesystem=source_fs, destination_filesystem=destination_fs
-    )
+    fs.copy_files(source_path, destination_path, source_filesystem=source_fs, destination_filesystem=destination_fs)
 
 
 def sha256(location: str) -> str:

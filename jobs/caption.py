@@ -65,9 +65,7 @@ def _caption(captioner: Captioner, name: str, options: DecodeOptions, figure: st
         "picture": name,
         "caption": best.text,
         "log_probability": best.log_probability,
-        "runners_up": [
-            {"caption": other.text, "log_probability": other.log_probability} for other in captions[1:]
-        ],
+        "runners_up": [{"caption": other.text, "log_probability": other.log_probability} for other in captions[1:]],
         **({} if figure is None else {"attention": figure}),
     }
 

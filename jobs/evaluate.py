@@ -24,9 +24,7 @@ class Arguments(Settings):
         None, description="Folder with pictures, captions and perhaps split lists, never prepared."
     )
     split: Literal["train", "dev", "test", "all"] = Field("dev", description="Pictures to score.")
-    output: str = Field(
-        "evaluation", description="Folder for metrics.json, predictions_SPLIT.json and report.html."
-    )
+    output: str = Field("evaluation", description="Folder for metrics.json, predictions_SPLIT.json and report.html.")
     beam_width: int | None = Field(None, description="Hypotheses kept per picture; by default the bundle's.")
     length_penalty: float | None = Field(None, description="Length penalty; by default the bundle's.")
     max_words: int | None = Field(None, description="Longest caption, in words; by default the bundle's.")
@@ -44,9 +42,7 @@ def main(arguments: Arguments) -> dict[str, object]:
     own = load_bundle(arguments.bundle).config.decode
     asked = arguments.model_dump(include={"beam_width", "length_penalty", "max_words"}, exclude_none=True)
     options = DecodeOptions.model_validate({**own.model_dump(), **asked})
-    result = evaluate(
-        arguments.bundle, pictures, arguments.output, options=options, skip_bad=arguments.skip_bad
-    )
+    result = evaluate(arguments.bundle, pictures, arguments.output, options=options, skip_bad=arguments.skip_bad)
     return {**result.scores.model_dump(), "output": result.output, "report": result.report}
 
 

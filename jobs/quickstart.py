@@ -85,9 +85,7 @@ def main(arguments: Arguments) -> dict[str, object]:
         )
         shutil.copytree(outcome.bundle, folder / "bundle")
         logger.info("5/6 evaluating on pictures that training has not seen")
-        evaluation = evaluate(
-            str(folder / "bundle"), prepared_pictures(data, "test"), str(folder / "evaluation")
-        )
+        evaluation = evaluate(str(folder / "bundle"), prepared_pictures(data, "test"), str(folder / "evaluation"))
     logger.info("6/6 captioning one of them")
     picture = sorted(Path(arguments.source or source, "Images").glob("*9.jpg"))[0]
     caption, figure = caption_picture(str(folder / "bundle"), picture, folder / "attention.png")

@@ -52,10 +52,7 @@ def main(arguments: Arguments) -> dict[str, object]:
 def command_line() -> type[Arguments]:
     """Return the type that tyro parses: the preset as a subcommand, whose settings are the flags' defaults."""
     commands: type[Arguments] = tyro.extras.subcommand_type_from_defaults(
-        {
-            name: Arguments.model_construct(experiment=preset(), preset=name)
-            for name, preset in PRESETS.items()
-        },
+        {name: Arguments.model_construct(experiment=preset(), preset=name) for name, preset in PRESETS.items()},
         {name: (preset.__doc__ or "").strip() for name, preset in PRESETS.items()},
     )
     return commands

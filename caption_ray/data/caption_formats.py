@@ -186,9 +186,7 @@ def karpathy_rows(content: bytes, path: str) -> Iterator[Row | Problem]:
             yield from _karpathy_sentences(sentences, name, _KARPATHY_SPLITS[split], where)
 
 
-def _karpathy_sentences(
-    sentences: list[object], name: str, split: str, where: str
-) -> Iterator[Row | Problem]:
+def _karpathy_sentences(sentences: list[object], name: str, split: str, where: str) -> Iterator[Row | Problem]:
     for index, sentence in enumerate(sentences):
         match sentence:
             case {"raw": str(caption)} if is_text(caption):

@@ -107,16 +107,12 @@ def read_source(folder: str, rules: CaptionRules) -> CaptionSource:
     except NotADirectoryError as error:
         raise UsageError(f"{folder}: not a folder; name the one that holds captions and pictures") from error
     except UnicodeDecodeError as error:
-        raise CaptionFileError(
-            f"{folder}: the file name {error.object!r} is not UTF-8; rename the file"
-        ) from error
+        raise CaptionFileError(f"{folder}: the file name {error.object!r} is not UTF-8; rename the file") from error
     if not files and not storage.exists(folder):
         raise UsageError(f"{folder}: no such folder; name the one that holds captions and pictures")
     layout = next((layout for layout, file in _CAPTION_FILES.items() if file in files), None)
     if layout is None:
-        raise CaptionFileError(
-            f"{folder}: found no caption file; expected one of {', '.join(_CAPTION_FILES.values())}"
-        )
+        raise CaptionFileError(f"{folder}: found no caption file; expected one of {', '.join(_CAPTION_FILES.values())}")
     picture_folder, pictures = _find_pictures(files)
     if not pictures:
         raise CaptionFileError(

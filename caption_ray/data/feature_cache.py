@@ -4,17 +4,21 @@ A cache is a folder: shards by split, `encoder.safetensors` with the weights tha
 written last.
 """
 
+import contextlib
 import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import ray
 import ray.data
 import safetensors.torch
 import torch
+from PIL import Image
 from torch import Tensor
 
 from caption_ray import storage
@@ -29,7 +33,7 @@ from caption_ray.data.feature_manifest import (
     load_feature_manifest,
 )
 from caption_ray.data.output_folder import output_folder
-from caption_ray.data.shards import ShardFile, ShardWriter, load_manifest
+from caption_ray.data.shards import ShardWriter, load_manifest
 from caption_ray.errors import FeatureCacheError, UsageError
 from caption_ray.progress import Progress
 
@@ -39,6 +43,11 @@ _OUR_FILES = re.compile(r"(train|dev|test)-\d{5,}\.parquet|encoder\.safetensors|
 
 _BLOCK_BYTES = 16 << 20
 """Size of the blocks that come back: small enough to show progress, and to keep memory flat."""
+
+_SMALL = 2000
+"""Fewer pictures than this may come as a single block; they are dealt out again."""
+
+_Square = npt.NDArray[np.uint8]
 
 
 class FrozenEncoder(Protocol):
@@ -93,7 +102,6 @@ def cache_features(
         logger.info("%s is complete for this encoder and data set; nothing to do", output)
         return present
     progress = Progress(logger, "encoded", manifest.num_pictures)
-    splits: dict[str, tuple[ShardFile, ...]] = {}
     with (
         output_folder(
             output,
@@ -106,15 +114,19 @@ def cache_features(
         plain = {name: value.cpu().contiguous() for name, value in weights.items()}
         storage.write_bytes(storage.join(folder, ENCODER_NAME), safetensors.torch.save(plain))
         shape = (encoder.grid_side**2, encoder.num_features)
-        encoder_ref = ray.put(encoder)
-        for split, files in manifest.splits.items():
-            views = num_views if split == "train" else 1  # the others are only ever looked at as they are
-            with ShardWriter(folder, split, _schema(shape, views)) as writer:
-                paths = [storage.join(data, file.name) for file in files.files]
-                for table in _encode(paths, encoder_ref, views, view_seed, batch_size):
-                    writer.append(table)
-                    progress.add(table.num_rows)
-            splits[split] = tuple(writer.files)
+        writers = {
+            split: ShardWriter(folder, split, _schema(shape, num_views if split == "train" else 1))
+            for split in manifest.splits
+        }
+        paths = [storage.join(data, file.name) for part in manifest.splits.values() for file in part.files]
+        with contextlib.ExitStack() as stack:
+            for writer in writers.values():
+                stack.enter_context(writer)
+            for table in _encode(paths, manifest.num_pictures, ray.put(encoder), num_views, view_seed, batch_size):
+                for split, writer in writers.items():
+                    writer.append(table.filter(pc.equal(table["split"], split)))
+                progress.add(table.num_rows)
+        splits = {split: tuple(writer.files) for split, writer in writers.items()}
         result = FeatureManifest.model_validate({**described, "key": key, "shape": shape, "splits": splits})
         storage.write_text(storage.join(folder, MANIFEST_NAME), result.model_dump_json(indent=1) + "\n")
     return result
@@ -142,20 +154,25 @@ def _schema(shape: tuple[int, int], num_views: int) -> pa.Schema:
 
 
 def _encode(
-    paths: Sequence[str], encoder_ref: ray.ObjectRef, num_views: int, view_seed: int, batch_size: int
+    paths: Sequence[str],
+    num_pictures: int,
+    encoder_ref: ray.ObjectRef,
+    num_views: int,
+    view_seed: int,
+    batch_size: int,
 ) -> Iterator[pa.Table]:
-    """Yield the pictures' names, captions and grids, in the order of the shards at `paths`."""
-    if not paths:
-        return
+    """Yield the pictures' names, captions, splits and grids, in the order of the shards at `paths`."""
     num_actors, per_actor = actor_resources()
     filesystem, _ = storage.open_location(paths[0])
     dataset = ray.data.read_parquet(
         [storage.open_location(path)[1] for path in paths],
         filesystem=filesystem,
-        columns=["name", "captions", "image"],
+        columns=["name", "captions", "split", "image"],
     )
     dataset.context.execution_options.preserve_order = True
     dataset.context.target_max_block_size = _BLOCK_BYTES
+    if num_pictures < _SMALL:  # else one block would keep all but one actor idle
+        dataset = dataset.materialize().repartition(2 * num_actors)
     encoded = dataset.map_batches(
         _EncodePictures,
         fn_constructor_args=(encoder_ref, num_views, view_seed),
@@ -180,28 +197,30 @@ class _EncodePictures:
     def __call__(self, table: pa.Table) -> pa.Table:
         if self.device.type == "cpu":
             torch.set_num_threads(1)  # an actor a CPU; said here, since it holds for the calling thread alone
-        names, captions = table["name"].to_pylist(), table["captions"].to_pylist()
         pictures = [images.open_picture(data.as_py()) for data in table["image"]]
         side = self.encoder.image_size
-        columns = {
-            "name": table["name"],
-            "captions": table["captions"],
-            "picture": self._encode([images.to_square(picture, side) for picture in pictures]),
-        }
-        if self.num_views > 1:
-            large = [images.to_square(picture, images.padded_side(side)) for picture in pictures]
-            mirror = [images.may_mirror(sentences) for sentences in captions]
+        columns = {name: table[name] for name in ("name", "captions", "split")}
+        columns["picture"] = self._encode([images.to_square(picture, side) for picture in pictures])
         for view in range(1, self.num_views):
-            generators = [images.seeded_generator(self.view_seed, name, view) for name in names]
-            columns[f"view_{view}"] = self._encode(
-                [
-                    images.augment(picture, side, mirrored, generator)
-                    for picture, mirrored, generator in zip(large, mirror, generators, strict=True)
-                ]
-            )
+            augmented = [
+                self._augment(picture, view, row["name"], row["captions"]) if row["split"] == "train" else None
+                for picture, row in zip(pictures, table.drop_columns("image").to_pylist(), strict=True)
+            ]
+            columns[f"view_{view}"] = self._encode(augmented)
         return pa.table(columns)
 
-    def _encode(self, squares: Sequence[np.ndarray]) -> pa.Array:
-        grids = self.encoder(images.stack_pictures(squares).to(self.device))
-        halves = grids.float().cpu().numpy().astype("<f2")
-        return pa.array([grid.tobytes() for grid in halves], type=pa.binary(halves[0].nbytes))
+    def _augment(self, picture: Image.Image, view: int, name: str, captions: list[str]) -> _Square:
+        side = self.encoder.image_size
+        generator = images.seeded_generator(self.view_seed, name, view)
+        large = images.to_square(picture, images.padded_side(side))
+        return images.augment(large, side, images.may_mirror(captions), generator)
+
+    def _encode(self, squares: Sequence[_Square | None]) -> pa.Array:
+        """Return the grids' bytes, null for None."""
+        present = [square for square in squares if square is not None]
+        kind = pa.binary(2 * self.encoder.grid_side**2 * self.encoder.num_features)
+        if not present:
+            return pa.nulls(len(squares), kind)
+        grids = self.encoder(images.stack_pictures(present).to(self.device))
+        halves = iter(grids.float().cpu().numpy().astype("<f2"))
+        return pa.array([None if square is None else next(halves).tobytes() for square in squares], kind)

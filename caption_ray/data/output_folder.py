@@ -9,9 +9,7 @@ from caption_ray.errors import UsageError
 
 
 @contextmanager
-def output_folder(
-    output: str, *, marker: str, is_ours: Callable[[str], bool], overwrite: bool
-) -> Iterator[str]:
+def output_folder(output: str, *, marker: str, is_ours: Callable[[str], bool], overwrite: bool) -> Iterator[str]:
     """Yield the folder to write to, for the length of a `with` block that must write `marker` last.
 
     A local output is written to `OUTPUT.partial`, which takes its place when the block ends well; what an

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+import ray
 import ray.data
 import ray.train
 
@@ -34,6 +35,8 @@ _MAX_BLOCK_BYTES = 8 << 20
 _MIN_BLOCK_BYTES = 64 << 10
 _BLOCKS_PER_SPLIT = 16
 """Blocks are small enough that a split has about this many: they are what is dealt out to workers."""
+
+_MATERIALISED_SHARE = 0.4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,15 +68,19 @@ def stream_feed(folder: str, manifest: DatasetManifest, split: str, side: int, a
 
 
 def cached_feed(folder: str, manifest: FeatureManifest, split: str, augment: bool) -> Feed:
-    """Return the cached features of a split; with `augment` all their views."""
+    """Return the cached features of a split; with `augment` all their views.
+
+    They are read once into the object store where they take a small part of it, and else anew in every epoch.
+    """
     files = manifest.splits[split]
     views = manifest.num_views if augment and split == "train" else 1
     columns = ["name", "captions", "picture", *(f"view_{view}" for view in range(1, views))]
     paths = [storage.join(folder, file.name) for file in files]
     num_bytes = sum(file.num_rows for file in files) * 2 * int(np.prod(manifest.shape)) * views
-    return Feed(
-        dataset=_read(paths, columns, num_bytes), picture_format=manifest.picture_format, crop_to=None
-    )
+    dataset = _read(paths, columns, num_bytes)
+    if num_bytes < _MATERIALISED_SHARE * ray.cluster_resources().get("object_store_memory", 0):
+        dataset = dataset.materialize()
+    return Feed(dataset=dataset, picture_format=manifest.picture_format, crop_to=None)
 
 
 def _read(paths: list[str], columns: list[str], num_bytes: int) -> ray.data.Dataset:
@@ -157,11 +164,7 @@ class BatchPlan:
 
     def whole_batch(self, rows: Iterable[PictureRow]) -> CaptionBatch:
         """Return the batch of all captions of some pictures, for the dev loss."""
-        return collate(
-            [
-                PictureGroup(picture=row.picture, captions=tuple(map(tuple, self._ids(row)))) for row in rows
-            ]
-        )
+        return collate([PictureGroup(picture=row.picture, captions=tuple(map(tuple, self._ids(row)))) for row in rows])
 
     def _ids(self, row: PictureRow) -> list[list[int]]:
         return [self.vocabulary.encode(tokenize(caption)) for caption in row.captions]

@@ -3,7 +3,7 @@
 import json
 import logging
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 
@@ -76,9 +76,7 @@ def prepare_dataset(
         )
         problems += bad_pictures
         if problems and not skip_bad:
-            raise BadInputError(
-                f"{summarise_problems(problems)}\nNothing was written; --skip-bad leaves these out."
-            )
+            raise BadInputError(f"{summarise_problems(problems)}\nNothing was written; --skip-bad leaves these out.")
         bad_names = {problem.name for problem in bad_pictures}
         captions = {
             split: {
@@ -125,9 +123,7 @@ def open_pictures(records: Sequence[CaptionRecord], splits: Mapping[str, str]) -
                 "split": [splits[record.name] for record in chunk],
             }
         )
-        for chunk in (
-            records[start : start + PICTURES_PER_TASK] for start in range(0, len(records), PICTURES_PER_TASK)
-        )
+        for chunk in (records[start : start + PICTURES_PER_TASK] for start in range(0, len(records), PICTURES_PER_TASK))
     ]
     dataset = ray.data.from_arrow(listings)
     dataset.context.execution_options.preserve_order = True
@@ -217,9 +213,7 @@ def _count(captions: Mapping[str, Sequence[str]], vocabulary: Vocabulary) -> dic
 
 
 def _write_captions(folder: str, captions: Mapping[str, Mapping[str, Sequence[str]]]) -> None:
-    _write_json(
-        folder, "captions.json", {name: kept for split in SPLITS for name, kept in captions[split].items()}
-    )
+    _write_json(folder, "captions.json", {name: kept for split in SPLITS for name, kept in captions[split].items()})
     for split in SPLITS:
         _write_json(folder, f"captions_{split}.json", captions[split])
 

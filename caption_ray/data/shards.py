@@ -70,9 +70,7 @@ class DatasetManifest(Settings):
     splits: dict[str, SplitFiles]
     num_pictures: int = Field(ge=0, description="Pictures over all splits.")
     num_captions: int = Field(ge=0, description="Captions over all splits.")
-    vocabulary_size: int = Field(
-        ge=0, description="Words in vocabulary.json, the four special ones included."
-    )
+    vocabulary_size: int = Field(ge=0, description="Words in vocabulary.json, the four special ones included.")
     num_left_out: int = Field(ge=0, description="Problems that `--skip-bad` passed over; see report.json.")
     digest: str = Field(description="SHA-256 over the sorted SHA-256s of all files.")
 
@@ -86,9 +84,7 @@ class ShardWriter:
     complete when that ends.
     """
 
-    def __init__(
-        self, folder: str, prefix: str, schema: pa.Schema, *, max_bytes: int = MAX_SHARD_BYTES
-    ) -> None:
+    def __init__(self, folder: str, prefix: str, schema: pa.Schema, *, max_bytes: int = MAX_SHARD_BYTES) -> None:
         self.files: list[ShardFile] = []
         self.num_rows = 0
         self._folder = folder
@@ -233,6 +229,15 @@ def load_manifest(folder: str) -> DatasetManifest:
     manifest = _parse_manifest(text, location)
     check_files(folder, [file for split in manifest.splits.values() for file in split.files])
     return manifest
+
+
+def first_pictures(folder: str, split: str, count: int) -> dict[str, bytes]:
+    """Return the first pictures of a prepared data set's split, as files, by name: `count`, or fewer."""
+    file = load_manifest(folder).splits[split].files[0]
+    filesystem, path = storage.open_location(storage.join(folder, file.name))
+    with filesystem.open_input_file(path) as stream:
+        table = next(pq.ParquetFile(stream).iter_batches(batch_size=count, columns=["name", "image"]))
+    return dict(zip(table["name"].to_pylist(), table["image"].to_pylist(), strict=True))
 
 
 def check_files(folder: str, files: Sequence[ShardFile]) -> None:

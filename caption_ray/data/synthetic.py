@@ -70,9 +70,7 @@ class Scene:
     def captions(self) -> list[str]:
         """Return five different sentences, all true of the scene."""
         return [
-            template.format(
-                one=self.one, other=self.other, relation=self.relation, opposite=OPPOSITES[self.relation]
-            )
+            template.format(one=self.one, other=self.other, relation=self.relation, opposite=OPPOSITES[self.relation])
             for template in TEMPLATES
         ]
 

@@ -29,6 +29,9 @@ logger = logging.getLogger(__name__)
 
 _BATCH = 16
 _THUMBNAIL_SIDE = 260
+_SMALL = 2000
+_PICTURES_PER_ACTOR = 200
+_BLOCK_BYTES = 16 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,9 +73,7 @@ def evaluate(
         predictions, bad = _predict(bundle, pictures, options)
     if bad and not skip_bad:
         listing = "\n".join(f"  {name}: {reason}" for name, reason in sorted(bad.items())[:20])
-        raise BadInputError(
-            f"{len(bad)} picture(s) cannot be read:\n{listing}\n--skip-bad scores without them."
-        )
+        raise BadInputError(f"{len(bad)} picture(s) cannot be read:\n{listing}\n--skip-bad scores without them.")
     if not predictions:
         raise BadInputError(f"{pictures.where}: no picture of split {pictures.split} could be read")
     predicted = {p.name: p.caption.split() for p in predictions}
@@ -114,8 +115,13 @@ def _predict(
     bundle: Bundle, pictures: ScoredPictures, options: DecodeOptions
 ) -> tuple[list[Prediction], dict[str, str]]:
     """Return the predictions, by name, and why other pictures could not be read."""
-    dataset = pictures.dataset()
     num_actors, per_actor = actor_resources()
+    # Starting an actor takes as long as captioning some hundred pictures.
+    num_actors = min(num_actors, 1 + pictures.count // _PICTURES_PER_ACTOR)
+    dataset = pictures.dataset()
+    dataset.context.target_max_block_size = _BLOCK_BYTES
+    if pictures.count < _SMALL:  # else one block would keep all but one actor idle
+        dataset = dataset.materialize().repartition(2 * num_actors)
     captioned = dataset.map_batches(
         _CaptionPictures,
         fn_constructor_args=(ray.put(bundle), options),

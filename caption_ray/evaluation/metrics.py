@@ -60,9 +60,7 @@ def score_captions(
     names = _check_names(predicted, references)
     predictions = [list(predicted[name]) for name in names]
     reference_lists = [[list(words) for words in references[name]] for name in names]
-    bleu = corpus_bleu(
-        reference_lists, predictions, weights=BLEU_WEIGHTS, smoothing_function=_nearly_zero_for_zero
-    )
+    bleu = corpus_bleu(reference_lists, predictions, weights=BLEU_WEIGHTS, smoothing_function=_nearly_zero_for_zero)
     # What is left of a vanished precision is a number near 1e-77; BLEU means 0 by it.
     bleu_1, bleu_2, bleu_3, bleu_4 = (float(score) if score > 1e-50 else 0.0 for score in bleu)
     cider = _cider(names, predicted, references)
@@ -95,14 +93,10 @@ def score_each(
     names = _check_names(predicted, references)
     smoothing = SmoothingFunction().method1
     bleu_4 = (
-        sentence_bleu(
-            [list(words) for words in references[name]], list(predicted[name]), smoothing_function=smoothing
-        )
+        sentence_bleu([list(words) for words in references[name]], list(predicted[name]), smoothing_function=smoothing)
         for name in names
     )
-    rows = zip(
-        _cider(names, predicted, references), bleu_4, _rouge_l(names, predicted, references), strict=True
-    )
+    rows = zip(_cider(names, predicted, references), bleu_4, _rouge_l(names, predicted, references), strict=True)
     scores = {
         name: PictureScores(cider=cider, bleu_4=float(bleu), rouge_l=rouge_l)
         for name, (cider, bleu, rouge_l) in zip(names, rows, strict=True)

@@ -64,11 +64,7 @@ def source_pictures(source: str, split: str) -> ScoredPictures:
     names = _split_names(split)
     found = read_source(source, _REFERENCE_RULES)
     splits, _ = assign_splits(found.records, read_split_lists(source))
-    records = [
-        record
-        for record in found.records
-        if split == ALL or splits.get(record.name) in names
-    ]
+    records = [record for record in found.records if split == ALL or splits.get(record.name) in names]
     if not records:
         raise DatasetError(
             f"{source}: no picture of split {split}, of {len(found.records):,} with captions; name them in "

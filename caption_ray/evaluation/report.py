@@ -46,9 +46,7 @@ class Bar:
     height: float
 
 
-def render_report(
-    title: str, scores: CaptionScores, rows: Sequence[ReportRow], settings: Mapping[str, str]
-) -> str:
+def render_report(title: str, scores: CaptionScores, rows: Sequence[ReportRow], settings: Mapping[str, str]) -> str:
     """Return the page: scores, a histogram of CIDEr, and the pictures with their captions, best first.
 
     Up to 400 rows are all shown; of more, the best 100, the worst 100 and 100 spread evenly between them,

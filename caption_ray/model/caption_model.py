@@ -23,9 +23,7 @@ class CaptionModel(nn.Module):
         features: Tensor = self.encoder(pictures)
         return features
 
-    def forward(
-        self, pictures: Tensor, ids: Tensor, lengths: Sequence[int], picture_index: Tensor
-    ) -> TeacherForcing:
+    def forward(self, pictures: Tensor, ids: Tensor, lengths: Sequence[int], picture_index: Tensor) -> TeacherForcing:
         """Run a training pass; arguments after `pictures` as for `Decoder.forward`."""
         result: TeacherForcing = self.decoder(self.features(pictures), ids, lengths, picture_index)
         return result

@@ -53,10 +53,16 @@ class TeacherForcing(NamedTuple):
 class Decoder(nn.Module):
     """Predicts a caption's next word from the words so far and the regions that it attends to."""
 
+    feature_mean: Tensor
+    feature_deviation: Tensor
+
     def __init__(self, config: ModelConfig, num_features: int, vocabulary_size: int) -> None:
         super().__init__()
         self.config = config
         value_size = config.feature_size or num_features
+        if config.standardise_features:
+            self.register_buffer("feature_mean", torch.zeros(num_features))
+            self.register_buffer("feature_deviation", torch.ones(num_features))
         embedding, hidden = config.embedding_size, config.hidden_size
         self.feature_projection: nn.Module = (
             nn.Sequential(
@@ -96,18 +102,23 @@ class Decoder(nn.Module):
             self.lstm.bias_ih[hidden : 2 * hidden].fill_(1.0)
         nn.init.zeros_(self.output.bias)
 
+    def set_feature_statistics(self, mean: Sequence[float], deviation: Sequence[float]) -> None:
+        """Set what `standardise_features` subtracts and divides by: a number per feature each, F in all."""
+        self.feature_mean.copy_(torch.tensor(mean))
+        self.feature_deviation.copy_(torch.tensor(deviation))
+
     def prepare(self, features: Tensor) -> tuple[PictureContext, DecoderState]:
         """Return what all steps over these pictures share, and the first state: one row a picture.
 
         features: (P, R, F).
         """
+        if self.config.standardise_features:
+            features = (features - self.feature_mean) / self.feature_deviation
         values = self.feature_projection(features)
         hidden, cell = torch.tanh(self.initial_state(values.mean(1))).chunk(2, dim=-1)
         return PictureContext(self.attention.project(values), values), DecoderState(hidden, cell)
 
-    def step(
-        self, ids: Tensor, state: DecoderState, context: PictureContext
-    ) -> tuple[Tensor, DecoderState, Tensor]:
+    def step(self, ids: Tensor, state: DecoderState, context: PictureContext) -> tuple[Tensor, DecoderState, Tensor]:
         """Take one word per row and score the next.
 
         ids: (B,), with B = P * K rows, those of a picture side by side.
@@ -118,9 +129,7 @@ class Decoder(nn.Module):
         state, attended, attention = self._advance(word_gates, state, context, weights)
         return self._readout(state.hidden, attended), state, attention
 
-    def forward(
-        self, features: Tensor, ids: Tensor, lengths: Sequence[int], picture_index: Tensor
-    ) -> TeacherForcing:
+    def forward(self, features: Tensor, ids: Tensor, lengths: Sequence[int], picture_index: Tensor) -> TeacherForcing:
         """Score every next word of whole captions, the true words being fed in (teacher forcing).
 
         The same recurrence as `step`, with everything that does not depend on the state taken out of the loop, and

@@ -23,9 +23,7 @@ class StepDecoder(Protocol):
     def prepare(self, features: Tensor) -> tuple[PictureContext, DecoderState]:
         """Return what all steps share, and the first state."""
 
-    def step(
-        self, ids: Tensor, state: DecoderState, context: PictureContext
-    ) -> tuple[Tensor, DecoderState, Tensor]:
+    def step(self, ids: Tensor, state: DecoderState, context: PictureContext) -> tuple[Tensor, DecoderState, Tensor]:
         """Return logits (B, V), the new state and attention (B, R)."""
 
 

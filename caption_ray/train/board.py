@@ -6,26 +6,15 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
 from caption_ray import storage
 from caption_ray.attention_figure import draw_attention
 from caption_ray.data.images import open_picture
-from caption_ray.data.shards import load_manifest
 from caption_ray.inference import Caption
 
-NUM_SHOWN = 8
-
-
-def pictures_to_show(data: str, count: int = NUM_SHOWN) -> dict[str, bytes]:
-    """Return the first dev pictures of a prepared data set, as files, by name."""
-    file = load_manifest(data).splits["dev"].files[0]
-    filesystem, path = storage.open_location(storage.join(data, file.name))
-    with filesystem.open_input_file(path) as stream:
-        table = next(pq.ParquetFile(stream).iter_batches(batch_size=count, columns=["name", "image"]))
-    return dict(zip(table["name"].to_pylist(), table["image"].to_pylist(), strict=True))
+NUM_SHOWN = 4
 
 
 class Board:

@@ -39,9 +39,7 @@ def find_encoder(
                 f"encoder.{field}: {wanted!r}, but the features in {features} were made with {cached!r}; drop the "
                 "setting, or make other features, or train without --features"
             )
-    return EncoderSource(
-        config=manifest.encoder, encoder=load_cache_encoder(features, manifest), features=manifest
-    )
+    return EncoderSource(config=manifest.encoder, encoder=load_cache_encoder(features, manifest), features=manifest)
 
 
 def load_cache_encoder(folder: str, manifest: FeatureManifest) -> Encoder:
@@ -54,7 +52,6 @@ def load_cache_encoder(folder: str, manifest: FeatureManifest) -> Encoder:
         raise FeatureCacheError(f"{path}: {error}; make the cache again with jobs/cache_features.py") from error
     if weights_digest(encoder) != manifest.weights_sha256:
         raise FeatureCacheError(
-            f"{path}: not the weights that made this cache (digest differs); make it again with "
-            "jobs/cache_features.py"
+            f"{path}: not the weights that made this cache (digest differs); make it again with jobs/cache_features.py"
         )
     return encoder

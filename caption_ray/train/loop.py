@@ -14,9 +14,10 @@ import torch
 from caption_ray.data.batches import CaptionBatch, PictureFormat, batched
 from caption_ray.data.images import seeded_generator
 from caption_ray.data.pipeline import BatchPlan, shard_tables
+from caption_ray.data.shards import first_pictures
 from caption_ray.logs import configure_logging
 from caption_ray.text.vocabulary import Vocabulary
-from caption_ray.train.board import Board, pictures_to_show
+from caption_ray.train.board import NUM_SHOWN, Board
 from caption_ray.train.dev import DevResult, decode_share, gather_result
 from caption_ray.train.precision import check_kernels, resolve_precision
 from caption_ray.train.schedule import learning_rate_factor
@@ -53,7 +54,7 @@ def train_loop(config: dict[str, object]) -> dict[str, object]:
     progress = worker.resume()
     training = plan.experiment.training
     rank = ray.train.get_context().get_world_rank()
-    pictures = pictures_to_show(plan.data)
+    pictures = first_pictures(plan.data, "dev", NUM_SHOWN)
     board = Board(plan.run_folder, pictures, progress.epochs_done + 1) if rank == 0 else None
     try:
         while not progress.is_over(training.epochs, training.patience):
@@ -86,6 +87,7 @@ class _Worker:
         check_kernels(self.device)
         if plan.threads_per_worker and self.device.type == "cpu":
             torch.set_num_threads(plan.threads_per_worker)
+            torch.set_flush_denormal(True)  # tiny gradients and moments are slow to compute with, and worth nothing
         self.vocabulary = Vocabulary.from_json(plan.vocabulary, "vocabulary.json")
         experiment = plan.experiment
         precision = resolve_precision(experiment.training.precision, self.device)

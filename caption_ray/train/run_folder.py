@@ -62,9 +62,7 @@ def claim(run_folder: str, record: RunRecord) -> bool:
 def _differences(prefix: str, earlier: object, now: object) -> list[str]:
     if isinstance(earlier, dict) and isinstance(now, dict):
         return [
-            line
-            for key in earlier
-            for line in _differences(f"{prefix}.{key}".lstrip("."), earlier[key], now.get(key))
+            line for key in earlier for line in _differences(f"{prefix}.{key}".lstrip("."), earlier[key], now.get(key))
         ]
     return [] if earlier == now else [f"{prefix.removeprefix('experiment.')}: {earlier!r} then, {now!r} now"]
 

@@ -1,12 +1,15 @@
 """What a training worker is told, and the model that it builds from that; no Ray."""
 
+from collections.abc import Sequence
+
 import torch
 from pydantic import Field
 
 from caption_ray.config import Experiment, Settings
+from caption_ray.data.images import decode_square, stack_pictures
 from caption_ray.model.caption_model import CaptionModel
 from caption_ray.model.decoder import Decoder
-from caption_ray.model.encoder import build_encoder
+from caption_ray.model.encoder import Encoder, build_encoder
 
 
 class FeedPlan(Settings):
@@ -15,6 +18,23 @@ class FeedPlan(Settings):
     shape: tuple[int, ...]
     dtype: str
     crop_to: int | None = None
+
+
+class FeatureStatistics(Settings):
+    """Mean and standard deviation of each encoder feature over the regions of some training pictures, F each."""
+
+    mean: tuple[float, ...]
+    deviation: tuple[float, ...]
+
+
+@torch.inference_mode()
+def measure_features(encoder: Encoder, pictures: Sequence[bytes]) -> FeatureStatistics:
+    """Return the statistics of features over picture files."""
+    squares = [decode_square(data, encoder.image_size) for data in pictures]
+    grids = torch.cat([encoder(stack_pictures(squares[at : at + 16])) for at in range(0, len(squares), 16)])
+    # A feature that never moves stays at zero, rather than have its rounding blown up.
+    deviation = grids.std((0, 1)).clamp_min(1e-3)
+    return FeatureStatistics(mean=tuple(grids.mean((0, 1)).tolist()), deviation=tuple(deviation.tolist()))
 
 
 class RunPlan(Settings):
@@ -27,6 +47,9 @@ class RunPlan(Settings):
     vocabulary: str = Field(description="Content of the data set's vocabulary.json.")
     cached: bool = Field(description="Pictures come as region features; the workers need no encoder.")
     num_features: int = Field(ge=1, description="Features of a region, F.")
+    feature_statistics: FeatureStatistics | None = Field(
+        None, description="What to standardise features by, where `model.standardise_features` asks for it."
+    )
     train_feed: FeedPlan
     dev_feed: FeedPlan
     num_train_captions: int = Field(ge=1)
@@ -41,4 +64,7 @@ def build_training_model(plan: RunPlan, vocabulary_size: int) -> CaptionModel:
     """Return the model to train, its decoder initialised from the seed alone, on the CPU."""
     encoder = None if plan.cached else build_encoder(plan.experiment.encoder)
     torch.manual_seed(plan.experiment.training.seed)
-    return CaptionModel(encoder, Decoder(plan.experiment.model, plan.num_features, vocabulary_size))
+    decoder = Decoder(plan.experiment.model, plan.num_features, vocabulary_size)
+    if plan.feature_statistics is not None:
+        decoder.set_feature_statistics(plan.feature_statistics.mean, plan.feature_statistics.deviation)
+    return CaptionModel(encoder, decoder)

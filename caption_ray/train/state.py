@@ -97,9 +97,7 @@ def load_weights(model: CaptionModel | torch.nn.Module, weights: dict[str, torch
 
 def _trained(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     trained = any(p.requires_grad for name, p in model.named_parameters() if name.startswith("encoder."))
-    return {
-        name: value for name, value in model.state_dict().items() if trained or not name.startswith("encoder.")
-    }
+    return {name: value for name, value in model.state_dict().items() if trained or not name.startswith("encoder.")}
 
 
 def evaluated_model(stepper: Stepper) -> CaptionModel:

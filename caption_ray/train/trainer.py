@@ -15,7 +15,7 @@ from caption_ray.cluster import connect
 from caption_ray.config import Experiment
 from caption_ray.data.pipeline import ExactSplit, Feed, cached_feed, stream_feed
 from caption_ray.data.prepare import VOCABULARY_NAME
-from caption_ray.data.shards import DatasetManifest, load_manifest
+from caption_ray.data.shards import DatasetManifest, first_pictures, load_manifest
 from caption_ray.errors import DatasetError, RunError, UsageError
 from caption_ray.model.caption_model import CaptionModel
 from caption_ray.model.decoder import Decoder
@@ -24,11 +24,14 @@ from caption_ray.train.encoder_source import EncoderSource, find_encoder
 from caption_ray.train.loop import train_loop
 from caption_ray.train.resources import WorkerResources, plan_workers
 from caption_ray.train.run_folder import RunRecord, bundle_location, claim, is_finished, mend_snapshot
-from caption_ray.train.setup import FeedPlan, RunPlan
+from caption_ray.train.setup import FeedPlan, RunPlan, measure_features
 from caption_ray.train.state import load_best_weights
 from caption_ray.train.steps import groups_per_worker
 
 logger = logging.getLogger(__name__)
+
+NUM_MEASURED = 128
+"""Training pictures whose features are measured for `model.standardise_features`."""
 
 MAX_WORKER_FAILURES = 3
 """Worker deaths that a run survives, each at the cost of the epoch under way."""
@@ -96,9 +99,7 @@ def train(request: TrainRequest) -> TrainOutcome:
         if is_finished(request.run_folder):
             logger.info("run %s is finished; its bundle: %s", request.name, bundle_location(request.run_folder))
             metrics = load_bundle(bundle_location(request.run_folder)).metrics
-            return TrainOutcome(
-                bundle=bundle_location(request.run_folder), metrics=metrics, was_finished=True
-            )
+            return TrainOutcome(bundle=bundle_location(request.run_folder), metrics=metrics, was_finished=True)
         if existed:
             logger.info("going on with run %s in %s", request.name, request.run_folder)
         result = _fit(request, experiment, manifest, source, workers, data, features)
@@ -130,6 +131,11 @@ def _fit(
         vocabulary=storage.read_text(storage.join(data, VOCABULARY_NAME)),
         cached=source.features is not None,
         num_features=source.encoder.num_features,
+        feature_statistics=(
+            measure_features(source.encoder, list(first_pictures(data, "train", NUM_MEASURED).values()))
+            if experiment.model.standardise_features
+            else None
+        ),
         train_feed=_describe(feeds["train"]),
         dev_feed=_describe(feeds["dev"]),
         num_train_captions=manifest.splits["train"].num_captions,
@@ -151,6 +157,7 @@ def _fit(
         run_config=ray.train.RunConfig(
             name=request.name,
             storage_path=storage.absolute(request.storage),
+            logging_config=ray.train.LoggingConfig(log_level="WARNING"),
             failure_config=ray.train.FailureConfig(
                 max_failures=MAX_WORKER_FAILURES, controller_failure_limit=MAX_WORKER_FAILURES
             ),
@@ -181,15 +188,9 @@ def _build_feeds(
                 f"training.augment: the features in {features} have one view a picture; make them with --num-views"
             )
         cached = source.features
-        return {
-            split: cached_feed(features, cached, split, augment and split == "train")
-            for split in ("train", "dev")
-        }
+        return {split: cached_feed(features, cached, split, augment and split == "train") for split in ("train", "dev")}
     side = experiment.encoder.image_size
-    return {
-        split: stream_feed(data, manifest, split, side, augment and split == "train")
-        for split in ("train", "dev")
-    }
+    return {split: stream_feed(data, manifest, split, side, augment and split == "train") for split in ("train", "dev")}
 
 
 def _describe(feed: Feed) -> FeedPlan:

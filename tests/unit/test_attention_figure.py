@@ -69,9 +69,7 @@ def test_the_aspect_ratio_is_kept(size: tuple[int, int], tile_size: tuple[int, i
     assert right_of_it == below_it == (255, 255, 255)
 
 
-@pytest.mark.parametrize(
-    ("mode", "size"), [("L", (9, 7)), ("P", (50, 1)), ("RGBA", (1, 400)), ("CMYK", (5, 5))]
-)
+@pytest.mark.parametrize(("mode", "size"), [("L", (9, 7)), ("P", (50, 1)), ("RGBA", (1, 400)), ("CMYK", (5, 5))])
 def test_other_modes_and_extreme_sizes_are_drawn(mode: str, size: tuple[int, int]) -> None:
     sheet = draw_attention(Image.new(mode, size), ["word"], one_hot(1, 1, side=3)[None])
     assert sheet.mode == "RGB"

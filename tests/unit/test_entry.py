@@ -79,9 +79,7 @@ def test_stdout_is_one_json_object_whatever_else_is_printed(job: Path) -> None:
         ("interrupt", 130, "interrupted"),
     ],
 )
-def test_expected_failures_are_a_message_and_an_exit_code(
-    job: Path, action: str, exit_code: int, message: str
-) -> None:
+def test_expected_failures_are_a_message_and_an_exit_code(job: Path, action: str, exit_code: int, message: str) -> None:
     done = run(job, "--action", action)
 
     assert done.returncode == exit_code

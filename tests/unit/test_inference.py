@@ -33,9 +33,7 @@ def test_bytes_in_captions_out(captioner: Captioner, tiny_vocabulary: Vocabulary
     assert len(answers) == 3
     for captions in answers:
         assert 1 <= len(captions) <= 4
-        assert [c.log_probability for c in captions] == sorted(
-            (c.log_probability for c in captions), reverse=True
-        )
+        assert [c.log_probability for c in captions] == sorted((c.log_probability for c in captions), reverse=True)
         for caption in captions:
             assert 1 <= len(caption.words) <= 6
             assert set(caption.words) <= set(tiny_vocabulary.words[4:])

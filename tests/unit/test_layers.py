@@ -189,11 +189,7 @@ def test_importing_the_base_loads_neither_ray_nor_torch(tmp_path: Path) -> None:
 
 
 def test_importing_modules_without_ray_loads_no_ray_and_leaves_no_trace(tmp_path: Path) -> None:
-    modules = [
-        f"caption_ray.{name}"
-        for name in FILES
-        if "ray" not in layer_of(name).libraries and "jobs" not in name
-    ]
+    modules = [f"caption_ray.{name}" for name in FILES if "ray" not in layer_of(name).libraries and "jobs" not in name]
     assert "caption_ray.train.steps" in modules
     answer = run_python(PROBE.format(modules=modules), tmp_path)
     assert "torch" in answer["loaded"]

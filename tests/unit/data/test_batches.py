@@ -51,9 +51,7 @@ captions = st.lists(st.integers(4, 99), min_size=1, max_size=6).map(tuple)
 def test_collate_keeps_every_caption_with_its_picture(groups: list[tuple[tuple[int, ...], ...]]) -> None:
     batch = collate([PictureGroup(picture=picture(n), captions=group) for n, group in enumerate(groups)])
     found = Counter()
-    for row, length, index in zip(
-        batch.ids.tolist(), batch.lengths, batch.picture_index.tolist(), strict=True
-    ):
+    for row, length, index in zip(batch.ids.tolist(), batch.lengths, batch.picture_index.tolist(), strict=True):
         assert (row[0], row[length]) == (1, 2)
         assert set(row[length + 1 :]) <= {0}
         found[index, tuple(row[1:length])] += 1
@@ -88,9 +86,7 @@ def test_draw_shuffled_reaches_every_order() -> None:
     assert len(orders) == 6
 
 
-@pytest.mark.parametrize(
-    ("count", "expected"), [(0, []), (2, [[0, 1]]), (3, [[0, 1, 2]]), (5, [[0, 1, 2], [3, 4]])]
-)
+@pytest.mark.parametrize(("count", "expected"), [(0, []), (2, [[0, 1]]), (3, [[0, 1, 2]]), (5, [[0, 1, 2], [3, 4]])])
 def test_batched(count: int, expected: list[list[int]]) -> None:
     assert list(batched(range(count), 3)) == expected
 
@@ -110,8 +106,7 @@ def test_group_captions_deals_each_caption_once(per_group: int, seed: int) -> No
 
 def test_group_captions_mixes_by_the_seed_alone() -> None:
     orders = [
-        [group.captions for group in group_captions(ROW, IDS, 2, np.random.default_rng(seed))]
-        for seed in (1, 1, 2)
+        [group.captions for group in group_captions(ROW, IDS, 2, np.random.default_rng(seed))] for seed in (1, 1, 2)
     ]
     assert orders[0] == orders[1]
     assert orders[0] != orders[2]

@@ -158,9 +158,7 @@ def test_original_key_used_twice() -> None:
 
 
 @settings(deadline=None)
-@given(
-    st.lists(st.text(st.characters(exclude_characters="\r\n\t", exclude_categories=["Cs"])).map(str.strip))
-)
+@given(st.lists(st.text(st.characters(exclude_characters="\r\n\t", exclude_categories=["Cs"])).map(str.strip)))
 def test_original_reads_any_caption(captions: list[str]) -> None:
     text = "".join(f"a.jpg#{index}\t{caption}\n" for index, caption in enumerate(captions))
     assert original(text) == [(str(index), "a.jpg", caption) for index, caption in enumerate(captions, 1)]
@@ -202,8 +200,7 @@ def test_karpathy_bad_entries() -> None:
 
 def test_karpathy_bytes_that_are_not_utf8_cost_one_caption() -> None:
     content = (
-        b'{"images": [{"filename": "a.jpg", "split": "train",'
-        b' "sentences": [{"raw": "A caf\xe9"}, {"raw": "A dog"}]}]}'
+        b'{"images": [{"filename": "a.jpg", "split": "train", "sentences": [{"raw": "A caf\xe9"}, {"raw": "A dog"}]}]}'
     )
     assert brief(karpathy_rows(content, "d.json")) == [
         ("images[0]", "not_utf8"),

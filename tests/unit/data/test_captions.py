@@ -38,9 +38,7 @@ def test_records_are_sorted_and_keep_the_order_of_captions(tmp_path: Path) -> No
     assert source.layout == "kaggle"
     assert source.problems == ()
     assert source.records == (
-        CaptionRecord(
-            name="a.jpg", path=f"{tmp_path}/Images/a.jpg", captions=("A cat .",), where="captions.txt:3"
-        ),
+        CaptionRecord(name="a.jpg", path=f"{tmp_path}/Images/a.jpg", captions=("A cat .",), where="captions.txt:3"),
         CaptionRecord(
             name="b.jpg",
             path=f"{tmp_path}/Images/b.jpg",
@@ -93,9 +91,7 @@ def test_a_picture_whose_only_line_is_unreadable_counts_as_named(tmp_path: Path)
     ]
 
 
-@pytest.mark.parametrize(
-    "name", ["../x.jpg", "/x.jpg", "sub/../../x.jpg", "..\\x.jpg", "C:\\x.jpg", "\\x.jpg"]
-)
+@pytest.mark.parametrize("name", ["../x.jpg", "/x.jpg", "sub/../../x.jpg", "..\\x.jpg", "C:\\x.jpg", "\\x.jpg"])
 def test_names_that_escape_are_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / "x.jpg").touch()
     source = read(tmp_path, f"a.jpg,A dog .\n{name},A dog .\n", "a.jpg")
@@ -139,17 +135,13 @@ def test_layouts_in_order_of_preference(
     source = read_source(make_folder(tmp_path, {"Images/a.jpg": "", **files}), CaptionRules())
     assert source.layout == layout
     path = f"{tmp_path}/Images/a.jpg"
-    assert source.records == (
-        CaptionRecord(name="a.jpg", path=path, captions=(caption,), where=where, split=split),
-    )
+    assert source.records == (CaptionRecord(name="a.jpg", path=path, captions=(caption,), where=where, split=split),)
 
 
 def test_wrong_folders(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="absent: no such folder"):
         read_source(str(tmp_path / "absent"), CaptionRules())
-    with pytest.raises(
-        CaptionFileError, match=r"captions\.txt, Flickr8k\.token\.txt, dataset_flickr8k\.json"
-    ):
+    with pytest.raises(CaptionFileError, match=r"captions\.txt, Flickr8k\.token\.txt, dataset_flickr8k\.json"):
         read_source(str(tmp_path), CaptionRules())
     make_folder(tmp_path, KAGGLE)
     with pytest.raises(CaptionFileError, match="found no pictures"):
@@ -166,9 +158,7 @@ def test_a_file_of_another_format_is_named_in_full(tmp_path: Path) -> None:
 
 
 def test_summary_counts_kinds_and_shows_the_first() -> None:
-    problems = [
-        Problem(kind="empty_caption", where=f"captions.txt:{line}", message="is empty") for line in (2, 5, 9)
-    ]
+    problems = [Problem(kind="empty_caption", where=f"captions.txt:{line}", message="is empty") for line in (2, 5, 9)]
     problems.append(Problem(kind="no_captions", where="Images/x.jpg", message="has none", name="x.jpg"))
     assert summarise_problems(problems, limit=2).splitlines() == [
         "4 problems in the input",

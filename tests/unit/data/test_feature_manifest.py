@@ -84,10 +84,7 @@ def test_stale_preprocessing(tmp_path: Path) -> None:
 def test_foreign_data_set(tmp_path: Path) -> None:
     write_cache(tmp_path)
     message = refusal(tmp_path, dataset("12" * 32))
-    assert (
-        "foreign or stale: made from a data set with digest cdcdcdcdcdcd, this one has 121212121212"
-        in message
-    )
+    assert "foreign or stale: made from a data set with digest cdcdcdcdcdcd, this one has 121212121212" in message
 
 
 @pytest.mark.parametrize(

@@ -187,9 +187,7 @@ def test_augment_takes_every_window_and_mirrors_exactly() -> None:
     assert padded == 18
     picture = np.arange(3 * padded * padded, dtype=np.uint16).reshape(3, padded, padded).astype(np.uint8)
     windows = {
-        (top, left, mirrored): (
-            picture[:, top : top + side, left : left + side][:, :, :: -1 if mirrored else 1]
-        )
+        (top, left, mirrored): (picture[:, top : top + side, left : left + side][:, :, :: -1 if mirrored else 1])
         for top in range(3)
         for left in range(3)
         for mirrored in (False, True)
@@ -219,9 +217,7 @@ def test_seeded_generator_is_the_same_everywhere() -> None:
 
 
 def test_seeded_generator_tells_its_parts_apart() -> None:
-    drawn = {
-        int(seeded_generator(*parts).integers(1 << 60)) for parts in ((1, 23), (12, 3), (123,), (1, 2, 3))
-    }
+    drawn = {int(seeded_generator(*parts).integers(1 << 60)) for parts in ((1, 23), (12, 3), (123,), (1, 2, 3))}
     assert len(drawn) == 4
 
 

@@ -67,9 +67,7 @@ def test_pictures_show_what_their_captions_say(tmp_path: Path) -> None:
         if colours[0] == colours[1]:
             continue
         with Image.open(tmp_path / "Images" / row["image"]) as picture:
-            (y, x), (other_y, other_x) = (
-                tuple(axis.mean() for axis in spot(picture, colour)) for colour in colours
-            )
+            (y, x), (other_y, other_x) = (tuple(axis.mean() for axis in spot(picture, colour)) for colour in colours)
         distance = {
             "left of": other_x - x,
             "right of": x - other_x,

@@ -27,9 +27,7 @@ def test_perfect_captions_score_one_and_cider_ten() -> None:
 
 
 def test_bleu_is_precision_times_brevity_penalty() -> None:
-    scores = score_captions(
-        {"x": ["a", "dog", "sleeps"]}, {"x": [["a", "dog", "runs", "on", "grass"]]}, NO_WORDS
-    )
+    scores = score_captions({"x": ["a", "dog", "sleeps"]}, {"x": [["a", "dog", "runs", "on", "grass"]]}, NO_WORDS)
     brevity = math.exp(1 - 5 / 3)
     assert scores.bleu_1 == pytest.approx(2 / 3 * brevity)
     assert scores.bleu_2 == pytest.approx(math.sqrt(2 / 3 * 1 / 2) * brevity)
@@ -52,9 +50,7 @@ def test_bleu_counts_a_repeated_word_as_often_as_a_reference_has_it() -> None:
 
 
 def test_rouge_l_is_an_f_score_of_the_longest_common_subsequence() -> None:
-    scores = score_captions(
-        {"x": ["a", "dog", "runs"]}, {"x": [["a", "big", "dog", "runs", "fast"]]}, NO_WORDS
-    )
+    scores = score_captions({"x": ["a", "dog", "runs"]}, {"x": [["a", "big", "dog", "runs", "fast"]]}, NO_WORDS)
     precision, recall, beta_squared = 3 / 3, 3 / 5, 1.2**2
     expected = (1 + beta_squared) * precision * recall / (recall + beta_squared * precision)
     assert scores.rouge_l == pytest.approx(expected)

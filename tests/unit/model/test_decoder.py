@@ -73,9 +73,7 @@ def textbook(decoder: Decoder, grid: Tensor, inputs: list[int]) -> tuple[Tensor,
         context = gate * sum(share * value for share, value in zip(alpha, values, strict=True))
         entry = torch.cat((decoder.embedding.weight[word], context))
         hidden, cell = (part[0] for part in decoder.lstm(entry[None], (hidden[None], cell[None])))
-        read = (
-            torch.tanh(decoder.deep(torch.cat((hidden, context)))) if decoder.config.deep_output else hidden
-        )
+        read = torch.tanh(decoder.deep(torch.cat((hidden, context)))) if decoder.config.deep_output else hidden
         rows.append(decoder.output.weight @ read + decoder.output.bias)
         total = total + alpha
     return torch.stack(rows), total
@@ -109,9 +107,7 @@ def test_forward_and_its_gradients_are_the_textbooks(name: str) -> None:
 def test_forward_equals_step_word_by_word(name: str) -> None:
     decoder, grids = build(CONFIGS[name]).requires_grad_(False), features()
     result = decoder(grids, IDS, LENGTHS, PICTURES)
-    for row, ((picture, words), logits) in enumerate(
-        zip(CAPTIONS, by_caption(result.logits, LENGTHS), strict=True)
-    ):
+    for row, ((picture, words), logits) in enumerate(zip(CAPTIONS, by_caption(result.logits, LENGTHS), strict=True)):
         context, state = decoder.prepare(grids[picture : picture + 1])
         total = torch.zeros(R).double()
         for step, word in enumerate([1, *words]):

@@ -31,14 +31,10 @@ class TreeDecoder:
         keys = torch.zeros(len(features), self.num_regions, 1)
         return PictureContext(keys, keys), DecoderState(features[:, 0, :1], torch.zeros(len(features), 0))
 
-    def step(
-        self, ids: Tensor, state: DecoderState, context: PictureContext
-    ) -> tuple[Tensor, DecoderState, Tensor]:
+    def step(self, ids: Tensor, state: DecoderState, context: PictureContext) -> tuple[Tensor, DecoderState, Tensor]:
         words = torch.cat((state.cell, ids[:, None].float()), dim=1)
         logits = torch.full((len(ids), 8), -torch.inf)
-        for row, (tree, prefix) in enumerate(
-            zip(state.hidden[:, 0].int().tolist(), words.int().tolist(), strict=True)
-        ):
+        for row, (tree, prefix) in enumerate(zip(state.hidden[:, 0].int().tolist(), words.int().tolist(), strict=True)):
             for word, probability in self.trees[tree].get(tuple(prefix[1:]), {END_ID: 1.0}).items():
                 logits[row, word] = math.log(probability)
         attention = torch.full((len(ids), self.num_regions), 1 / self.num_regions)
@@ -93,9 +89,7 @@ def test_markers_and_unknown_are_never_written(width: int) -> None:
 
 @pytest.mark.parametrize("width", [1, 3, 20])
 def test_there_is_an_answer_though_nothing_ends(width: int) -> None:
-    endless: Tree = {
-        prefix: {A: 0.75, B: 0.25} for length in range(5) for prefix in product((A, B), repeat=length)
-    }
+    endless: Tree = {prefix: {A: 0.75, B: 0.25} for length in range(5) for prefix in product((A, B), repeat=length)}
     (found,) = search([endless], beam_width=width, max_words=5)
     assert found[0].ids == (A,) * 5
     assert found[0].log_probability == pytest.approx(5 * math.log(0.75))

@@ -97,7 +97,5 @@ def test_the_file_keeps_all_and_carries_its_version() -> None:
     ],
 )
 def test_a_wrong_file_is_named(text: str) -> None:
-    with pytest.raises(
-        CaptionRayError, match=r"^data/vocabulary\.json: not a vocabulary of format version 1"
-    ):
+    with pytest.raises(CaptionRayError, match=r"^data/vocabulary\.json: not a vocabulary of format version 1"):
         Vocabulary.from_json(text, "data/vocabulary.json")

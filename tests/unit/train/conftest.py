@@ -16,9 +16,7 @@ REGIONS, FEATURES, WORDS = 3, 5, 11
 def make_stepper() -> Callable[..., Stepper]:
     """Build steppers over a small decoder of region features, each from the same seed."""
 
-    def make(
-        *, hidden_size: int = 7, plain_sgd: bool = False, max_grad_norm: float = 1e9, **training: Any
-    ) -> Stepper:
+    def make(*, hidden_size: int = 7, plain_sgd: bool = False, max_grad_norm: float = 1e9, **training: Any) -> Stepper:
         settings = Experiment(
             model=ModelConfig(
                 embedding_size=4, hidden_size=hidden_size, attention_size=2, dropout=0.0 if plain_sgd else 0.5

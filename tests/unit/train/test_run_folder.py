@@ -41,9 +41,7 @@ def test_other_settings_are_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", ["", "{}", '{"learning_rate": 1}'])
 def test_record_of_another_program(tmp_path: Path, content: str) -> None:
     (tmp_path / "run.json").write_text(content)
-    with pytest.raises(
-        RunError, match=r"run\.json: not a run of this version of caption_ray; use another --name"
-    ):
+    with pytest.raises(RunError, match=r"run\.json: not a run of this version of caption_ray; use another --name"):
         claim(str(tmp_path), RECORD)
 
 

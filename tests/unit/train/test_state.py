@@ -47,9 +47,7 @@ def equal(mine: Weights, theirs: Weights) -> bool:
 
 
 @pytest.mark.parametrize("average_decay", [0.0, 0.9])
-def test_going_on_equals_never_stopping(
-    make_stepper: MakeStepper, tmp_path: Path, average_decay: float
-) -> None:
+def test_going_on_equals_never_stopping(make_stepper: MakeStepper, tmp_path: Path, average_decay: float) -> None:
     undisturbed = make_stepper(average_decay=average_decay)
     for epoch in (1, 2):
         run_epoch(undisturbed, epoch)
@@ -94,9 +92,7 @@ def test_plain_weights_are_kept_as_best_without_an_average(make_stepper: MakeSte
 
 def test_checkpoint_of_another_model_is_refused(make_stepper: MakeStepper, tmp_path: Path) -> None:
     save_state(tmp_path, make_stepper(hidden_size=8), Progress())
-    with pytest.raises(
-        RunError, match=r"(?s)a checkpoint of another model: .*size mismatch.*; use another --name"
-    ):
+    with pytest.raises(RunError, match=r"(?s)a checkpoint of another model: .*size mismatch.*; use another --name"):
         load_state(tmp_path, make_stepper())
 
 
@@ -113,9 +109,7 @@ def test_checkpoint_loads_without_pickle(make_stepper: MakeStepper, tmp_path: Pa
 
 
 @pytest.mark.parametrize("finetune_stages", [0, 1])
-def test_encoder_is_kept_only_where_it_trains(
-    make_stepper: MakeStepper, tmp_path: Path, finetune_stages: int
-) -> None:
+def test_encoder_is_kept_only_where_it_trains(make_stepper: MakeStepper, tmp_path: Path, finetune_stages: int) -> None:
     config = EncoderConfig(backbone="mobilenet_v2", weights="none", finetune_stages=finetune_stages)
     decoder = Decoder(ModelConfig(embedding_size=3, hidden_size=5, attention_size=2), 1280, 11)
     stepper = make_stepper()

@@ -48,9 +48,7 @@ def test_shares_of_3_and_9_words_add_up_to_the_pooled_gradient(
     assert count_step(collate([SHORT, LONG]), CPU) == counts
 
     def gradient(*groups: PictureGroup) -> torch.Tensor:
-        return change(
-            make_stepper(plain_sgd=True, attention_penalty=attention_penalty), collate(groups), counts
-        )
+        return change(make_stepper(plain_sgd=True, attention_penalty=attention_penalty), collate(groups), counts)
 
     pooled = gradient(SHORT, LONG)
     assert torch.allclose(gradient(SHORT) + gradient(LONG), pooled, atol=1e-6)
@@ -143,9 +141,7 @@ def test_learning_rate_scales_each_groups_peak() -> None:
     optimizer = build_optimizer(model, OptimizerConfig(learning_rate=0.01, encoder_learning_rate=0.001))
     for factor in (0.5, 0.1):
         set_learning_rate(optimizer, factor)
-        assert [g["lr"] for g in optimizer.param_groups] == pytest.approx(
-            [0.01 * factor] * 2 + [0.001 * factor]
-        )
+        assert [g["lr"] for g in optimizer.param_groups] == pytest.approx([0.01 * factor] * 2 + [0.001 * factor])
 
 
 def test_dev_loss_of_an_even_guess(make_stepper: MakeStepper) -> None:
@@ -162,7 +158,5 @@ def test_groups_per_worker(num_workers: int, expected: int) -> None:
 
 
 def test_groups_that_cannot_be_shared_evenly() -> None:
-    with pytest.raises(
-        ValueError, match=r"80 captions are 16 pictures of 5, which 3 workers .* a multiple of 15"
-    ):
+    with pytest.raises(ValueError, match=r"80 captions are 16 pictures of 5, which 3 workers .* a multiple of 15"):
         groups_per_worker(TrainingConfig(batch_size=80, captions_per_picture=5), 3)
