@@ -186,6 +186,6 @@ Use: `python jobs/caption.py --bundle THIS_FOLDER photo.jpg`
 
 ## Limits
 
-It knows what its training captions spoke of, and no more; it counts poorly, names no one, and repeats the biases of its
-training pictures. A caption comes with a log-probability, which is no guarantee of truth. Not for decisions about people.
+It knows what its training captions spoke of, and no more; it counts poorly, names no one, and repeats the biases of
+its training pictures. A caption's log-probability is no guarantee of truth. Not for decisions about people.
 """

@@ -28,12 +28,11 @@ def run_job(main: Callable[[Arguments], Mapping[str, object]], arguments: type[A
     the help, or the type that `tyro.extras.subcommand_type_from_defaults` builds.
 
     What `main` returns is printed as one JSON object, the last line of stdout; everything else that this
-    process or its children write to stdout goes to stderr. A CaptionRayError ends the job with its
-    message alone (and its result, if it carries one) and its exit code; any other exception with a traceback and 1. `--help` ends it with 0,
-    a wrong command line with 2.
+    process or its children write to stdout goes to stderr. A CaptionRayError ends the job with its message
+    alone (and its result, if it carries one) and its exit code; any other exception with a traceback and 1.
+    `--help` ends it with 0, a wrong command line with 2.
     """
-    # Pairs such as --skip-bad | --no-skip-bad say nothing where the default is False.
-    parsed = tyro.cli(arguments, config=(tyro.conf.FlagCreatePairsOff,))
+    parsed = tyro.cli(arguments)
     configure_logging()
     stdout = _move_stdout_to_stderr()
     try:

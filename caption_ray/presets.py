@@ -39,7 +39,13 @@ def flickr8k() -> Experiment:
         ),
         optimizer=OptimizerConfig(learning_rate=1e-3, schedule="cosine", weight_decay=0.01),
         training=TrainingConfig(
-            epochs=10, batch_size=80, augment=True, label_smoothing=0.05, average_decay=0.998, select_by="cider", patience=4
+            epochs=10,
+            batch_size=80,
+            augment=True,
+            label_smoothing=0.05,
+            average_decay=0.998,
+            select_by="cider",
+            patience=4,
         ),
         decode=DecodeOptions(beam_width=5, length_penalty=0.7),
     )

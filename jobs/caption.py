@@ -44,7 +44,7 @@ def main(arguments: Arguments) -> dict[str, object]:
     for name in arguments.pictures:
         try:
             found.append(_caption(captioner, name, options, _figure_path(arguments, name)))
-        except PictureError as error:
+        except PictureError as error:  # noqa: PERF203 - one bad picture must not cost the others
             errors.append(str(error))
             found.append({"picture": name, "error": str(error)})
     if errors:

@@ -1,6 +1,6 @@
 """Train a captioning model, or go on with a run."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 from pydantic import Field
@@ -49,10 +49,16 @@ def main(arguments: Arguments) -> dict[str, object]:
     return {"bundle": outcome.bundle, "was_finished": outcome.was_finished, **outcome.metrics}
 
 
+def _defaults(name: str) -> Arguments:
+    """Return arguments of which only the preset is set; what has no default is thereby required."""
+    fields: dict[str, Any] = {"experiment": PRESETS[name](), "preset": name}
+    return Arguments.model_construct(**fields)
+
+
 def command_line() -> type[Arguments]:
     """Return the type that tyro parses: the preset as a subcommand, whose settings are the flags' defaults."""
     commands: type[Arguments] = tyro.extras.subcommand_type_from_defaults(
-        {name: Arguments.model_construct(experiment=preset(), preset=name) for name, preset in PRESETS.items()},
+        {name: _defaults(name) for name in PRESETS},
         {name: (preset.__doc__ or "").strip() for name, preset in PRESETS.items()},
     )
     return commands

@@ -80,9 +80,11 @@ def cache_features(
     """Run a frozen encoder over every picture of a prepared data set and write the cache to `output`.
 
     The encoder runs in an actor pool of Ray Data: one actor a GPU, or a CPU where there is none. A complete cache
-    with the same key is left as it is, which is no error. `encoder` may be a faster equal of the one that `config`
-    names (batch norm folded, say); `weights` are those of the latter, kept for the bundle. Views beyond the first are random crops, mirrored half the
-    time where the captions stay true. Raises UsageError where `output` holds something else.
+    with the same key is left as it is, which is no error. Views beyond the first are random crops, mirrored half the
+    time where the captions stay true. `encoder` may be a faster equal of the one that `config` names (batch norm
+    folded, say); `weights` are those of the latter, kept for the bundle.
+
+    Raises UsageError where `output` holds something else.
     """
     if config.finetune_stages:
         raise UsageError("encoder.finetune_stages: only a frozen encoder's features can be cached; set it to 0")

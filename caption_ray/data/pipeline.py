@@ -106,21 +106,22 @@ def _decode_pictures(table: pa.Table, side: int) -> pa.Table:
     )
 
 
-class ExactSplit(ray.train.DataConfig):
+class ExactSplit(ray.train.DataConfig):  # type: ignore[misc]
     """Deals a dataset's blocks out to the workers, the same way in every epoch, without dropping a row.
 
     Ray's own split drops up to world size - 1 rows to make the shares equal. Here shares differ by up to a block, and
     the training loop lets workers run out of data at different steps.
     """
 
-    def configure(  # noqa: D102 - Ray's method
+    def configure(
         self,
         datasets: dict[str, ray.data.Dataset],
         world_size: int,
-        worker_handles: object,
-        worker_node_ids: object,
-        **kwargs: object,
+        worker_handles: object,  # noqa: ARG002 - the signature is Ray's
+        worker_node_ids: object,  # noqa: ARG002
+        **kwargs: object,  # noqa: ARG002
     ) -> list[dict[str, ray.data.DataIterator]]:
+        """Return each worker's iterators by dataset name; Ray calls it."""
         shards: list[dict[str, ray.data.DataIterator]] = [{} for _ in range(world_size)]
         for name, dataset in datasets.items():
             copy = dataset.copy(dataset)
@@ -179,7 +180,9 @@ class BatchPlan:
         if self.crop_to is None:
             return row
         generator = images.seeded_generator(self.seed, "crop", epoch, row.name)
-        picture = images.augment(row.picture, self.crop_to, images.may_mirror(row.captions), generator)
+        picture = images.augment(
+            row.picture.astype(np.uint8, copy=False), self.crop_to, images.may_mirror(row.captions), generator
+        )
         return PictureRow(name=row.name, picture=picture, captions=row.captions)
 
 

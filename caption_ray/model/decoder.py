@@ -223,7 +223,7 @@ class _DeferWeightGradient(torch.autograd.Function):
         return word_gates.view_as(word_gates)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
         inputs = torch.cat(ctx.inputs).to(gradient.dtype)
         return gradient, torch.mm(gradient.t(), inputs).to(ctx.dtype), None

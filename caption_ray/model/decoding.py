@@ -3,6 +3,7 @@
 Shape letters: P pictures, K beams, B = P * K rows (picture-major), T words so far, R regions, V vocabulary.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
@@ -53,7 +54,7 @@ def _log_probabilities(logits: Tensor, first: bool) -> Tensor:
 
 def rank_score(log_probability: float, num_tokens: int, length_penalty: float) -> float:
     """Return log-probability / length^penalty, the length counting `<end>`."""
-    return log_probability / float(num_tokens) ** length_penalty
+    return log_probability / math.pow(num_tokens, length_penalty)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

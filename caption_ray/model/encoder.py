@@ -93,7 +93,7 @@ def build_encoder(config: EncoderConfig, load_weights: bool = True) -> Encoder:
         _load_weights(network, config)
     stages, num_features = _split_stages(network)
     return Encoder(
-        stages.to(memory_format=torch.channels_last),  # type: ignore[call-overload]
+        stages.to(memory_format=torch.channels_last),
         num_features,
         config.image_size,
         config.finetune_stages,

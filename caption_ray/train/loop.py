@@ -196,10 +196,7 @@ class _Worker:
 
 
 def _idle_batch(feed: FeedPlan) -> CaptionBatch:
-    if feed.crop_to is None:
-        shape = feed.shape
-    else:
-        shape = (feed.shape[0], feed.crop_to, feed.crop_to)
+    shape = feed.shape if feed.crop_to is None else (feed.shape[0], feed.crop_to, feed.crop_to)
     return idle_batch(shape, torch.uint8 if feed.dtype == "|u1" else torch.float16)
 
 

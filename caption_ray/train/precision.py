@@ -29,7 +29,7 @@ def resolve_precision(asked: str, device: torch.device) -> Precision:
 def _has_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         # Emulated bf16, which `is_bf16_supported` counts by default, is slower than fp16 (P100, V100).
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     # The one probe that torch 2.7 to 2.14 all have.
     return bool(torch.cpu._is_avx512_bf16_supported())
 

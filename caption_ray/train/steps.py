@@ -3,7 +3,7 @@
 Ray, files and words are other modules' business. With one process `all_reduce` does nothing.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +14,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from caption_ray.config import Experiment, OptimizerConfig, TrainingConfig
 from caption_ray.data.batches import CaptionBatch
 from caption_ray.model.caption_model import CaptionModel
-from caption_ray.model.decoder import TeacherForcing, pack_steps
+from caption_ray.model.decoder import pack_steps
 from caption_ray.model.loss import attention_penalty, caption_loss
 from caption_ray.train.precision import Precision, autocast
 
@@ -96,7 +96,7 @@ class Stepper:
     """Does optimiser steps; `wrapped` is the model, or DDP around it."""
 
     model: CaptionModel
-    wrapped: Callable[..., TeacherForcing]
+    wrapped: nn.Module
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     average: AveragedModel | None

@@ -184,8 +184,10 @@ def _build_feeds(
     augment = experiment.training.augment
     if source.features is not None and features is not None:
         if augment and source.features.num_views == 1:
-            raise UsageError(
-                f"training.augment: the features in {features} have one view a picture; make them with --num-views"
+            logger.warning(
+                "training.augment is without effect: the features in %s have one view a picture; "
+                "jobs/cache_features.py makes more with --num-views",
+                features,
             )
         cached = source.features
         return {split: cached_feed(features, cached, split, augment and split == "train") for split in ("train", "dev")}
@@ -230,7 +232,7 @@ def _write_bundle(
     with checkpoint.as_directory() as folder:
         load_best_weights(Path(folder), model)
     location = bundle_location(request.run_folder)
-    described = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
+    described: dict[str, object] = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
     described |= {"selected_by": select_by, "dev_beam_width": experiment.training.dev_beam_width}
     save_bundle(
         location,
