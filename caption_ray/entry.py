@@ -38,8 +38,7 @@ def run_job(main: Callable[[Arguments], Mapping[str, object]], arguments: type[A
     try:
         _print_result(main(parsed), stdout)
     except CaptionRayError as error:
-        for message in str(error).splitlines():
-            logger.error("%s", message)
+        logger.error("%s", error)
         if error.result is not None:
             _print_result(error.result, stdout)
         _leave(error.exit_code)

@@ -15,12 +15,18 @@ def configure_logging(level: int = logging.INFO) -> None:
 
 
 def quieten_ray_workers() -> None:
-    """Silence, in a worker process of Ray, what is of no use to the person who reads the log.
-
-    Ray Train's clean-up actor asks the dashboard now and then, and warns each time that there is none.
-    """
+    """Silence, in a worker process of Ray, what is of no use to the person who reads a job's log."""
     for name in (
+        # Asks the dashboard now and then, and warns each time that there is none.
         "ray.train.v2._internal.execution.controller.placement_group_cleaner",
+        # Says once per process that progress bars are off, as they were set to be.
         "ray.data._internal.progress",
     ):
         logging.getLogger(name).setLevel(logging.ERROR)
+    for name in (
+        # Each worker repeats all metrics after each epoch.
+        "ray.train.v2._internal.execution.context",
+        # A line per epoch and data set.
+        "ray.data._internal.execution.streaming_executor",
+    ):
+        logging.getLogger(name).setLevel(logging.WARNING)

@@ -34,6 +34,7 @@ from caption_ray.data.feature_manifest import (
 )
 from caption_ray.data.output_folder import output_folder
 from caption_ray.data.shards import ShardWriter, load_manifest
+from caption_ray.data.tables import read_shards
 from caption_ray.errors import FeatureCacheError, UsageError
 from caption_ray.progress import Progress
 
@@ -165,13 +166,7 @@ def _encode(
 ) -> Iterator[pa.Table]:
     """Yield the pictures' names, captions, splits and grids, in the order of the shards at `paths`."""
     num_actors, per_actor = actor_resources()
-    filesystem, _ = storage.open_location(paths[0])
-    dataset = ray.data.read_parquet(
-        [storage.open_location(path)[1] for path in paths],
-        filesystem=filesystem,
-        columns=["name", "captions", "split", "image"],
-    )
-    dataset.context.execution_options.preserve_order = True
+    dataset = read_shards(paths, ["name", "captions", "split", "image"])
     dataset.context.target_max_block_size = _BLOCK_BYTES
     if num_pictures < _SMALL:  # else one block would keep all but one actor idle
         dataset = dataset.materialize().repartition(2 * num_actors)

@@ -27,6 +27,7 @@ from caption_ray.data.batches import (
 )
 from caption_ray.data.feature_manifest import FeatureManifest
 from caption_ray.data.shards import DatasetManifest
+from caption_ray.data.tables import read_shards
 from caption_ray.text.tokenizer import tokenize
 from caption_ray.text.vocabulary import Vocabulary
 
@@ -84,13 +85,9 @@ def cached_feed(folder: str, manifest: FeatureManifest, split: str, augment: boo
 
 
 def _read(paths: list[str], columns: list[str], num_bytes: int) -> ray.data.Dataset:
-    filesystem, _ = storage.open_location(paths[0])
-    dataset = ray.data.read_parquet(
-        [storage.open_location(path)[1] for path in paths], filesystem=filesystem, columns=columns
-    )
+    dataset = read_shards(paths, columns)
+    # Whole files would be too coarse to deal out.
     context = dataset.context
-    # The order decides which worker sees what, and with that whether a resumed run repeats an undisturbed one.
-    context.execution_options.preserve_order = True
     context.target_max_block_size = min(max(num_bytes // _BLOCKS_PER_SPLIT, _MIN_BLOCK_BYTES), _MAX_BLOCK_BYTES)
     return dataset
 

@@ -12,6 +12,7 @@ from caption_ray.data.captions import read_source, summarise_problems
 from caption_ray.data.prepare import open_pictures
 from caption_ray.data.shards import load_manifest
 from caption_ray.data.splits import SPLITS, assign_splits, read_split_lists
+from caption_ray.data.tables import read_shards
 from caption_ray.errors import DatasetError, UsageError
 
 logger = logging.getLogger(__name__)
@@ -42,16 +43,10 @@ def prepared_pictures(data: str, split: str) -> ScoredPictures:
         raise DatasetError(f"{data}: no picture in split {split}; it has {_counts(manifest.splits)}")
     paths = [storage.join(data, file.name) for file in files]
 
-    def read() -> ray.data.Dataset:
-        filesystem, _ = storage.open_location(paths[0])
-        return ray.data.read_parquet(
-            [storage.open_location(path)[1] for path in paths],
-            filesystem=filesystem,
-            columns=["name", "image", "captions"],
-        )
-
     count = sum(manifest.splits[name].num_pictures for name in names)
-    return ScoredPictures(where=data, split=split, count=count, dataset=read)
+    return ScoredPictures(
+        where=data, split=split, count=count, dataset=lambda: read_shards(paths, ["name", "image", "captions"])
+    )
 
 
 def source_pictures(source: str, split: str) -> ScoredPictures:

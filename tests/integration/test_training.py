@@ -35,7 +35,9 @@ from caption_ray.train.trainer import TrainRequest, train
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
-JOBS = Path(__file__).parents[2] / "jobs"
+SNAPSHOT = "checkpoint_manager_snapshot.json"
+"""Ray Train writes it when a checkpoint counts: after the first epoch, the first time."""
+
 ENCODER = EncoderConfig(backbone="resnet18", weights="none", image_size=64)
 EXPERIMENT = Experiment(
     encoder=ENCODER,
@@ -176,8 +178,8 @@ def kill_a_worker(run_folder: Path, killed: list[int]) -> None:
     """Kill one of this process's training workers by SIGKILL once the first epoch's checkpoint is there."""
     deadline = time.monotonic() + 240
     while time.monotonic() < deadline:
-        if (run_folder / "epoch_0001" / "progress.json").exists():
-            time.sleep(0.3)
+        if (run_folder / SNAPSHOT).exists():
+            time.sleep(0.5)
             for process in psutil.Process().children(recursive=True):
                 if process.name().startswith("ray::RayTrain"):
                     process.send_signal(signal.SIGKILL)
@@ -203,7 +205,8 @@ def test_a_killed_run_goes_on_where_it_stopped(
     )
     command = [sys.executable, str(Path(__file__).with_name("run_training.py")), str(settings)]
     first = subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True)
-    wait_for(tmp_path / "job" / "epoch_0001" / "progress.json", first)
+    wait_for(tmp_path / "job" / SNAPSHOT, first)
+    time.sleep(0.5)
     family = psutil.Process(first.pid).children(recursive=True)
     os.kill(first.pid, signal.SIGKILL)
     for process in family:

@@ -25,7 +25,7 @@ PURE = (*BASE, *TEXT, *DATA_FILES, *DATA_TABLES, *MODEL, *METRICS)
 STEPS = ("train.steps", "train.state", "train.schedule", "train.precision", "train.resources", "train.setup")
 RUN_PARTS = ("train.run_folder", "train.dev", "train.board", "train.encoder_source")
 CAPTIONING = ("bundle", "inference", "attention_figure")
-DATA_ADAPTERS = ("cluster", "data.prepare", "data.pipeline", "data.feature_cache")
+DATA_ADAPTERS = ("cluster", "data.prepare", "data.pipeline", "data.feature_cache", "data.tables")
 EVALUATION_ADAPTERS = ("evaluation.evaluate", "evaluation.pictures")
 TRAIN_ADAPTERS = ("train.loop", "train.trainer", "train.sweep")
 SERVE_PURE = ("serve.schemas", "serve.app")
@@ -62,9 +62,9 @@ LAYERS = (
     # 3, Ray adapters
     Layer(("cluster",), BASE, ("ray",)),
     Layer(
-        ("data.prepare", "data.pipeline", "data.feature_cache"),
+        ("data.prepare", "data.pipeline", "data.feature_cache", "data.tables"),
         (*BASE, *TEXT, *DATA_FILES, *DATA_TABLES, *DATA_ADAPTERS),
-        (*ARROW, "ray", "safetensors", "pydantic"),
+        (*ARROW, "ray", "PIL", "safetensors", "pydantic"),
     ),
     Layer(
         TRAIN_ADAPTERS,
