@@ -15,7 +15,7 @@ from caption_ray.data.batches import CaptionBatch, PictureFormat, batched
 from caption_ray.data.images import seeded_generator
 from caption_ray.data.pipeline import BatchPlan, shard_tables
 from caption_ray.data.shards import first_pictures
-from caption_ray.logs import configure_logging
+from caption_ray.logs import configure_logging, quieten_ray_workers
 from caption_ray.text.vocabulary import Vocabulary
 from caption_ray.train.board import NUM_SHOWN, Board
 from caption_ray.train.dev import DevResult, decode_share, gather_result
@@ -49,6 +49,7 @@ def train_loop(config: dict[str, object]) -> dict[str, object]:
     Returns {"failed": reason} where training cannot go on, which no restart would change; else an empty mapping.
     """
     configure_logging()
+    quieten_ray_workers()  # again: Ray Train has set up its loggers since the process started
     plan = RunPlan.model_validate(config)
     worker = _Worker(plan)
     progress = worker.resume()
