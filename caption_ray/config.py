@@ -144,7 +144,7 @@ class TrainingConfig(Settings):
         ge=0,
         lt=1,
         description="Decay per step of an exponential moving average of the weights, which then is what is "
-        "evaluated and bundled; 0 turns it off.",
+        "evaluated and bundled; smaller in the first steps; 0 turns it off.",
     )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto", description="'auto': bf16 where the hardware computes in it, fp16 on other GPUs, fp32 else."

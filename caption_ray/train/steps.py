@@ -3,13 +3,13 @@
 Ray, files and words are other modules' business. With one process `all_reduce` does nothing.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from caption_ray.config import Experiment, OptimizerConfig, TrainingConfig
 from caption_ray.data.batches import CaptionBatch
@@ -50,10 +50,20 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
 
 
 def average_weights(model: CaptionModel, decay: float) -> AveragedModel | None:
-    """Return an exponential moving average of the decoder's (and fine-tuned encoder's) weights, or None."""
+    """Return an exponential moving average of the decoder's (and fine-tuned encoder's) weights, or None.
+
+    At the n-th step the decay is min(`decay`, (1 + n) / (10 + n)): the first epochs' average would else be mostly the
+    weights that training started from.
+    """
     if decay == 0:
         return None
-    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))
+
+    def update(averaged: Sequence[Tensor], current: Sequence[Tensor], num_averaged: Tensor | int) -> None:
+        share = min(decay, (1 + int(num_averaged)) / (10 + int(num_averaged)))
+        for average, weight in zip(averaged, current, strict=True):
+            average.lerp_(weight, 1 - share)
+
+    return AveragedModel(model, multi_avg_fn=update)
 
 
 @dataclass(frozen=True, slots=True)

@@ -109,8 +109,8 @@ def test_average_by_hand(make_stepper: MakeStepper) -> None:
         stepper.step(batch, count_step(batch, CPU))
         seen.append(stepper.model.decoder.output.weight.detach().clone())
     assert stepper.average is not None
-    # The first step's weights start the average.
-    expected = 0.75 * seen[0] + 0.25 * seen[1]
+    # The first step's weights start the average; the second step's decay is 2 / 11, still under 0.75.
+    expected = (2 * seen[0] + 9 * seen[1]) / 11
     assert torch.allclose(stepper.average.module.decoder.output.weight, expected, atol=1e-7)
 
 
