@@ -169,7 +169,7 @@ class _Worker:
 
     def report(self, progress: Progress, values: Mapping[str, float]) -> None:
         """Hand the epoch's values, and on rank 0 a checkpoint, to Ray."""
-        metrics = {name.rpartition("/")[2]: value for name, value in values.items()}
+        metrics = {_metric_name(name): value for name, value in values.items()}
         metrics |= {"epoch": progress.epochs_done, "train_seconds": progress.train_seconds}
         if self.rank != 0:
             ray.train.report(metrics)
@@ -242,6 +242,12 @@ class _Meter:
             f"epoch {self.epoch + 1} of {self.plan.experiment.training.epochs}: {self.share:.0%}, "
             f"{self.captions_per_s:,.0f} captions/s, {left:.0f} s left"
         )
+
+
+def _metric_name(curve: str) -> str:
+    """Return a curve's name as a metric: dev/bleu_4 is bleu_4, loss/train is train_loss."""
+    group, _, name = curve.partition("/")
+    return f"{name}_loss" if group == "loss" else name
 
 
 def _dev_values(result: DevResult) -> dict[str, float]:

@@ -235,8 +235,8 @@ def test_streamed_pictures_give_the_loss_of_cached_features(request_two: TrainRe
     request = replace(request_two, experiment=EXPERIMENT.model_copy(update={"training": training}), num_workers=1)
     cached = train(replace(request, name="cached")).metrics
     streamed = train(replace(request, name="streamed", features=None)).metrics
-    assert streamed["train"] == pytest.approx(cached["train"], rel=2e-3)
-    assert streamed["dev"] == pytest.approx(cached["dev"], rel=2e-3)
+    assert streamed["train_loss"] == pytest.approx(cached["train_loss"], rel=2e-3)
+    assert streamed["dev_loss"] == pytest.approx(cached["dev_loss"], rel=2e-3)
 
 
 def test_other_settings_under_the_same_name_are_refused(
