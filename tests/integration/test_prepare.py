@@ -210,7 +210,7 @@ def test_the_job_prints_json_and_keeps_its_token_private(source: Path, tmp_path:
     environment["HOME"] = str(tmp_path / "home")
 
     job = start_job("--source", source, "--output", tmp_path / "data", environment=environment)
-    stdout, stderr = job.communicate(timeout=180)
+    stdout, stderr = job.communicate(timeout=600)
 
     assert job.returncode == 0, stderr
     assert json.loads(stdout) == {
@@ -233,7 +233,7 @@ def test_the_job_fails_with_a_message(tmp_path: Path, folder: str, exit_code: in
     (tmp_path / "empty").mkdir()
 
     job = start_job("--source", tmp_path / folder, "--output", tmp_path / "data")
-    stdout, stderr = job.communicate(timeout=180)
+    stdout, stderr = job.communicate(timeout=600)
 
     assert job.returncode == exit_code
     assert stdout == ""
@@ -268,7 +268,7 @@ def test_a_killed_job_leaves_nothing_that_passes_for_a_data_set(source: Path, tm
         load_manifest(str(partial))
 
     again = start_job("--source", source, "--output", tmp_path / "data")
-    stdout, stderr = again.communicate(timeout=180)
+    stdout, stderr = again.communicate(timeout=600)
     assert again.returncode == 0, stderr
     assert json.loads(stdout)["pictures"] == {"train": 136, "dev": 2, "test": 1}
     assert load_manifest(str(tmp_path / "data")).num_pictures == 139
