@@ -34,19 +34,13 @@ from caption_ray.data.feature_manifest import (
 )
 from caption_ray.data.output_folder import output_folder
 from caption_ray.data.shards import ShardWriter, load_manifest
-from caption_ray.data.tables import read_shards
+from caption_ray.data.tables import deal_out, read_shards
 from caption_ray.errors import FeatureCacheError, UsageError
 from caption_ray.progress import Progress
 
 logger = logging.getLogger(__name__)
 
 _OUR_FILES = re.compile(r"(train|dev|test)-\d{5,}\.parquet|encoder\.safetensors|features\.json")
-
-_BLOCK_BYTES = 16 << 20
-"""Size of the blocks that come back: small enough to show progress, and to keep memory flat."""
-
-_SMALL = 2000
-"""Fewer pictures than this may come as a single block; they are dealt out again."""
 
 _Square = npt.NDArray[np.uint8]
 
@@ -167,9 +161,7 @@ def _encode(
     """Yield the pictures' names, captions, splits and grids, in the order of the shards at `paths`."""
     num_actors, per_actor = actor_resources()
     dataset = read_shards(paths, ["name", "captions", "split", "image"])
-    dataset.context.target_max_block_size = _BLOCK_BYTES
-    if num_pictures < _SMALL:  # else one block would keep all but one actor idle
-        dataset = dataset.materialize().repartition(2 * num_actors)
+    dataset = deal_out(dataset, num_pictures, num_actors)
     encoded = dataset.map_batches(
         _EncodePictures,
         fn_constructor_args=(encoder_ref, num_views, view_seed),

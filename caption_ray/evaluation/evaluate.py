@@ -17,6 +17,7 @@ from caption_ray.bundle import Bundle, load_bundle
 from caption_ray.cluster import actor_resources, connect
 from caption_ray.config import DecodeOptions
 from caption_ray.data.images import open_picture, to_square
+from caption_ray.data.tables import deal_out
 from caption_ray.errors import BadInputError, PictureError
 from caption_ray.evaluation.metrics import CaptionScores, score_captions, score_each
 from caption_ray.evaluation.pictures import ScoredPictures
@@ -29,9 +30,7 @@ logger = logging.getLogger(__name__)
 
 _BATCH = 16
 _THUMBNAIL_SIDE = 260
-_SMALL = 2000
 _PICTURES_PER_ACTOR = 200
-_BLOCK_BYTES = 16 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,10 +117,7 @@ def _predict(
     num_actors, per_actor = actor_resources()
     # Starting an actor takes as long as captioning some hundred pictures.
     num_actors = min(num_actors, 1 + pictures.count // _PICTURES_PER_ACTOR)
-    dataset = pictures.dataset()
-    dataset.context.target_max_block_size = _BLOCK_BYTES
-    if pictures.count < _SMALL:  # else one block would keep all but one actor idle
-        dataset = dataset.materialize().repartition(2 * num_actors)
+    dataset = deal_out(pictures.dataset(), pictures.count, num_actors)
     captioned = dataset.map_batches(
         _CaptionPictures,
         fn_constructor_args=(ray.put(bundle), options),

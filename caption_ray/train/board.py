@@ -1,6 +1,5 @@
 """What a run shows in TensorBoard: curves, and a page of dev pictures with captions and attention."""
 
-import io
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -49,10 +48,3 @@ class Board:
 
 def _as_array(image: Image.Image) -> np.ndarray:
     return np.asarray(image.convert("RGB"))
-
-
-def as_jpeg(image: Image.Image) -> bytes:
-    """Return a picture as a JPEG file's bytes."""
-    stream = io.BytesIO()
-    image.convert("RGB").save(stream, "JPEG", quality=85)
-    return stream.getvalue()
