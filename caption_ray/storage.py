@@ -49,6 +49,13 @@ def exists(location: str) -> bool:
     return bool(filesystem.get_file_info(path).type != fs.FileType.NotFound)
 
 
+def num_bytes(location: str) -> int | None:
+    """Return a file's size, None where it is absent."""
+    filesystem, path = open_location(location)
+    size: int | None = filesystem.get_file_info(path).size
+    return size
+
+
 def list_files(location: str) -> list[str]:
     """Return the paths of all files below a folder, relative to it, sorted; none where it is absent."""
     filesystem, path = open_location(location)

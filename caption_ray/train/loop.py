@@ -175,7 +175,7 @@ class _Worker:
             ray.train.report(metrics)
             return
         with tempfile.TemporaryDirectory() as folder:
-            save_state(Path(folder), self.stepper, progress)
+            save_state(Path(folder), self.stepper, progress, metrics)
             ray.train.report(
                 metrics,
                 checkpoint=ray.train.Checkpoint(folder),

@@ -9,6 +9,7 @@ from caption_ray import storage
 from caption_ray.bundle import MANIFEST_NAME as BUNDLE_MANIFEST
 from caption_ray.config import Experiment, Settings
 from caption_ray.errors import RunError
+from caption_ray.train.state import PROGRESS_NAME, STATE_NAME, CheckpointRecord
 
 logger = logging.getLogger(__name__)
 
@@ -81,11 +82,25 @@ def mend_snapshot(run_folder: str) -> str | None:
     except ValueError:
         filesystem, broken = storage.open_location(path)
         filesystem.move(broken, f"{broken}.broken")
-    # progress.json is written after state.pt, and names sort by epoch.
-    whole = [name for name in storage.list_files(run_folder) if name.endswith("/progress.json")]
-    newest = max(whole, default=None)
-    if newest is None:
+    checkpoints = whole_checkpoints(run_folder)
+    if not checkpoints:
         return None
-    checkpoint = storage.join(run_folder, newest.rpartition("/")[0])
-    logger.warning("%s was cut off; going on from %s", path, checkpoint)
-    return checkpoint
+    newest = max(checkpoints, key=lambda location: checkpoints[location].progress.epochs_done)
+    logger.warning("%s was cut off; going on from %s", path, newest)
+    return newest
+
+
+def whole_checkpoints(run_folder: str) -> dict[str, CheckpointRecord]:
+    """Return the records of a run's checkpoints by location, oldest first, without those that a kill cut off."""
+    whole = {}
+    for name in storage.list_files(run_folder):
+        if not name.endswith(f"/{PROGRESS_NAME}"):
+            continue
+        location = storage.join(run_folder, name.rpartition("/")[0])
+        try:
+            record = CheckpointRecord.model_validate_json(storage.read_bytes(storage.join(location, PROGRESS_NAME)))
+        except ValidationError:
+            continue
+        if storage.num_bytes(storage.join(location, STATE_NAME)) == record.state_bytes:
+            whole[location] = record
+    return dict(sorted(whole.items(), key=lambda pair: pair[1].progress.epochs_done))

@@ -4,6 +4,7 @@ A checkpoint is a folder with `state.pt` (tensors and numbers; loads with `weigh
 The encoder is in it only where it is fine-tuned; a frozen one comes from where it came from at the start.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -45,7 +46,15 @@ class Progress(Settings):
         )
 
 
-def save_state(folder: Path, stepper: Stepper, progress: Progress) -> None:
+class CheckpointRecord(Settings):
+    """What a checkpoint says of itself, in `progress.json`."""
+
+    progress: Progress
+    metrics: dict[str, float] = Field(description="Loss, dev scores and speed of its last epoch.")
+    state_bytes: int = Field(description="Size of `state.pt`; a copy that was cut off has another.")
+
+
+def save_state(folder: Path, stepper: Stepper, progress: Progress, metrics: Mapping[str, float]) -> None:
     """Write a checkpoint into an existing folder."""
     average = stepper.average
     torch.save(
@@ -58,7 +67,10 @@ def save_state(folder: Path, stepper: Stepper, progress: Progress) -> None:
         },
         folder / STATE_NAME,
     )
-    (folder / PROGRESS_NAME).write_text(progress.model_dump_json(indent=1))
+    record = CheckpointRecord(
+        progress=progress, metrics=dict(metrics), state_bytes=(folder / STATE_NAME).stat().st_size
+    )
+    (folder / PROGRESS_NAME).write_text(record.model_dump_json(indent=1))
 
 
 def load_state(folder: Path, stepper: Stepper) -> Progress:
@@ -73,12 +85,7 @@ def load_state(folder: Path, stepper: Stepper) -> Progress:
         stepper.scaler.load_state_dict(state["scaler"])
     except (RuntimeError, ValueError, KeyError) as error:
         raise RunError(f"{folder}: a checkpoint of another model: {error}; use another --name") from error
-    return load_progress(folder)
-
-
-def load_progress(folder: Path) -> Progress:
-    """Return how far the run of a checkpoint had come."""
-    return Progress.model_validate_json((folder / PROGRESS_NAME).read_bytes())
+    return CheckpointRecord.model_validate_json((folder / PROGRESS_NAME).read_bytes()).progress
 
 
 def load_best_weights(folder: Path, model: CaptionModel) -> None:

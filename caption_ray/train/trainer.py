@@ -23,7 +23,14 @@ from caption_ray.text.vocabulary import Vocabulary
 from caption_ray.train.encoder_source import EncoderSource, find_encoder
 from caption_ray.train.loop import train_loop
 from caption_ray.train.resources import WorkerResources, plan_workers
-from caption_ray.train.run_folder import RunRecord, bundle_location, claim, is_finished, mend_snapshot
+from caption_ray.train.run_folder import (
+    RunRecord,
+    bundle_location,
+    claim,
+    is_finished,
+    mend_snapshot,
+    whole_checkpoints,
+)
 from caption_ray.train.setup import FeedPlan, RunPlan, measure_features
 from caption_ray.train.state import load_best_weights
 from caption_ray.train.steps import groups_per_worker
@@ -102,8 +109,8 @@ def train(request: TrainRequest) -> TrainOutcome:
             return TrainOutcome(bundle=bundle_location(request.run_folder), metrics=metrics, was_finished=True)
         if existed:
             logger.info("going on with run %s in %s", request.name, request.run_folder)
-        result = _fit(request, experiment, manifest, source, workers, data, features)
-    return _write_bundle(request, experiment, manifest, source, data, result)
+        _fit(request, experiment, manifest, source, workers, data, features)
+    return _write_bundle(request, experiment, manifest, source, data)
 
 
 def _check_batch(experiment: Experiment, workers: WorkerResources) -> None:
@@ -121,7 +128,7 @@ def _fit(
     workers: WorkerResources,
     data: str,
     features: str | None,
-) -> ray.train.Result:
+) -> None:
     feeds = _build_feeds(experiment, manifest, source, data, features)
     plan = RunPlan(
         name=request.name,
@@ -175,7 +182,6 @@ def _fit(
         ) from error
     if isinstance(result.return_value, dict) and "failed" in result.return_value:
         raise RunError(f"run {request.name} failed: {result.return_value['failed']}")
-    return result
 
 
 def _build_feeds(
@@ -210,13 +216,15 @@ def _write_bundle(
     manifest: DatasetManifest,
     source: EncoderSource,
     data: str,
-    result: ray.train.Result,
 ) -> TrainOutcome:
     """Put the best epoch's weights and the encoder into RUN/bundle."""
     select_by = experiment.training.select_by
-    if not result.best_checkpoints:
+    # From the checkpoints themselves: Ray's list of them may have been cut off, and begun anew.
+    checkpoints = whole_checkpoints(request.run_folder)
+    if not checkpoints:
         raise RunError(f"run {request.name} ended without a checkpoint; look into {request.run_folder}")
-    checkpoint, metrics = max(result.best_checkpoints, key=lambda pair: pair[1][select_by])
+    best = max(checkpoints, key=lambda location: checkpoints[location].metrics[select_by])
+    metrics = checkpoints[best].metrics
     vocabulary = Vocabulary.from_json(
         storage.read_text(storage.join(data, VOCABULARY_NAME)), storage.join(data, VOCABULARY_NAME)
     )
@@ -229,10 +237,10 @@ def _write_bundle(
     )
     decoder = Decoder(experiment.model, config.num_features, config.vocabulary_size)
     model = CaptionModel(source.encoder, decoder)
-    with checkpoint.as_directory() as folder:
+    with ray.train.Checkpoint(best).as_directory() as folder:
         load_best_weights(Path(folder), model)
     location = bundle_location(request.run_folder)
-    described: dict[str, object] = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
+    described: dict[str, object] = {**metrics, "epoch": checkpoints[best].progress.epochs_done}
     described |= {"selected_by": select_by, "dev_beam_width": experiment.training.dev_beam_width}
     save_bundle(
         location,
@@ -243,5 +251,5 @@ def _write_bundle(
         model=model,
         metrics=described,
     )
-    logger.info("wrote %s (epoch %s)", location, metrics.get("epoch"))
+    logger.info("wrote %s (epoch %s)", location, described["epoch"])
     return TrainOutcome(bundle=location, metrics=described, was_finished=False)

@@ -3,8 +3,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from small import EXPERIMENT, make_cache
 
 from caption_ray.cluster import connect
+from caption_ray.config import CaptionRules, VocabularyConfig
+from caption_ray.data.prepare import prepare_dataset
+from caption_ray.data.synthetic import write_synthetic_flickr8k
+from caption_ray.train.trainer import TrainRequest, train
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -28,3 +33,51 @@ def local_ray(ray_environment: None) -> Iterator[None]:
     """Start Ray with two logical CPUs, once for all tests that ask for it."""
     with connect(num_cpus=2):
         yield
+
+
+@pytest.fixture(scope="session")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """410 drawn pictures: 328 to train on, 41 each for dev and test, an odd number for two workers."""
+    folder = tmp_path_factory.mktemp("drawn")
+    write_synthetic_flickr8k(folder, 410, seed=3)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def data(source: Path, tmp_path_factory: pytest.TempPathFactory, local_ray: None) -> str:
+    folder = str(tmp_path_factory.mktemp("prepared") / "data")
+    prepare_dataset(
+        str(source),
+        folder,
+        skip_bad=False,
+        overwrite=False,
+        rules=CaptionRules(),
+        vocabulary=VocabularyConfig(min_count=1),
+    )
+    return folder
+
+
+@pytest.fixture(scope="session")
+def features(data: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    return make_cache(data, str(tmp_path_factory.mktemp("cached") / "features"))
+
+
+@pytest.fixture(scope="session")
+def request_two(data: str, features: str, tmp_path_factory: pytest.TempPathFactory) -> TrainRequest:
+    return TrainRequest(
+        experiment=EXPERIMENT,
+        preset=EXPERIMENT,
+        data=data,
+        features=features,
+        storage=str(tmp_path_factory.mktemp("runs")),
+        name="undisturbed",
+        num_workers=2,
+        device="cpu",
+    )
+
+
+@pytest.fixture(scope="session")
+def undisturbed(request_two: TrainRequest) -> dict[str, object]:
+    outcome = train(request_two)
+    assert not outcome.was_finished
+    return outcome.metrics

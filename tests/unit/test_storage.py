@@ -14,8 +14,10 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 def test_write_then_read(folder: str) -> None:
     location = storage.join(folder, "new", "folder", "a.bin")
     assert not storage.exists(location)
+    assert storage.num_bytes(location) is None
     storage.write_bytes(location, b"\x00\xff\r\n")
     assert storage.exists(location)
+    assert storage.num_bytes(location) == 4
     assert storage.read_bytes(location) == b"\x00\xff\r\n"
     storage.write_text(location, "zwei Hunde, ein Bär")
     assert storage.read_text(location) == "zwei Hunde, ein Bär"

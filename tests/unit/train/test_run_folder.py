@@ -5,7 +5,15 @@ import pytest
 
 from caption_ray.config import Experiment, ModelConfig, TrainingConfig
 from caption_ray.errors import RunError
-from caption_ray.train.run_folder import RunRecord, bundle_location, claim, is_finished, mend_snapshot
+from caption_ray.train.run_folder import (
+    RunRecord,
+    bundle_location,
+    claim,
+    is_finished,
+    mend_snapshot,
+    whole_checkpoints,
+)
+from caption_ray.train.state import CheckpointRecord, Progress
 
 RECORD = RunRecord(experiment=Experiment(), data_digest="ab", features_key=None)
 SNAPSHOT = "checkpoint_manager_snapshot.json"
@@ -55,15 +63,17 @@ def test_a_run_is_finished_once_its_bundle_is_whole(tmp_path: Path) -> None:
     assert is_finished(str(tmp_path))
 
 
-def write_checkpoint(folder: Path, name: str, whole: bool = True) -> None:
-    (folder / name).mkdir()
-    (folder / name / "state.pt").write_bytes(b"")
-    if whole:
-        (folder / name / "progress.json").write_text("{}")
+def write_checkpoint(folder: Path, number: int, state_bytes: int = 3) -> None:
+    """Write a checkpoint of three bytes that says it has `state_bytes`."""
+    checkpoint = folder / f"epoch_{number:04d}"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "state.pt").write_bytes(b"abc")
+    record = CheckpointRecord(progress=Progress(epochs_done=number), metrics={}, state_bytes=state_bytes)
+    (checkpoint / "progress.json").write_text(record.model_dump_json())
 
 
 def test_sound_snapshot_is_left_alone(tmp_path: Path) -> None:
-    write_checkpoint(tmp_path, "epoch_0001")
+    write_checkpoint(tmp_path, 1)
     (tmp_path / SNAPSHOT).write_text(json.dumps({"checkpoint_results": []}))
     assert mend_snapshot(str(tmp_path)) is None
     assert (tmp_path / SNAPSHOT).exists()
@@ -76,8 +86,8 @@ def test_new_run_has_nothing_to_mend(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", [b"", b'{"checkpoint_results": [{"checkpo', b"\xff\xfe"])
 def test_cut_snapshot_gives_way_to_the_newest_whole_checkpoint(tmp_path: Path, content: bytes) -> None:
     for number in (1, 2, 10):
-        write_checkpoint(tmp_path, f"epoch_{number:04d}")
-    write_checkpoint(tmp_path, "epoch_0011", whole=False)
+        write_checkpoint(tmp_path, number)
+    write_checkpoint(tmp_path, 11, state_bytes=4)
     (tmp_path / SNAPSHOT).write_bytes(content)
     assert mend_snapshot(str(tmp_path)) == f"{tmp_path}/epoch_0010"
     assert not (tmp_path / SNAPSHOT).exists()
@@ -89,3 +99,15 @@ def test_cut_snapshot_without_checkpoints(tmp_path: Path) -> None:
     (tmp_path / SNAPSHOT).write_text("{")
     assert mend_snapshot(str(tmp_path)) is None
     assert not (tmp_path / SNAPSHOT).exists()
+
+
+def test_checkpoints_that_were_cut_off_do_not_count(tmp_path: Path) -> None:
+    for number in (10, 2):
+        write_checkpoint(tmp_path, number)
+    write_checkpoint(tmp_path, 11, state_bytes=4)  # the copy of state.pt was cut off
+    write_checkpoint(tmp_path, 12)
+    (tmp_path / "epoch_0012" / "progress.json").write_text('{"progr')
+    write_checkpoint(tmp_path, 13)
+    (tmp_path / "epoch_0013" / "state.pt").unlink()
+    assert list(whole_checkpoints(str(tmp_path))) == [f"{tmp_path}/epoch_0002", f"{tmp_path}/epoch_0010"]
+    assert whole_checkpoints(str(tmp_path / "absent")) == {}

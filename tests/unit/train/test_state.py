@@ -11,10 +11,10 @@ from caption_ray.model.caption_model import CaptionModel
 from caption_ray.model.decoder import Decoder
 from caption_ray.model.encoder import build_encoder
 from caption_ray.train.state import (
+    CheckpointRecord,
     Progress,
     evaluated_model,
     load_best_weights,
-    load_progress,
     load_state,
     load_weights,
     save_state,
@@ -56,7 +56,7 @@ def test_going_on_equals_never_stopping(make_stepper: MakeStepper, tmp_path: Pat
     start = weights(before.model)
     run_epoch(before, 1)
     progress = Progress().after_epoch(0.25, 7.0)
-    save_state(tmp_path, before, progress)
+    save_state(tmp_path, before, progress, {})
     run_epoch(after, 5)  # whatever it held is replaced
     assert load_state(tmp_path, after) == progress
     assert equal(weights(after.model), weights(before.model))
@@ -71,7 +71,7 @@ def test_going_on_equals_never_stopping(make_stepper: MakeStepper, tmp_path: Pat
 def test_averaged_weights_are_what_is_kept_as_best(make_stepper: MakeStepper, tmp_path: Path) -> None:
     stepper = make_stepper(average_decay=0.5)
     run_epoch(stepper, 1)
-    save_state(tmp_path, stepper, Progress())
+    save_state(tmp_path, stepper, Progress(), {})
     assert stepper.average is not None
     assert evaluated_model(stepper) is stepper.average.module
     fresh = make_stepper().model
@@ -83,7 +83,7 @@ def test_averaged_weights_are_what_is_kept_as_best(make_stepper: MakeStepper, tm
 def test_plain_weights_are_kept_as_best_without_an_average(make_stepper: MakeStepper, tmp_path: Path) -> None:
     stepper = make_stepper()
     run_epoch(stepper, 1)
-    save_state(tmp_path, stepper, Progress())
+    save_state(tmp_path, stepper, Progress(), {})
     assert evaluated_model(stepper) is stepper.model
     fresh = make_stepper().model
     load_best_weights(tmp_path, fresh)
@@ -91,13 +91,13 @@ def test_plain_weights_are_kept_as_best_without_an_average(make_stepper: MakeSte
 
 
 def test_checkpoint_of_another_model_is_refused(make_stepper: MakeStepper, tmp_path: Path) -> None:
-    save_state(tmp_path, make_stepper(hidden_size=8), Progress())
+    save_state(tmp_path, make_stepper(hidden_size=8), Progress(), {})
     with pytest.raises(RunError, match=r"(?s)a checkpoint of another model: .*size mismatch.*; use another --name"):
         load_state(tmp_path, make_stepper())
 
 
 def test_checkpoint_loads_without_pickle(make_stepper: MakeStepper, tmp_path: Path) -> None:
-    save_state(tmp_path, make_stepper(average_decay=0.5), Progress(epochs_done=3))
+    save_state(tmp_path, make_stepper(average_decay=0.5), Progress(epochs_done=3), {"cider": 0.25})
     assert sorted(torch.load(tmp_path / "state.pt", weights_only=True)) == [
         "average",
         "model",
@@ -105,7 +105,10 @@ def test_checkpoint_loads_without_pickle(make_stepper: MakeStepper, tmp_path: Pa
         "optimizer",
         "scaler",
     ]
-    assert load_progress(tmp_path).epochs_done == 3
+    record = CheckpointRecord.model_validate_json((tmp_path / "progress.json").read_bytes())
+    assert record.progress.epochs_done == 3
+    assert record.metrics == {"cider": 0.25}
+    assert record.state_bytes == (tmp_path / "state.pt").stat().st_size
 
 
 @pytest.mark.parametrize("finetune_stages", [0, 1])
@@ -114,7 +117,7 @@ def test_encoder_is_kept_only_where_it_trains(make_stepper: MakeStepper, tmp_pat
     decoder = Decoder(ModelConfig(embedding_size=3, hidden_size=5, attention_size=2), 1280, 11)
     stepper = make_stepper()
     stepper.model = CaptionModel(build_encoder(config), decoder)
-    save_state(tmp_path, stepper, Progress())
+    save_state(tmp_path, stepper, Progress(), {})
     kept = torch.load(tmp_path / "state.pt", weights_only=True)["model"]
     assert any(name.startswith("encoder.") for name in kept) is (finetune_stages > 0)
     fresh = CaptionModel(

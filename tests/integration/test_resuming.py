@@ -1,0 +1,124 @@
+"""Runs that were killed, by worker or whole, and runs that have ended: the same command again."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+from small import EXPERIMENT, numbers
+
+from caption_ray.errors import RunError
+from caption_ray.train.trainer import TrainRequest, train
+
+pytestmark = pytest.mark.usefixtures("local_ray")
+
+SNAPSHOT = "checkpoint_manager_snapshot.json"
+"""Ray Train writes it when a checkpoint counts: after the first epoch, the first time."""
+
+
+def test_the_same_command_again_says_that_the_run_is_finished(
+    request_two: TrainRequest, undisturbed: dict[str, object]
+) -> None:
+    again = train(request_two)
+    assert again.was_finished
+    assert numbers(again.metrics) == numbers(undisturbed)
+
+
+def test_other_settings_under_the_same_name_are_refused(
+    request_two: TrainRequest, undisturbed: dict[str, object]
+) -> None:
+    changed = EXPERIMENT.model_copy(update={"model": EXPERIMENT.model.model_copy(update={"hidden_size": 25})})
+    with pytest.raises(RunError, match=r"model\.hidden_size: 24 then, 25 now"):
+        train(replace(request_two, experiment=changed))
+
+
+@pytest.mark.parametrize("cut", [False, True], ids=["before its bundle", "and while its checkpoints were listed"])
+def test_a_run_killed_after_its_last_epoch_still_gets_its_bundle(
+    request_two: TrainRequest, undisturbed: dict[str, object], tmp_path: Path, cut: bool
+) -> None:
+    shutil.copytree(request_two.run_folder, tmp_path / "undisturbed")
+    shutil.rmtree(tmp_path / "undisturbed" / "bundle")
+    if cut:
+        snapshot = tmp_path / "undisturbed" / SNAPSHOT
+        snapshot.write_bytes(snapshot.read_bytes()[:100])
+    again = train(replace(request_two, storage=str(tmp_path)))
+    assert not again.was_finished
+    assert again.metrics == undisturbed
+    earlier = Path(request_two.run_folder, "bundle", "model.safetensors").read_bytes()
+    assert Path(again.bundle, "model.safetensors").read_bytes() == earlier
+
+
+def test_a_killed_worker_costs_an_epoch_and_changes_nothing(
+    request_two: TrainRequest, undisturbed: dict[str, object]
+) -> None:
+    request = replace(request_two, name="killed")
+    killed: list[int] = []
+    killer = threading.Thread(target=kill_a_worker, args=(Path(request.run_folder), killed))
+    killer.start()
+    outcome = train(request)
+    killer.join()
+    assert len(killed) == 1
+    assert numbers(outcome.metrics) == numbers(undisturbed)
+
+
+def kill_a_worker(run_folder: Path, killed: list[int]) -> None:
+    """Kill one of this process's training workers by SIGKILL once the first epoch's checkpoint is there."""
+    deadline = time.monotonic() + 240
+    while time.monotonic() < deadline:
+        if (run_folder / SNAPSHOT).exists():
+            time.sleep(0.5)
+            for process in psutil.Process().children(recursive=True):
+                if process.name().startswith("ray::RayTrain"):
+                    process.send_signal(signal.SIGKILL)
+                    killed.append(process.pid)
+                    return
+        time.sleep(0.05)
+
+
+def test_a_killed_run_goes_on_where_it_stopped(
+    request_two: TrainRequest, undisturbed: dict[str, object], tmp_path: Path
+) -> None:
+    """The whole job dies by SIGKILL in its second epoch; the same command goes on and reaches the same result."""
+    settings = tmp_path / "request.json"
+    settings.write_text(
+        json.dumps(
+            {
+                "experiment": EXPERIMENT.model_dump(mode="json"),
+                "data": request_two.data,
+                "features": request_two.features,
+                "storage": str(tmp_path),
+            }
+        )
+    )
+    command = [sys.executable, str(Path(__file__).with_name("run_training.py")), str(settings)]
+    first = subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True)
+    wait_for(tmp_path / "job" / SNAPSHOT, first)
+    time.sleep(0.5)
+    family = psutil.Process(first.pid).children(recursive=True)
+    os.kill(first.pid, signal.SIGKILL)
+    for process in family:
+        if process.is_running():
+            process.kill()
+    first.communicate()
+    assert not (tmp_path / "job" / "bundle").exists()
+    second = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert second.returncode == 0, second.stderr[-2000:]
+    assert "going on with run job" in second.stderr
+    assert "going on after epoch" in second.stderr
+    assert numbers(json.loads(second.stdout.splitlines()[-1])) == numbers(undisturbed)
+
+
+def wait_for(path: Path, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 240
+    while not path.exists():
+        assert process.poll() is None, "the job ended before it could be killed"
+        assert time.monotonic() < deadline, "no checkpoint in four minutes"
+        time.sleep(0.05)
