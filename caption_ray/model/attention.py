@@ -30,4 +30,5 @@ class AdditiveAttention(nn.Module):
         """
         energy = torch.tanh(keys.unsqueeze(1) + self.query(hidden).unsqueeze(2))  # (P, K, R, A)
         scores = torch.matmul(energy, self.score.weight[0])
-        return torch.softmax(scores.float(), dim=-1).to(energy.dtype)
+        exact = torch.promote_types(scores.dtype, torch.float32)
+        return torch.softmax(scores, dim=-1, dtype=exact).to(energy.dtype)

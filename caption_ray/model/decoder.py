@@ -8,15 +8,15 @@ features may first be projected to a smaller size (`feature_size`).
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from caption_ray.config import ModelConfig
 from caption_ray.model.attention import AdditiveAttention
+from caption_ray.model.recurrence import CaptionLayout, StepWeights, unroll
 
 UNKNOWN_ID = 3
 """Id that stands in for a word hidden by word dropout; text/vocabulary.py asserts the same number."""
@@ -133,31 +133,33 @@ class Decoder(nn.Module):
         """Score every next word of whole captions, the true words being fed in (teacher forcing).
 
         The same recurrence as `step`, with everything that does not depend on the state taken out of the loop, and
-        with captions leaving the batch as they end.
+        with captions leaving the batch as they end (see recurrence.py).
 
         features: (P, R, F).  ids: (N, T + 1), <start> words <end>, padded, longest caption first.
         lengths: predictions per caption, each its words plus <end>, falling.  picture_index: (N,), rows of features.
         """
         context, first = self.prepare(features)
-        context = PictureContext(context.keys[picture_index], context.values[picture_index])
-        state = DecoderState(first.hidden[picture_index], first.cell[picture_index])
         weights = self._split_weights()
         active = active_rows(lengths)
         words = self._drop_words(pack_steps(ids[:, :-1], lengths))
-        inputs: list[Tensor] = []
-        word_gates = _DeferWeightGradient.apply(
-            self._word_gates(self.embedding_dropout(self.embedding(words)), weights), weights.recurrent, inputs
+        hidden, attended, attention = unroll(
+            CaptionLayout(picture_index, active, features.shape[0]),
+            self._word_gates(self.embedding_dropout(self.embedding(words)), weights),
+            context.keys,
+            context.values,
+            first.hidden,
+            first.cell,
+            StepWeights(
+                query=self.attention.query.weight,
+                score=self.attention.score.weight[0],
+                gate=self.context_gate.weight,
+                gate_bias=self.context_gate.bias,
+                recurrent=weights.recurrent,
+            ),
         )
-        frozen = DecoderWeights(weights.word, weights.recurrent.detach())
-        hidden_states, contexts, attention_sums = [], [], torch.zeros_like(context.keys[..., 0])
-        for rows, gates in zip(active, word_gates.split(active), strict=True):
-            context = PictureContext(context.keys[:rows], context.values[:rows])
-            state = DecoderState(state.hidden[:rows], state.cell[:rows])
-            state, attended, attention = self._advance(gates, state, context, frozen, inputs)
-            hidden_states.append(state.hidden)
-            contexts.append(attended)
-            attention_sums = attention_sums + F.pad(attention, (0, 0, 0, len(lengths) - rows))
-        return TeacherForcing(self._readout(torch.cat(hidden_states), torch.cat(contexts)), attention_sums)
+        rows = torch.cat([torch.arange(count) for count in active]).to(features.device)
+        attention_sums = attention.new_zeros(len(lengths), attention.shape[1]).index_add(0, rows, attention)
+        return TeacherForcing(self._readout(hidden, attended), attention_sums)
 
     def _split_weights(self) -> DecoderWeights:
         word, context = self.lstm.weight_ih.split(
@@ -169,26 +171,15 @@ class Decoder(nn.Module):
         return F.linear(embedded, weights.word, self.lstm.bias_ih + self.lstm.bias_hh)
 
     def _advance(
-        self,
-        word_gates: Tensor,
-        state: DecoderState,
-        context: PictureContext,
-        weights: DecoderWeights,
-        inputs: list[Tensor] | None = None,
+        self, word_gates: Tensor, state: DecoderState, context: PictureContext, weights: DecoderWeights
     ) -> tuple[DecoderState, Tensor, Tensor]:
-        """One step of attention and LSTM. Returns the new state, the gated context (B, D) and attention (B, R).
-
-        What `weights.recurrent` is multiplied with is appended to `inputs`, if given.
-        """
+        """One step of attention and LSTM. Returns the new state, the gated context (B, D) and attention (B, R)."""
         num_pictures = context.keys.shape[0]
         grouped = state.hidden.view(num_pictures, -1, state.hidden.shape[-1])  # (P, K, H)
         attention = self.attention(grouped, context.keys)  # (P, K, R)
         attended = torch.matmul(attention, context.values).flatten(0, 1)  # (B, D)
         attended = torch.sigmoid(self.context_gate(state.hidden)) * attended  # Xu et al. 2015, sec. 4.2.1
-        recurrent = torch.cat((attended, state.hidden), dim=-1)
-        if inputs is not None:
-            inputs.append(recurrent.detach())
-        gates = word_gates + F.linear(recurrent, weights.recurrent)
+        gates = word_gates + F.linear(torch.cat((attended, state.hidden), dim=-1), weights.recurrent)
         enter, forget, candidate, leave = gates.chunk(4, dim=-1)  # nn.LSTMCell's order
         cell = torch.sigmoid(forget) * state.cell + torch.sigmoid(enter) * torch.tanh(candidate)
         hidden = torch.sigmoid(leave) * torch.tanh(cell)
@@ -206,27 +197,6 @@ class Decoder(nn.Module):
         # Ids below UNKNOWN_ID are markers, which stay.
         dropped = (torch.rand(ids.shape, device=ids.device) < self.config.word_dropout) & (ids > UNKNOWN_ID)
         return ids.masked_fill(dropped, UNKNOWN_ID)
-
-
-class _DeferWeightGradient(torch.autograd.Function):
-    """Computes the recurrent weights' gradient in one product over all steps, instead of one product a step.
-
-    The LSTM's gates are word_gates[t] + inputs[t] @ weight.T, so the gradient of the packed `word_gates` (W, 4H) is
-    that of the gates, and the weight's gradient is its transpose times all inputs (W, D + H). The loop uses the
-    weight detached, and fills `inputs` after this function's forward pass has run.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, word_gates: Tensor, weight: Tensor, inputs: list[Tensor]) -> Tensor:
-        ctx.inputs = inputs
-        ctx.dtype = weight.dtype
-        return word_gates.view_as(word_gates)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
-        inputs = torch.cat(ctx.inputs).to(gradient.dtype)
-        return gradient, torch.mm(gradient.t(), inputs).to(ctx.dtype), None
 
 
 def active_rows(lengths: Sequence[int]) -> list[int]:

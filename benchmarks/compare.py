@@ -1,0 +1,34 @@
+"""Measuring two ways of one thing in turn, so that a noisy machine disturbs both alike."""
+
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping
+
+import torch
+
+
+def seconds_in_turn(ways: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    """Run every way once to warm up, then all of them in turn `rounds` times; return the seconds of each run."""
+    for run in ways.values():
+        run()
+    taken: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(rounds):
+        for name, run in ways.items():
+            started = time.perf_counter()
+            run()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            taken[name].append(time.perf_counter() - started)
+    return taken
+
+
+def ratio(taken: Mapping[str, list[float]], slow: str, fast: str) -> float:
+    """Return how many times faster `fast` is than `slow`: the median over rounds of the ratio within a round."""
+    return statistics.median(a / b for a, b in zip(taken[slow], taken[fast], strict=True))
+
+
+def report(result: Mapping[str, object]) -> None:
+    """Print one JSON object, the benchmark's result."""
+    sys.stdout.write(json.dumps(result) + "\n")

@@ -1,0 +1,82 @@
+import pytest
+import torch
+from torch import Tensor
+
+from caption_ray.model.decoder import active_rows
+from caption_ray.model.recurrence import CaptionLayout, StepWeights, unroll
+
+R, A, D, H = 3, 2, 5, 4
+LENGTHS = [4, 3, 3, 1]
+PICTURES = torch.tensor([2, 0, 2, 2])  # picture 1 has no caption
+
+
+def layout() -> CaptionLayout:
+    return CaptionLayout(PICTURES, active_rows(LENGTHS), 3)
+
+
+def inputs(dtype: torch.dtype = torch.float64) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(4)
+    shapes = [
+        (sum(LENGTHS), 4 * H), (3, R, A), (3, R, D), (3, H), (3, H),
+        (A, H), (A,), (1, H), (1,), (4 * H, D + H),
+    ]  # fmt: skip
+    return [torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype).requires_grad_() for shape in shapes]
+
+
+def run(*tensors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    word_gates, keys, values, hidden, cell, *weights = tensors
+    return unroll(layout(), word_gates, keys, values, hidden, cell, StepWeights(*weights))
+
+
+def test_layout_by_hand() -> None:
+    """Rows are of pictures 2, 0, 2, 2: picture 2 ranks first, its captions stand in places 0, 1, 2."""
+    made = layout()
+    assert made.active == [4, 3, 3, 1]
+    assert made.active_pictures == [2, 2, 2, 1]
+    assert made.ranked.tolist() == [2, 0]
+    assert made.per_picture == 3
+    assert made.rank.tolist() == [0, 1, 0, 0]
+    assert made.slot.tolist() == [0, 3, 1, 2]  # of 2 pictures x 3 places
+    assert made.slots(0, 4).tolist() == [0, 12, 1, 2]  # of 2 pictures x 4 steps x 3 places
+    assert made.slots(3, 1).tolist() == [9]
+
+
+def test_gradients_are_those_of_finite_differences() -> None:
+    assert torch.autograd.gradcheck(run, inputs())
+
+
+@pytest.mark.parametrize("used", [0, 1, 2])
+def test_gradients_of_each_result_alone(used: int) -> None:
+    """What the loss does not touch has no gradient; the penalty on attention touches attention alone."""
+    assert torch.autograd.gradcheck(lambda *tensors: run(*tensors)[used], inputs(), fast_mode=True)
+
+
+def test_values_that_need_no_gradient_get_none() -> None:
+    tensors = inputs()
+    tensors[2] = tensors[2].detach()
+    sum(result.sum() for result in run(*tensors)).backward()
+    assert tensors[2].grad is None
+    everything = inputs()
+    sum(result.sum() for result in run(*everything)).backward()
+    assert torch.equal(tensors[1].grad, everything[1].grad)
+    assert everything[2].grad[1].abs().sum() == 0  # the picture that nothing is said of
+    assert everything[2].grad[0].abs().sum() > 0
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_comes_near(dtype: torch.dtype) -> None:
+    exact = inputs()
+    sum(result.square().sum() for result in run(*exact)).backward()
+    rounded = inputs(dtype)
+    results = run(*rounded)
+    assert {result.dtype for result in results} == {dtype}
+    sum(result.float().square().sum() for result in results).backward()
+    for mine, theirs in zip(rounded, exact, strict=True):
+        assert mine.grad.dtype == dtype
+        assert (mine.grad.double() - theirs.grad).norm() < 0.05 * theirs.grad.norm()
+
+
+def test_attention_sums_to_one_at_every_word() -> None:
+    _, _, attention = run(*inputs())
+    assert attention.shape == (sum(LENGTHS), R)
+    torch.testing.assert_close(attention.sum(1), torch.ones(sum(LENGTHS), dtype=torch.float64))
