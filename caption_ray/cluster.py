@@ -56,7 +56,7 @@ def actor_resources() -> tuple[int, dict[str, float]]:
     if num_gpus := int(resources.get("GPU", 0)):
         return num_gpus, {"num_cpus": 0, "num_gpus": 1}
     num_cpus = max(1, int(resources.get("CPU", 1)))
-    return num_cpus, {"num_cpus": (num_cpus - 1) / num_cpus or 0.5, "num_gpus": 0}
+    return num_cpus, {"num_cpus": (num_cpus - 1) / num_cpus, "num_gpus": 0}
 
 
 def _usable_cpus() -> int:

@@ -11,7 +11,9 @@ from torch import Tensor
 from caption_ray.bundle import Bundle, load_bundle
 from caption_ray.config import DecodeOptions
 from caption_ray.data import images
-from caption_ray.model.decoding import END_ID, Hypothesis, beam_search, greedy_steps
+from caption_ray.device import pick_device
+from caption_ray.model.decoding import Hypothesis, beam_search, greedy_steps
+from caption_ray.special_ids import END_ID
 from caption_ray.text.vocabulary import Vocabulary
 
 
@@ -53,7 +55,7 @@ class Captioner:
 
     def __init__(self, bundle: Bundle, device: torch.device | None = None) -> None:
         self.bundle = bundle
-        self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = device or pick_device()
         self.model = bundle.model.to(self.device).eval()
 
     @classmethod

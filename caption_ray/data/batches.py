@@ -13,7 +13,8 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-_START, _END, _PAD = 1, 2, 0
+from caption_ray.special_ids import END_ID, PAD_ID, START_ID
+
 _Item = TypeVar("_Item")
 
 
@@ -141,11 +142,11 @@ def collate(groups: Sequence[PictureGroup]) -> CaptionBatch:
     captions = [(index, ids) for index, group in enumerate(groups) for ids in group.captions]
     captions.sort(key=lambda pair: -len(pair[1]))
     lengths = tuple(len(ids) + 1 for _, ids in captions)
-    ids = np.full((len(captions), lengths[0] + 1), _PAD, dtype=np.int64)
+    ids = np.full((len(captions), lengths[0] + 1), PAD_ID, dtype=np.int64)
     for row, (_, words) in enumerate(captions):
-        ids[row, 0] = _START
+        ids[row, 0] = START_ID
         ids[row, 1 : len(words) + 1] = words
-        ids[row, len(words) + 1] = _END
+        ids[row, len(words) + 1] = END_ID
     return CaptionBatch(
         pictures=torch.from_numpy(np.stack([group.picture for group in groups])),
         ids=torch.from_numpy(ids),

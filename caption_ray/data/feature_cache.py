@@ -35,6 +35,7 @@ from caption_ray.data.feature_manifest import (
 from caption_ray.data.output_folder import output_folder
 from caption_ray.data.shards import ShardWriter, load_manifest
 from caption_ray.data.tables import deal_out, read_shards
+from caption_ray.device import pick_device
 from caption_ray.errors import FeatureCacheError, UsageError
 from caption_ray.progress import Progress
 
@@ -177,7 +178,7 @@ class _EncodePictures:
     """One actor of the pool: a copy of the encoder, picture bytes to grids."""
 
     def __init__(self, encoder_ref: ray.ObjectRef, num_views: int, view_seed: int) -> None:
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = pick_device()
         self.encoder: FrozenEncoder = ray.get(encoder_ref).to(self.device)
         self.num_views = num_views
         self.view_seed = view_seed

@@ -29,8 +29,9 @@ from caption_ray.data.shards import (
 from caption_ray.data.splits import SPLITS, assign_splits, read_split_lists
 from caption_ray.errors import BadInputError, DatasetError, PictureError
 from caption_ray.progress import Progress
+from caption_ray.special_ids import UNKNOWN_ID
 from caption_ray.text.tokenizer import tokenize
-from caption_ray.text.vocabulary import UNKNOWN, Vocabulary, build_vocabulary
+from caption_ray.text.vocabulary import Vocabulary, build_vocabulary
 
 logger = logging.getLogger(__name__)
 
@@ -208,7 +209,7 @@ def _count(captions: Mapping[str, Sequence[str]], vocabulary: Vocabulary) -> dic
         "pictures": len(captions),
         "captions": sum(map(len, captions.values())),
         "words": len(ids),
-        "unknown_word_share": round(ids.count(UNKNOWN) / len(ids), 6) if ids else 0.0,
+        "unknown_word_share": round(ids.count(UNKNOWN_ID) / len(ids), 6) if ids else 0.0,
     }
 
 

@@ -17,9 +17,7 @@ from torch import Tensor, nn
 from caption_ray.config import ModelConfig
 from caption_ray.model.attention import AdditiveAttention
 from caption_ray.model.recurrence import CaptionLayout, StepWeights, unroll
-
-UNKNOWN_ID = 3
-"""Id that stands in for a word hidden by word dropout; text/vocabulary.py asserts the same number."""
+from caption_ray.special_ids import UNKNOWN_ID
 
 
 class DecoderState(NamedTuple):

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from caption_ray.config import DecodeOptions
 from caption_ray.model.decoder import DecoderState, PictureContext
+from caption_ray.special_ids import END_ID, PAD_ID, START_ID, UNKNOWN_ID
 
-PAD_ID, START_ID, END_ID, UNKNOWN_ID = 0, 1, 2, 3
 _NEVER_WRITTEN = (PAD_ID, START_ID, UNKNOWN_ID)
 
 
@@ -123,7 +123,9 @@ def beam_search(decoder: StepDecoder, features: Tensor, options: DecodeOptions) 
         rows = (origin + torch.arange(num_pictures, device=device).unsqueeze(1) * width).flatten()
         state = DecoderState(*(part[rows] for part in state))
         ids = chosen.flatten()
-        if all(beam.is_done(best, step + 1) for beam, best in zip(beams, scores[:, 0].tolist(), strict=True)):
+        # Of every picture, before all() may stop looking: one that is done takes no more, whatever its neighbours do.
+        done = [beam.is_done(best, step + 1) for beam, best in zip(beams, scores[:, 0].tolist(), strict=True)]
+        if all(done):
             break
     rows = torch.arange(width, device=device).expand(num_pictures, width)
     unanswered = torch.tensor([[not beam.ended] for beam in beams], device=device).expand(num_pictures, width)

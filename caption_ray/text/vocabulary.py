@@ -8,8 +8,8 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from caption_ray.errors import CaptionRayError
+from caption_ray.special_ids import END_ID, PAD_ID, START_ID, UNKNOWN_ID
 
-PAD, START, END, UNKNOWN = 0, 1, 2, 3
 SPECIAL_WORDS = ("<pad>", "<start>", "<end>", "<unk>")
 
 
@@ -41,11 +41,11 @@ class Vocabulary:
         return len(self.words)
 
     def encode(self, words: Iterable[str]) -> list[int]:
-        """Return the id of each word, UNKNOWN for those not in the vocabulary; adds no START or END."""
-        return [self._ids.get(word, UNKNOWN) for word in words]
+        """Return the id of each word, UNKNOWN_ID for those not in the vocabulary; adds no START_ID or END_ID."""
+        return [self._ids.get(word, UNKNOWN_ID) for word in words]
 
     def decode(self, ids: Iterable[int]) -> list[str]:
-        """Return the words up to the first END, without PAD and START.
+        """Return the words up to the first END_ID, without PAD_ID and START_ID.
 
         Raises ValueError for an id outside 0 .. len - 1.
         """
@@ -53,9 +53,9 @@ class Vocabulary:
         for id_ in ids:
             if not 0 <= id_ < len(self.words):
                 raise ValueError(f"id {id_} is not in this vocabulary of {len(self.words)} words")
-            if id_ == END:
+            if id_ == END_ID:
                 break
-            if id_ not in (PAD, START):
+            if id_ not in (PAD_ID, START_ID):
                 words.append(self.words[id_])
         return words
 

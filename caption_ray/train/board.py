@@ -21,7 +21,8 @@ class Board:
 
     def __init__(self, run_folder: str, pictures: Mapping[str, bytes], first_step: int) -> None:
         self._target = storage.join(run_folder, "tensorboard")
-        self._folder = tempfile.mkdtemp() if storage.is_uri(run_folder) else self._target
+        self._scratch = tempfile.TemporaryDirectory() if storage.is_uri(run_folder) else None
+        self._folder = self._scratch.name if self._scratch else self._target
         Path(self._folder).mkdir(parents=True, exist_ok=True)
         self._pictures = pictures
         # Steps that a killed worker wrote after its last checkpoint are hidden.
@@ -38,12 +39,15 @@ class Board:
                 self._writer.add_image(f"dev/{number}_{name}", _as_array(sheet), epoch, dataformats="HWC")
                 self._writer.add_text(f"dev/{number}_{name}", caption.text, epoch)
         self._writer.flush()
-        if self._folder != self._target:
+        if self._scratch:
             storage.copy_folder(self._folder, self._target)
 
     def close(self) -> None:
         """Finish the event file."""
         self._writer.close()
+        if self._scratch:
+            storage.copy_folder(self._folder, self._target)
+            self._scratch.cleanup()
 
 
 def _as_array(image: Image.Image) -> np.ndarray:

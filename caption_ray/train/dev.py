@@ -8,6 +8,7 @@ import torch.distributed as dist
 
 from caption_ray.config import DecodeOptions
 from caption_ray.data.batches import CaptionBatch, PictureRow
+from caption_ray.device import Precision, autocast
 from caption_ray.errors import RunError
 from caption_ray.evaluation.metrics import CaptionScores, score_captions
 from caption_ray.inference import Caption, to_captions
@@ -15,7 +16,6 @@ from caption_ray.model.caption_model import CaptionModel
 from caption_ray.model.decoding import beam_search
 from caption_ray.text.tokenizer import tokenize
 from caption_ray.text.vocabulary import Vocabulary
-from caption_ray.train.precision import Precision, autocast
 from caption_ray.train.steps import dev_loss
 
 

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import safetensors
 import safetensors.torch
 
 from caption_ray import storage
@@ -20,6 +21,11 @@ class EncoderSource:
     encoder: Encoder
     features: FeatureManifest | None
 
+    @property
+    def weights_sha256(self) -> str:
+        """Digest of the encoder's weights."""
+        return weights_digest(self.encoder) if self.features is None else self.features.weights_sha256
+
 
 def find_encoder(
     asked: EncoderConfig, preset: EncoderConfig, data: DatasetManifest, features: str | None
@@ -32,26 +38,32 @@ def find_encoder(
     if features is None:
         return EncoderSource(config=asked, encoder=build_encoder(asked), features=None)
     manifest = load_feature_manifest(features, data)
-    for field in ("backbone", "weights", "image_size", "finetune_stages"):
+    for field in EncoderConfig.model_fields:
         wanted, cached = getattr(asked, field), getattr(manifest.encoder, field)
         if wanted not in (cached, getattr(preset, field)):
             raise UsageError(
                 f"encoder.{field}: {wanted!r}, but the features in {features} were made with {cached!r}; drop the "
                 "setting, or make other features, or train without --features"
             )
-    return EncoderSource(config=manifest.encoder, encoder=load_cache_encoder(features, manifest), features=manifest)
+    remedy = "make the cache again with jobs/cache_features.py"
+    encoder = load_encoder(features, manifest.encoder, manifest.weights_sha256, remedy)
+    return EncoderSource(config=manifest.encoder, encoder=encoder, features=manifest)
 
 
-def load_cache_encoder(folder: str, manifest: FeatureManifest) -> Encoder:
-    """Return the encoder that made a cache, from the weights kept in it. Raises FeatureCacheError."""
+def save_encoder(folder: str, encoder: Encoder) -> None:
+    """Write an encoder's weights to a folder, for `load_encoder`."""
+    weights = {name: value.cpu().contiguous() for name, value in encoder.state_dict().items()}
+    storage.write_bytes(storage.join(folder, ENCODER_NAME), safetensors.torch.save(weights))
+
+
+def load_encoder(folder: str, config: EncoderConfig, weights_sha256: str, remedy: str) -> Encoder:
+    """Return the encoder whose weights lie in a folder. Raises FeatureCacheError, with what to do about it."""
     path = storage.join(folder, ENCODER_NAME)
-    encoder = build_encoder(manifest.encoder, load_weights=False)
+    encoder = build_encoder(config, load_weights=False)
     try:
         encoder.load_state_dict(safetensors.torch.load(storage.read_bytes(path)))
-    except (FileNotFoundError, RuntimeError) as error:
-        raise FeatureCacheError(f"{path}: {error}; make the cache again with jobs/cache_features.py") from error
-    if weights_digest(encoder) != manifest.weights_sha256:
-        raise FeatureCacheError(
-            f"{path}: not the weights that made this cache (digest differs); make it again with jobs/cache_features.py"
-        )
+    except (FileNotFoundError, RuntimeError, safetensors.SafetensorError) as error:
+        raise FeatureCacheError(f"{path}: {error}; {remedy}") from error
+    if weights_digest(encoder) != weights_sha256:
+        raise FeatureCacheError(f"{path}: not the weights that were put there (digest differs); {remedy}")
     return encoder

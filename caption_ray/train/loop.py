@@ -15,11 +15,14 @@ from caption_ray.data.batches import CaptionBatch, PictureFormat, batched
 from caption_ray.data.images import seeded_generator
 from caption_ray.data.pipeline import BatchPlan, shard_tables
 from caption_ray.data.shards import first_pictures
+from caption_ray.device import check_kernels, resolve_precision
+from caption_ray.errors import UsageError
 from caption_ray.logs import configure_logging, quieten_ray_workers
+from caption_ray.model.encoder import Encoder
 from caption_ray.text.vocabulary import Vocabulary
 from caption_ray.train.board import NUM_SHOWN, Board
 from caption_ray.train.dev import DevResult, decode_share, gather_result
-from caption_ray.train.precision import check_kernels, resolve_precision
+from caption_ray.train.encoder_source import load_encoder
 from caption_ray.train.schedule import learning_rate_factor
 from caption_ray.train.setup import FeedPlan, RunPlan, build_training_model
 from caption_ray.train.state import Progress, evaluated_model, load_state, save_state
@@ -51,7 +54,10 @@ def train_loop(config: dict[str, object]) -> dict[str, object]:
     configure_logging()
     quieten_ray_workers()  # again: Ray Train has set up its loggers since the process started
     plan = RunPlan.model_validate(config)
-    worker = _Worker(plan)
+    try:
+        worker = _Worker(plan)
+    except UsageError as error:
+        return {"failed": str(error)}
     progress = worker.resume()
     training = plan.experiment.training
     rank = ray.train.get_context().get_world_rank()
@@ -92,7 +98,7 @@ class _Worker:
         self.vocabulary = Vocabulary.from_json(plan.vocabulary, "vocabulary.json")
         experiment = plan.experiment
         precision = resolve_precision(experiment.training.precision, self.device)
-        model = build_training_model(plan, len(self.vocabulary)).to(self.device)
+        model = build_training_model(plan, _load_encoder(plan), len(self.vocabulary)).to(self.device)
         self.stepper = Stepper(
             model=model,
             wrapped=ray.train.torch.prepare_model(model),
@@ -138,12 +144,13 @@ class _Worker:
                 break
             factor = learning_rate_factor(experiment.optimizer, (epoch + meter.share) / experiment.training.epochs)
             set_learning_rate(self.stepper.optimizer, factor)
-            totals[0] += self.stepper.step(batch, counts)
-            totals[1] += 0 if batch is None else batch.num_words
+            totals += self.stepper.step(batch, counts)
             meter.add(counts)
             if self.rank == 0 and meter.is_due():
                 logger.info("%s, loss %.3f", meter, totals[0] / totals[1])
         all_reduce(totals)
+        if totals[1] == 0:
+            raise NonFiniteLossError("no step of the epoch had a finite loss; train with training.precision=fp32")
         return {
             "loss/train": float(totals[0] / totals[1]),
             "optimizer/learning_rate": experiment.optimizer.learning_rate * factor,
@@ -194,6 +201,13 @@ class _Worker:
             seed=training.seed,
             rank=self.rank,
         )
+
+
+def _load_encoder(plan: RunPlan) -> Encoder | None:
+    """Return the encoder as the driver put it into the run's folder: a worker may not see where it came from."""
+    if plan.cached:
+        return None
+    return load_encoder(plan.run_folder, plan.experiment.encoder, plan.encoder_sha256, "use another --name")
 
 
 def _idle_batch(feed: FeedPlan) -> CaptionBatch:

@@ -25,6 +25,7 @@ class RunRecord(Settings):
     experiment: Experiment
     data_digest: str = Field(description="Digest of the prepared data set.")
     features_key: str | None = Field(description="Key of the feature cache, where there is one.")
+    encoder_sha256: str = Field(description="Digest of the encoder's weights at the start.")
 
 
 def bundle_location(run_folder: str) -> str:
@@ -71,14 +72,15 @@ def _differences(prefix: str, earlier: object, now: object) -> list[str]:
 def mend_snapshot(run_folder: str) -> str | None:
     """Put Ray's list of checkpoints aside where a kill cut it off, and return the newest whole checkpoint.
 
-    Ray writes that list in place, and refuses to start on a broken one. Returns None where the list is sound.
+    Ray writes that list in place, and refuses to start on a broken one. Returns None where the list is sound, or there
+    is no checkpoint; without a list the checkpoints count too, since an earlier mending may have been cut off itself.
     """
     path = storage.join(run_folder, _SNAPSHOT_NAME)
     try:
         json.loads(storage.read_bytes(path))
         return None
     except FileNotFoundError:
-        return None
+        pass
     except ValueError:
         filesystem, broken = storage.open_location(path)
         filesystem.move(broken, f"{broken}.broken")
@@ -86,7 +88,7 @@ def mend_snapshot(run_folder: str) -> str | None:
     if not checkpoints:
         return None
     newest = max(checkpoints, key=lambda location: checkpoints[location].progress.epochs_done)
-    logger.warning("%s was cut off; going on from %s", path, newest)
+    logger.warning("%s was cut off or lost; going on from %s", path, newest)
     return newest
 
 

@@ -9,7 +9,7 @@ from caption_ray.config import Experiment, Settings
 from caption_ray.data.images import decode_square, stack_pictures
 from caption_ray.model.caption_model import CaptionModel
 from caption_ray.model.decoder import Decoder
-from caption_ray.model.encoder import Encoder, build_encoder
+from caption_ray.model.encoder import Encoder
 
 
 class FeedPlan(Settings):
@@ -46,6 +46,7 @@ class RunPlan(Settings):
     data: str = Field(description="Prepared data set.")
     vocabulary: str = Field(description="Content of the data set's vocabulary.json.")
     cached: bool = Field(description="Pictures come as region features; the workers need no encoder.")
+    encoder_sha256: str = Field(description="Digest of the encoder's weights, which lie in the run folder if needed.")
     num_features: int = Field(ge=1, description="Features of a region, F.")
     feature_statistics: FeatureStatistics | None = Field(
         None, description="What to standardise features by, where `model.standardise_features` asks for it."
@@ -60,9 +61,11 @@ class RunPlan(Settings):
     )
 
 
-def build_training_model(plan: RunPlan, vocabulary_size: int) -> CaptionModel:
-    """Return the model to train, its decoder initialised from the seed alone, on the CPU."""
-    encoder = None if plan.cached else build_encoder(plan.experiment.encoder)
+def build_training_model(plan: RunPlan, encoder: Encoder | None, vocabulary_size: int) -> CaptionModel:
+    """Return the model to train, its decoder initialised from the seed alone, on the CPU.
+
+    encoder: None where pictures come as features.
+    """
     torch.manual_seed(plan.experiment.training.seed)
     decoder = Decoder(plan.experiment.model, plan.num_features, vocabulary_size)
     if plan.feature_statistics is not None:

@@ -82,7 +82,8 @@ def load_state(folder: Path, stepper: Stepper) -> Progress:
             load_weights(stepper.average.module, state["average"] or state["model"])
             stepper.average.n_averaged.fill_(state["num_averaged"])
         stepper.optimizer.load_state_dict(state["optimizer"])
-        stepper.scaler.load_state_dict(state["scaler"])
+        if state["scaler"]:  # empty where the run began without one, on other hardware
+            stepper.scaler.load_state_dict(state["scaler"])
     except (RuntimeError, ValueError, KeyError) as error:
         raise RunError(f"{folder}: a checkpoint of another model: {error}; use another --name") from error
     return CheckpointRecord.model_validate_json((folder / PROGRESS_NAME).read_bytes()).progress

@@ -13,10 +13,10 @@ from torch.optim.swa_utils import AveragedModel
 
 from caption_ray.config import Experiment, OptimizerConfig, TrainingConfig
 from caption_ray.data.batches import CaptionBatch
+from caption_ray.device import Precision, autocast
 from caption_ray.model.caption_model import CaptionModel
 from caption_ray.model.decoder import pack_steps
 from caption_ray.model.loss import attention_penalty, caption_loss
-from caption_ray.train.precision import Precision, autocast
 
 
 def build_optimizer(model: CaptionModel, config: OptimizerConfig) -> torch.optim.AdamW:
@@ -50,7 +50,7 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
 
 
 def average_weights(model: CaptionModel, decay: float) -> AveragedModel | None:
-    """Return an exponential moving average of the decoder's (and fine-tuned encoder's) weights, or None.
+    """Return an exponential moving average of the weights, or None.
 
     At the n-th step the decay is min(`decay`, (1 + n) / (10 + n)): the first epochs' average would else be mostly the
     weights that training started from.
@@ -97,6 +97,10 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
+MAX_SKIPPED = 40
+"""Steps in a row that fp16's scaler may skip; halved as often, its first scale would have come down to 6e-8."""
+
+
 class NonFiniteLossError(RuntimeError):
     """The loss became NaN or infinite."""
 
@@ -114,13 +118,17 @@ class Stepper:
     precision: Precision
     device: torch.device
     idle: CaptionBatch
+    num_skipped: int = 0
+    """Steps skipped by the scaler since the last one that was not."""
 
     def step(self, own: CaptionBatch | None, counts: StepCounts) -> Tensor:
-        """Do one step and return this worker's loss sum, nats, detached.
+        """Do one step and return this worker's loss sum, nats, and words, (2,); zeros where the loss is not finite.
 
         The loss is averaged over the words of all workers, not over workers: DDP averages gradients over workers,
         which the factor world_size undoes. A worker whose own data is used up (None) goes through the motions with
         the `idle` batch, counted as nothing, since the others wait for its gradients.
+        Raises NonFiniteLossError where the gradient is not finite; under fp16 only after MAX_SKIPPED such steps, which
+        the scaler skips to find a scale that works.
         """
         training = self.settings.training
         batch = (self.idle if own is None else own).to(self.device)
@@ -137,7 +145,8 @@ class Stepper:
         self.scaler.unscale_(self.optimizer)
         weights = [weight for group in self.optimizer.param_groups for weight in group["params"]]
         norm = nn.utils.clip_grad_norm_(weights, self.settings.optimizer.max_grad_norm)
-        if self.precision != "fp16" and not torch.isfinite(norm):  # fp16's scaler skips such steps itself
+        self.num_skipped = 0 if torch.isfinite(norm) else self.num_skipped + 1  # alike on all workers
+        if self.num_skipped > (MAX_SKIPPED if self.precision == "fp16" else 0):
             raise NonFiniteLossError(
                 "the gradient is not finite; lower optimizer.learning_rate, or train with training.precision=fp32"
             )
@@ -146,7 +155,8 @@ class Stepper:
         self.optimizer.zero_grad(set_to_none=True)
         if self.average is not None:
             self.average.update_parameters(self.model)
-        return loss_sum.detach() * weight
+        totals = torch.stack((loss_sum.detach().double(), loss_sum.new_tensor(targets.numel(), dtype=torch.float64)))
+        return totals * weight if torch.isfinite(loss_sum) else torch.zeros_like(totals)
 
 
 def idle_batch(shape: tuple[int, ...], dtype: torch.dtype) -> CaptionBatch:

@@ -8,6 +8,7 @@ from typing import Literal
 import ray
 import ray.train
 import ray.train.torch
+import torch
 
 from caption_ray import storage
 from caption_ray.bundle import BundleConfig, load_bundle, save_bundle
@@ -16,11 +17,12 @@ from caption_ray.config import Experiment
 from caption_ray.data.pipeline import ExactSplit, Feed, cached_feed, stream_feed
 from caption_ray.data.prepare import VOCABULARY_NAME
 from caption_ray.data.shards import DatasetManifest, first_pictures, load_manifest
+from caption_ray.device import resolve_precision
 from caption_ray.errors import DatasetError, RunError, UsageError
 from caption_ray.model.caption_model import CaptionModel
 from caption_ray.model.decoder import Decoder
 from caption_ray.text.vocabulary import Vocabulary
-from caption_ray.train.encoder_source import EncoderSource, find_encoder
+from caption_ray.train.encoder_source import EncoderSource, find_encoder, save_encoder
 from caption_ray.train.loop import train_loop
 from caption_ray.train.resources import WorkerResources, plan_workers
 from caption_ray.train.run_folder import (
@@ -93,15 +95,16 @@ def train(request: TrainRequest) -> TrainOutcome:
         experiment=experiment,
         data_digest=manifest.digest,
         features_key=None if source.features is None else source.features.key,
+        encoder_sha256=source.weights_sha256,
     )
     with connect():
         workers = plan_workers(
-            ray.cluster_resources(),
+            [node["Resources"] for node in ray.nodes() if node["Alive"]],
             device=request.device,
             num_workers=request.num_workers,
             cpus_per_worker=request.cpus_per_worker,
         )
-        _check_batch(experiment, workers)
+        _check(experiment, workers)
         existed = claim(request.run_folder, record)
         if is_finished(request.run_folder):
             logger.info("run %s is finished; its bundle: %s", request.name, bundle_location(request.run_folder))
@@ -113,7 +116,10 @@ def train(request: TrainRequest) -> TrainOutcome:
     return _write_bundle(request, experiment, manifest, source, data)
 
 
-def _check_batch(experiment: Experiment, workers: WorkerResources) -> None:
+def _check(experiment: Experiment, workers: WorkerResources) -> None:
+    """Raise UsageError for settings that these workers cannot train with."""
+    if not workers.use_gpu:
+        resolve_precision(experiment.training.precision, torch.device("cpu"))
     try:
         groups_per_worker(experiment.training, workers.num_workers)
     except ValueError as error:
@@ -130,6 +136,8 @@ def _fit(
     features: str | None,
 ) -> None:
     feeds = _build_feeds(experiment, manifest, source, data, features)
+    if source.features is None:
+        save_encoder(request.run_folder, source.encoder)
     plan = RunPlan(
         name=request.name,
         experiment=experiment,
@@ -137,6 +145,7 @@ def _fit(
         data=data,
         vocabulary=storage.read_text(storage.join(data, VOCABULARY_NAME)),
         cached=source.features is not None,
+        encoder_sha256=source.weights_sha256,
         num_features=source.encoder.num_features,
         feature_statistics=(
             measure_features(source.encoder, list(first_pictures(data, "train", NUM_MEASURED).values()))

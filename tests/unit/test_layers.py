@@ -15,14 +15,15 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 
-BASE = ("config", "errors", "logs", "presets", "progress", "storage")
+BASE = ("config", "errors", "logs", "presets", "progress", "special_ids", "storage")
 TEXT = ("text.*",)
 DATA_FILES = ("data.captions", "data.caption_formats", "data.splits", "data.synthetic")
 DATA_TABLES = ("data.images", "data.shards", "data.output_folder", "data.batches", "data.feature_manifest")
 MODEL = ("model.*",)
+DEVICE = ("device",)
 METRICS = ("evaluation.metrics",)
-PURE = (*BASE, *TEXT, *DATA_FILES, *DATA_TABLES, *MODEL, *METRICS)
-STEPS = ("train.steps", "train.state", "train.schedule", "train.precision", "train.resources", "train.setup")
+PURE = (*BASE, *TEXT, *DATA_FILES, *DATA_TABLES, *DEVICE, *MODEL, *METRICS)
+STEPS = ("train.steps", "train.state", "train.schedule", "train.resources", "train.setup")
 RUN_PARTS = ("train.run_folder", "train.dev", "train.board", "train.encoder_source")
 CAPTIONING = ("bundle", "inference", "attention_figure")
 DATA_ADAPTERS = ("cluster", "data.prepare", "data.pipeline", "data.feature_cache", "data.tables")
@@ -49,6 +50,7 @@ LAYERS = (
     Layer(TEXT, (*BASE, *TEXT), ("pydantic",)),
     Layer(DATA_FILES, (*BASE, *DATA_FILES), ("numpy", "PIL")),
     Layer(DATA_TABLES, (*BASE, *DATA_TABLES), (*ARROW, "PIL", "pydantic", "typing_extensions")),
+    Layer(DEVICE, BASE, ("torch",)),
     Layer(MODEL, (*BASE, *MODEL), (*TORCH, "torchvision")),
     Layer(METRICS, BASE, ("numpy", "nltk", "pycocoevalcap", "pydantic")),
     Layer(("evaluation.report",), (*BASE, *METRICS), ("jinja2",)),
@@ -63,7 +65,7 @@ LAYERS = (
     Layer(("cluster",), BASE, ("ray",)),
     Layer(
         ("data.prepare", "data.pipeline", "data.feature_cache", "data.tables"),
-        (*BASE, *TEXT, *DATA_FILES, *DATA_TABLES, *DATA_ADAPTERS),
+        (*BASE, *TEXT, *DATA_FILES, *DATA_TABLES, *DEVICE, *DATA_ADAPTERS),
         (*ARROW, "ray", "PIL", "safetensors", "pydantic"),
     ),
     Layer(

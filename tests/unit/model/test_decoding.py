@@ -10,7 +10,8 @@ from torch import Tensor
 
 from caption_ray.config import DecodeOptions, ModelConfig
 from caption_ray.model.decoder import Decoder, DecoderState, PictureContext
-from caption_ray.model.decoding import END_ID, Hypothesis, beam_search, greedy_steps, rank_score
+from caption_ray.model.decoding import Hypothesis, beam_search, greedy_steps, rank_score
+from caption_ray.special_ids import END_ID
 
 A, B, C, D = 4, 5, 6, 7
 Tree = Mapping[tuple[int, ...], Mapping[int, float]]
@@ -178,6 +179,22 @@ def test_other_pictures_of_the_batch_do_not_matter(length_penalty: float) -> Non
         assert [h.score for h in found] == pytest.approx([h.score for h in alone], abs=1e-4)
         for mine, theirs in zip(found, alone, strict=True):
             assert torch.allclose(mine.attention, theirs.attention, atol=1e-5)
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_a_picture_that_is_done_takes_no_more(place: int) -> None:
+    """Alone, EARLY is done after two words: (B,) scores log 0.36 / 2, and (A, C) at log 0.294 is behind.
+
+    With a length penalty (A, C) would catch up on five words, as long as the other picture keeps the search going.
+    """
+    early: Tree = {(): {A: 0.6, B: 0.4}, (A,): {END_ID: 0.51, C: 0.49}, (B,): {END_ID: 0.9, D: 0.1}}
+    late: Tree = {(): {A: 1.0}, (A,): {A: 1.0}, (A, A): {A: 1.0}, (A, A, A): {A: 1.0}}
+    options = {"beam_width": 2, "length_penalty": 1.0, "max_words": 5}
+    ((alone, *_),) = search([early], **options)
+    together = search([early, late] if place == 0 else [late, early], **options)
+    assert alone.ids == (B,)
+    assert together[place][0].ids == alone.ids
+    assert together[place][0].score == pytest.approx(alone.score)
 
 
 def test_log_probability_is_that_of_teacher_forcing() -> None:

@@ -5,12 +5,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from caption_ray.errors import CaptionRayError
+from caption_ray.special_ids import END_ID, PAD_ID, START_ID, UNKNOWN_ID
 from caption_ray.text.vocabulary import (
-    END,
-    PAD,
     SPECIAL_WORDS,
-    START,
-    UNKNOWN,
     Vocabulary,
     build_vocabulary,
 )
@@ -34,18 +31,18 @@ def test_the_order_of_captions_does_not_matter(captions: list[list[str]]) -> Non
 def test_special_ids() -> None:
     vocabulary = build_vocabulary([], min_count=1)
     assert len(vocabulary) == 4
-    assert [vocabulary.words[id_] for id_ in (PAD, START, END, UNKNOWN)] == list(SPECIAL_WORDS)
+    assert [vocabulary.words[id_] for id_ in (PAD_ID, START_ID, END_ID, UNKNOWN_ID)] == list(SPECIAL_WORDS)
 
 
 def test_encode_gives_unknown_for_other_words() -> None:
     vocabulary = build_vocabulary(CAPTIONS, min_count=2)
-    assert vocabulary.encode(["a", "cat", "runs"]) == [4, UNKNOWN, 6]
+    assert vocabulary.encode(["a", "cat", "runs"]) == [4, UNKNOWN_ID, 6]
     assert vocabulary.encode([]) == []
 
 
 def test_decode_stops_at_the_end_and_skips_padding_and_start() -> None:
     vocabulary = build_vocabulary(CAPTIONS, min_count=2)
-    assert vocabulary.decode([START, 4, PAD, UNKNOWN, 5, END, 6, 999]) == ["a", "<unk>", "dog"]
+    assert vocabulary.decode([START_ID, 4, PAD_ID, UNKNOWN_ID, 5, END_ID, 6, 999]) == ["a", "<unk>", "dog"]
 
 
 @pytest.mark.parametrize("id_", [-1, 7])

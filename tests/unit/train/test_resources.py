@@ -30,13 +30,13 @@ from caption_ray.train.resources import plan_workers
 def test_plans_by_hand(
     cluster: dict[str, float], request_: dict[str, Any], expected: tuple[int, bool, float, int]
 ) -> None:
-    plan = plan_workers(cluster, **request_)
+    plan = plan_workers([cluster], **request_)
     assert (plan.num_workers, plan.use_gpu, plan.cpus_per_worker, plan.threads_per_worker) == expected
 
 
 def test_reservation_in_rays_terms() -> None:
-    assert plan_workers({"CPU": 2.0}).per_worker == {"CPU": 1.0}
-    assert plan_workers({"CPU": 4.0, "GPU": 1.0}).per_worker == {"CPU": 1.0, "GPU": 1.0}
+    assert plan_workers([{"CPU": 2.0}]).per_worker == {"CPU": 1.0}
+    assert plan_workers([{"CPU": 4.0, "GPU": 1.0}]).per_worker == {"CPU": 1.0, "GPU": 1.0}
 
 
 @pytest.mark.parametrize(
@@ -74,14 +74,56 @@ def test_more_than_there_is_is_refused_at_once(
     cluster: dict[str, float], request_: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(UsageError, match=message):
-        plan_workers(cluster, **request_)
+        plan_workers([cluster], **request_)
 
 
 @given(st.integers(2, 256), st.integers(0, 64), st.data())
 def test_every_plan_leaves_a_cpu(num_cpus: int, num_gpus: int, data: st.DataObject) -> None:
     cluster = {"CPU": float(num_cpus), "GPU": float(num_gpus)}
     most = num_gpus or num_cpus
-    plan = plan_workers(cluster, num_workers=data.draw(st.integers(1, most)))
+    plan = plan_workers([cluster], num_workers=data.draw(st.integers(1, most)))
     assert plan.cpus_per_worker > 0
     assert plan.cpus_per_worker * plan.num_workers <= num_cpus - 1 + 1e-6
     assert plan.num_workers * max(plan.threads_per_worker, 1) <= max(num_cpus, num_gpus)
+
+
+EIGHT = {"CPU": 8.0}
+
+
+@pytest.mark.parametrize(
+    ("nodes", "request_", "expected"),
+    [
+        # The CPU for Ray Data is kept on another node than the worker's.
+        ([EIGHT, EIGHT], {}, (1, False, 8.0, 8)),
+        ([EIGHT, EIGHT], {"num_workers": 2}, (2, False, 7.0, 8)),
+        ([EIGHT, EIGHT], {"num_workers": 4}, (4, False, 3.0, 4)),
+        ([{"CPU": 1.0}, EIGHT], {"num_workers": 2}, (2, False, 4.0, 4)),
+        ([{"CPU": 16.0, "GPU": 2.0}] * 4, {}, (8, True, 1.0, 0)),
+        ([{"CPU": 1.0}, {"CPU": 4.0, "GPU": 1.0}], {"cpus_per_worker": 4.0}, (1, True, 4.0, 0)),
+    ],
+)
+def test_workers_fit_on_nodes(
+    nodes: list[dict[str, float]], request_: dict[str, Any], expected: tuple[int, bool, float, int]
+) -> None:
+    plan = plan_workers(nodes, **request_)
+    assert (plan.num_workers, plan.use_gpu, plan.cpus_per_worker, plan.threads_per_worker) == expected
+
+
+@pytest.mark.parametrize(
+    ("nodes", "request_", "message"),
+    [
+        (
+            [EIGHT, EIGHT],
+            {"cpus_per_worker": 9.0},
+            r"16 CPU.* and 0 GPU.* on 2 nodes, .* at most 8 CPU\(s\) each",
+        ),
+        ([EIGHT, EIGHT], {"num_workers": 2, "cpus_per_worker": 8.0}, r"ask for at most 7 CPU\(s\) each"),
+        # The GPUs are on a node without CPUs to spare for both.
+        ([EIGHT, {"CPU": 1.0, "GPU": 2.0}], {"cpus_per_worker": 1.0}, r"ask for at most 0\.5 CPU\(s\) each"),
+    ],
+)
+def test_what_no_node_can_hold_is_refused_at_once(
+    nodes: list[dict[str, float]], request_: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        plan_workers(nodes, **request_)

@@ -10,6 +10,7 @@ from caption_ray.model.caption_model import CaptionModel
 from caption_ray.model.decoder import Decoder
 from caption_ray.model.encoder import build_encoder
 from caption_ray.train.steps import (
+    MAX_SKIPPED,
     NonFiniteLossError,
     StepCounts,
     Stepper,
@@ -17,6 +18,7 @@ from caption_ray.train.steps import (
     count_step,
     dev_loss,
     groups_per_worker,
+    make_scaler,
     set_learning_rate,
 )
 
@@ -65,7 +67,9 @@ def test_step_returns_the_loss_summed_over_words(make_stepper: MakeStepper) -> N
     stepper = make_stepper(plain_sgd=True)
     torch.nn.init.zeros_(stepper.model.decoder.output.weight)
     batch = collate([SHORT, LONG])
-    assert float(stepper.step(batch, count_step(batch, CPU))) == pytest.approx(12 * math.log(11), rel=1e-5)
+    loss_sum, num_words = stepper.step(batch, count_step(batch, CPU)).tolist()
+    assert loss_sum == pytest.approx(12 * math.log(11), rel=1e-5)
+    assert num_words == 12
 
 
 def test_count_of_no_batch() -> None:
@@ -79,7 +83,7 @@ def test_idle_worker_changes_nothing_but_takes_part(make_stepper: MakeStepper) -
         weight.register_hook(lambda gradient, name=name: heard.add(name))
     assert float(change(stepper, None, StepCounts(num_words=9, num_captions=2)).abs().max()) == 0.0
     assert heard == {name for name, _ in stepper.model.named_parameters()}
-    assert float(stepper.step(None, StepCounts(num_words=9, num_captions=2))) == 0.0
+    assert stepper.step(None, StepCounts(num_words=9, num_captions=2)).tolist() == [0.0, 0.0]
 
 
 def test_gradients_are_clipped_to_the_norm(make_stepper: MakeStepper) -> None:
@@ -99,6 +103,24 @@ def test_non_finite_gradients_stop_the_run_and_leave_the_weights(make_stepper: M
     with pytest.raises(NonFiniteLossError, match=r"lower optimizer\.learning_rate"):
         stepper.step(broken, count_step(broken, CPU))
     assert all(torch.equal(old, new) for old, new in zip(before, stepper.model.parameters(), strict=True))
+
+
+def test_fp16_skips_steps_that_are_not_finite_but_not_for_ever(make_stepper: MakeStepper) -> None:
+    stepper = make_stepper(plain_sgd=True)
+    stepper.precision, stepper.scaler = "fp16", make_scaler("fp16", CPU)
+    good = collate([SHORT])
+    broken = collate([PictureGroup(picture=SHORT.picture * float("nan"), captions=SHORT.captions)])
+    before = [weight.clone() for weight in stepper.model.parameters()]
+    for _ in range(MAX_SKIPPED):
+        assert stepper.step(broken, count_step(broken, CPU)).tolist() == [0.0, 0.0]
+    assert all(torch.equal(old, new) for old, new in zip(before, stepper.model.parameters(), strict=True))
+    loss_sum, num_words = stepper.step(good, count_step(good, CPU)).tolist()
+    assert math.isfinite(loss_sum)
+    assert num_words == good.num_words
+    for _ in range(MAX_SKIPPED):
+        stepper.step(broken, count_step(broken, CPU))
+    with pytest.raises(NonFiniteLossError, match="fp32"):
+        stepper.step(broken, count_step(broken, CPU))
 
 
 def test_average_by_hand(make_stepper: MakeStepper) -> None:

@@ -3,8 +3,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from caption_ray.device import autocast, check_kernels, resolve_precision
 from caption_ray.errors import UsageError
-from caption_ray.train.precision import autocast, check_kernels, resolve_precision
 
 CPU = torch.device("cpu")
 CPU_INFO = Path("/proc/cpuinfo")

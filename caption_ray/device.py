@@ -1,4 +1,4 @@
-"""Which number format a device computes in."""
+"""Which device to compute on, and in which number format."""
 
 from contextlib import AbstractContextManager
 from typing import Literal
@@ -8,6 +8,13 @@ import torch
 from caption_ray.errors import UsageError
 
 Precision = Literal["fp32", "bf16", "fp16"]
+
+
+def pick_device() -> torch.device:
+    """Return the GPU of this process, or the CPU. Raises UsageError where torch cannot compute on the GPU."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    check_kernels(device)
+    return device
 
 
 def resolve_precision(asked: str, device: torch.device) -> Precision:
