@@ -68,7 +68,7 @@ def prepare_dataset(
     problems = [*found.problems, *split_problems]
     records = [record for record in found.records if record.name in splits]
     with (
-        output_folder(output, marker=MANIFEST_NAME, is_ours=_is_ours, overwrite=overwrite) as folder,
+        output_folder(output, marker=MANIFEST_NAME, our_files=_OUR_FILES, overwrite=overwrite) as folder,
         connect(),
     ):
         files, bad_pictures = _write_pictures(
@@ -190,11 +190,6 @@ def _write_pictures(
             for split, writer in writers.items():
                 writer.append(good.filter(pc.equal(good["split"], split)))
     return {split: writer.files for split, writer in writers.items()}, problems
-
-
-def _is_ours(file: str) -> bool:
-    # A killed write_bytes leaves `NAME.PID.partial`.
-    return _OUR_FILES.fullmatch(re.sub(r"\.\d+\.partial$", "", file)) is not None
 
 
 def _tokenised(captions: Mapping[str, Sequence[str]]) -> Iterable[list[str]]:
