@@ -171,7 +171,7 @@ def _write_pictures(
     Where the run is `doomed`, or becomes so by a bad picture without `skip_bad`, the rest is only opened:
     one run then tells all that is wrong.
     """
-    locations = {record.name: record.path.removeprefix(f"{source}/") for record in records}
+    locations = {record.name: storage.relative(record.path, source) for record in records}
     problems: list[Problem] = []
     with ExitStack() as stack:
         writers = {split: stack.enter_context(ShardWriter(folder, split, PICTURE_SCHEMA)) for split in SPLITS}
