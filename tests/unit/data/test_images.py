@@ -102,6 +102,19 @@ def test_16_bit_grey_keeps_its_range() -> None:
     assert np.array_equal(found[..., 0], found[..., 2])
 
 
+def test_a_dark_16_bit_picture_stays_dark() -> None:
+    values = np.array([[0, 255]], dtype=np.uint16)  # of 65535: less than a 257th, the step of 8 bits
+    assert pixels(encode(Image.fromarray(values))).tolist() == [[[0, 0, 0], [0, 0, 0]]]
+    assert pixels(encode(Image.fromarray(values * 2))).tolist() == [[[0, 0, 0], [1, 1, 1]]]
+
+
+@pytest.mark.parametrize("kind", [np.int32, np.float32])
+def test_32_bit_grey_is_taken_by_its_brightest_value(kind: type) -> None:
+    for top in (255, 65535):
+        found = pixels(encode(Image.fromarray(np.array([[0, top // 5, top]], dtype=kind)), "TIFF"))
+        assert found[0, :, 0].tolist() == [0, 51, 255]
+
+
 def test_1_bit() -> None:
     image = Image.new("1", (2, 1))
     image.putpixel((1, 0), 1)
