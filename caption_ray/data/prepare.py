@@ -1,5 +1,6 @@
 """From a folder of captioned pictures to a data set; Ray Data opens every picture once, in parallel."""
 
+import hashlib
 import json
 import logging
 import re
@@ -20,6 +21,7 @@ from caption_ray.data.output_folder import output_folder
 from caption_ray.data.shards import (
     MANIFEST_NAME,
     PICTURE_SCHEMA,
+    VOCABULARY_NAME,
     DatasetManifest,
     ShardFile,
     ShardWriter,
@@ -35,7 +37,6 @@ from caption_ray.text.vocabulary import UNKNOWN, Vocabulary, build_vocabulary
 logger = logging.getLogger(__name__)
 
 REPORT_NAME = "report.json"
-VOCABULARY_NAME = "vocabulary.json"
 
 PICTURES_PER_TASK = 32
 
@@ -103,7 +104,7 @@ def prepare_dataset(
             "left_out": [asdict(problem) for problem in problems],
         }
         _write_json(folder, REPORT_NAME, report)
-        manifest = _describe(files, captions, found.layout, len(words), len(problems))
+        manifest = _describe(files, captions, found.layout, words, len(problems))
         storage.write_text(storage.join(folder, MANIFEST_NAME), manifest.model_dump_json(indent=1) + "\n")
     return manifest
 
@@ -221,7 +222,7 @@ def _describe(
     files: Mapping[str, Sequence[ShardFile]],
     captions: Mapping[str, Mapping[str, Sequence[str]]],
     layout: str,
-    vocabulary_size: int,
+    words: Vocabulary,
     num_left_out: int,
 ) -> DatasetManifest:
     splits = {
@@ -232,12 +233,14 @@ def _describe(
         )
         for split in SPLITS
     }
+    vocabulary_sha256 = hashlib.sha256(words.to_json().encode()).hexdigest()
     return DatasetManifest(
         layout=layout,
         splits=splits,
         num_pictures=sum(split.num_pictures for split in splits.values()),
         num_captions=sum(split.num_captions for split in splits.values()),
-        vocabulary_size=vocabulary_size,
+        vocabulary_size=len(words),
         num_left_out=num_left_out,
-        digest=digest_files(file for split in splits.values() for file in split.files),
+        vocabulary_sha256=vocabulary_sha256,
+        digest=digest_files((file for split in splits.values() for file in split.files), vocabulary_sha256),
     )

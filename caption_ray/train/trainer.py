@@ -14,8 +14,7 @@ from caption_ray.bundle import BundleConfig, load_bundle, save_bundle
 from caption_ray.cluster import connect
 from caption_ray.config import Experiment
 from caption_ray.data.pipeline import ExactSplit, Feed, cached_feed, stream_feed
-from caption_ray.data.prepare import VOCABULARY_NAME
-from caption_ray.data.shards import DatasetManifest, first_pictures, load_manifest
+from caption_ray.data.shards import VOCABULARY_NAME, DatasetManifest, first_pictures, load_manifest, read_vocabulary
 from caption_ray.errors import DatasetError, RunError, UsageError
 from caption_ray.model.caption_model import CaptionModel
 from caption_ray.model.decoder import Decoder
@@ -135,7 +134,7 @@ def _fit(
         experiment=experiment,
         run_folder=request.run_folder,
         data=data,
-        vocabulary=storage.read_text(storage.join(data, VOCABULARY_NAME)),
+        vocabulary=read_vocabulary(data, manifest),
         cached=source.features is not None,
         num_features=source.encoder.num_features,
         feature_statistics=(
@@ -225,9 +224,7 @@ def _write_bundle(
         raise RunError(f"run {request.name} ended without a checkpoint; look into {request.run_folder}")
     best = max(checkpoints, key=lambda location: checkpoints[location].metrics[select_by])
     metrics = checkpoints[best].metrics
-    vocabulary = Vocabulary.from_json(
-        storage.read_text(storage.join(data, VOCABULARY_NAME)), storage.join(data, VOCABULARY_NAME)
-    )
+    vocabulary = Vocabulary.from_json(read_vocabulary(data, manifest), storage.join(data, VOCABULARY_NAME))
     config = BundleConfig(
         encoder=experiment.encoder,
         model=experiment.model,

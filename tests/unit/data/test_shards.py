@@ -1,4 +1,5 @@
 import hashlib
+import json
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -13,16 +14,19 @@ from caption_ray import storage
 from caption_ray.data.shards import (
     MANIFEST_NAME,
     PICTURE_SCHEMA,
+    VOCABULARY_NAME,
     DatasetManifest,
     ShardFile,
     ShardWriter,
     SplitFiles,
     digest_files,
     load_manifest,
+    read_vocabulary,
 )
 from caption_ray.errors import DatasetError
 
 MIB = 1 << 20
+VOCABULARY = '{"words": ["café"]}'.encode()
 SCHEMA = pa.schema([("name", pa.string()), ("image", pa.large_binary())])
 
 
@@ -127,18 +131,20 @@ def test_an_exception_leaves_no_finished_file(tmp_path: Path) -> None:
     assert writer.files == []
 
 
-def test_the_digest_is_that_of_the_sorted_digests() -> None:
+def test_the_digest_is_that_of_the_sorted_digests_with_the_vocabularys() -> None:
     files = [
         ShardFile(name=f"train-{index}.parquet", num_rows=1, num_bytes=1, sha256=digest)
         for index, digest in enumerate(["bb", "aa"])
     ]
 
-    assert digest_files(files) == hashlib.sha256(b"aa\nbb").hexdigest()
-    assert digest_files(reversed(files)) == digest_files(files)
+    assert digest_files(files, "ab") == hashlib.sha256(b"aa\nab\nbb").hexdigest()
+    assert digest_files(reversed(files), "ab") == digest_files(files, "ab")
 
 
 def make_dataset(folder: Path) -> DatasetManifest:
     files = tuple(write(folder, [make_table([4, 5])]))
+    (folder / VOCABULARY_NAME).write_bytes(VOCABULARY)
+    vocabulary_sha256 = hashlib.sha256(VOCABULARY).hexdigest()
     manifest = DatasetManifest(
         layout="kaggle",
         splits={"train": SplitFiles(num_pictures=2, num_captions=10, files=files)},
@@ -146,7 +152,8 @@ def make_dataset(folder: Path) -> DatasetManifest:
         num_captions=10,
         vocabulary_size=4,
         num_left_out=0,
-        digest=digest_files(files),
+        vocabulary_sha256=vocabulary_sha256,
+        digest=digest_files(files, vocabulary_sha256),
     )
     storage.write_text(str(folder / MANIFEST_NAME), manifest.model_dump_json())
     return manifest
@@ -181,6 +188,29 @@ def test_a_file_cut_short_is_named(tmp_path: Path) -> None:
 
     with pytest.raises(DatasetError, match=rf"is {file.num_bytes - 1} bytes long.*says {file.num_bytes} "):
         load_manifest(str(tmp_path))
+
+
+def test_the_vocabulary_is_read_as_it_is_written(tmp_path: Path) -> None:
+    assert read_vocabulary(str(tmp_path), make_dataset(tmp_path)) == VOCABULARY.decode()
+
+
+def test_another_vocabulary_than_the_manifests_is_refused(tmp_path: Path) -> None:
+    manifest = make_dataset(tmp_path)
+    (tmp_path / VOCABULARY_NAME).write_bytes(VOCABULARY + b" ")
+    with pytest.raises(DatasetError, match=r"vocabulary\.json: not what dataset\.json says .* prepare"):
+        read_vocabulary(str(tmp_path), manifest)
+
+    (tmp_path / VOCABULARY_NAME).unlink()
+    with pytest.raises(DatasetError, match=r"vocabulary\.json: absent"):
+        read_vocabulary(str(tmp_path), manifest)
+
+
+def test_a_data_set_from_before_the_vocabularys_digest_is_read(tmp_path: Path) -> None:
+    manifest = make_dataset(tmp_path).model_dump(mode="json")
+    del manifest["vocabulary_sha256"]
+    (tmp_path / MANIFEST_NAME).write_text(json.dumps(manifest))
+
+    assert read_vocabulary(str(tmp_path), load_manifest(str(tmp_path))) == VOCABULARY.decode()
 
 
 def test_a_newer_version_is_refused_by_its_number(tmp_path: Path) -> None:
