@@ -19,7 +19,7 @@ from typing_extensions import Self
 
 from caption_ray import storage
 from caption_ray.config import Settings
-from caption_ray.errors import DatasetError
+from caption_ray.errors import DatasetError, UsageError
 
 FORMAT_VERSION = 1
 MANIFEST_NAME = "dataset.json"
@@ -223,10 +223,11 @@ def load_manifest(folder: str) -> DatasetManifest:
     location = storage.join(folder, MANIFEST_NAME)
     try:
         text = storage.read_text(location)
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise DatasetError(
             f"{folder}: no {MANIFEST_NAME}: not a prepared data set, or its preparation was interrupted: "
-            "run jobs/prepare_data.py"
+            "run jobs/prepare_data.py",
+            exit_code=UsageError.exit_code,
         ) from error
     manifest = _parse_manifest(text, location)
     check_files(folder, [file for split in manifest.splits.values() for file in split.files])

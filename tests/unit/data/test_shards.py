@@ -173,12 +173,22 @@ def test_a_folder_without_manifest_is_refused(tmp_path: Path) -> None:
         load_manifest(str(tmp_path))
 
 
+@pytest.mark.parametrize("name", ["absent", "file.txt"])
+def test_a_path_without_a_data_set_is_wrong_use(tmp_path: Path, name: str) -> None:
+    (tmp_path / "file.txt").touch()
+
+    with pytest.raises(DatasetError, match=f"{name}: no dataset.json: not a prepared data set") as caught:
+        load_manifest(str(tmp_path / name))
+    assert caught.value.exit_code == 2
+
+
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     make_dataset(tmp_path)
     (tmp_path / "train-00000.parquet").unlink()
 
-    with pytest.raises(DatasetError, match=r"train-00000\.parquet is absent"):
+    with pytest.raises(DatasetError, match=r"train-00000\.parquet is absent") as caught:
         load_manifest(str(tmp_path))
+    assert caught.value.exit_code == 1
 
 
 def test_a_file_cut_short_is_named(tmp_path: Path) -> None:
