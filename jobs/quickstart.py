@@ -8,6 +8,7 @@ from pydantic import Field
 
 from caption_ray import presets
 from caption_ray.attention_figure import draw_attention
+from caption_ray.bundle import load_bundle
 from caption_ray.cluster import connect
 from caption_ray.config import CaptionRules, Settings, VocabularyConfig
 from caption_ray.data.feature_cache import cache_features
@@ -84,8 +85,9 @@ def main(arguments: Arguments) -> dict[str, object]:
             )
         )
         shutil.copytree(outcome.bundle, folder / "bundle")
+        bundle = load_bundle(str(folder / "bundle"))
         logger.info("5/6 evaluating on pictures that training has not seen")
-        evaluation = evaluate(str(folder / "bundle"), prepared_pictures(data, "test"), str(folder / "evaluation"))
+        evaluation = evaluate(bundle, prepared_pictures(data, "test"), str(folder / "evaluation"))
     logger.info("6/6 captioning one of them")
     picture = sorted(Path(arguments.source or source, "Images").glob("*9.jpg"))[0]
     caption, figure = caption_picture(str(folder / "bundle"), picture, folder / "attention.png")
