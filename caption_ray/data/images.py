@@ -16,7 +16,7 @@ import torch
 from PIL import Image, ImageOps
 
 from caption_ray import storage
-from caption_ray.errors import PictureError
+from caption_ray.errors import PictureError, UsageError
 
 PREPROCESSING = "exif-upright, rgb over white, bilinear antialiased square resize, uint8; v1"
 """Names what happens here; part of the key of cached features and of every bundle. Change it with the code."""
@@ -55,9 +55,14 @@ def open_picture(data: bytes) -> Image.Image:
 
 
 def load_picture(location: str) -> Image.Image:
-    """Read and decode a picture file or URI, as `open_picture` does. Raises PictureError naming it."""
+    """Read and decode a picture file or URI, as `open_picture` does. Raises PictureError naming it.
+
+    That includes a URI that cannot be opened: where there are several pictures, the others may be fine.
+    """
     try:
         return open_picture(storage.read_bytes(location))
+    except UsageError as error:
+        raise PictureError(str(error)) from error
     except FileNotFoundError as error:
         raise PictureError(f"{location}: no such file") from error
     except PictureError as error:

@@ -11,6 +11,7 @@ from caption_ray.data.images import (
     augment,
     decode_square,
     inspect_picture,
+    load_picture,
     may_mirror,
     open_picture,
     padded_side,
@@ -148,6 +149,19 @@ def test_broken_pictures_have_a_one_line_reason(data: bytes, reason: str) -> Non
         open_picture(data)
     assert "\n" not in str(caught.value)
     assert "BytesIO" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("location", "reason"),
+    [
+        ("http://host/a.jpg", "http://host/a.jpg: not a location that can be opened"),
+        ("absent.jpg", "absent.jpg: no such file"),
+        (".", r"\.: cannot be read"),
+    ],
+)
+def test_a_location_without_a_picture_is_a_picture_error(location: str, reason: str) -> None:
+    with pytest.raises(PictureError, match=f"^{reason}"):
+        load_picture(location)
 
 
 def png_header(width: int, height: int) -> bytes:
