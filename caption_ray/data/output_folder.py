@@ -1,7 +1,8 @@
 """Output folders that appear whole or not at all, and never at the cost of a stranger's files."""
 
 import re
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -44,6 +45,29 @@ def output_folder(output: str, *, marker: str, our_files: re.Pattern[str], overw
     if scratch != output:
         storage.delete_folder(output)
         filesystem.move(scratch_path, output)
+
+
+def clear_parts(folder: Path, parts: Sequence[str], *, marker: str) -> None:
+    """Make a local folder, mark it as ours, and delete those `parts`, files or folders, that lie in it.
+
+    Raises UsageError, with all as it was, where a part is there but not `marker`, or where `folder` is a file.
+    """
+    present = [path for path in (folder / part for part in parts) if path.exists() or path.is_symlink()]
+    if present and not (folder / marker).exists():
+        raise UsageError(
+            f"{folder}: holds {present[0].name}, which was not written here ({marker} is absent) and is not deleted: "
+            "choose another output, or an empty folder"
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise UsageError(f"{folder}: a file, not a folder; choose another output") from error
+    (folder / marker).touch()
+    for path in present:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def _check(folder: str, marker: str, our_files: re.Pattern[str], overwrite: bool) -> None:

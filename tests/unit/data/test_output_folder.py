@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from caption_ray.data.output_folder import output_folder
+from caption_ray.data.output_folder import clear_parts, output_folder
 from caption_ray.errors import UsageError
 
 OURS = re.compile("part|done")
@@ -141,3 +141,47 @@ def test_a_uri_is_written_in_place_and_cleared_on_failure(tmp_path: Path) -> Non
         fail()
 
     assert not (tmp_path / "data").exists()
+
+
+def test_parts_of_an_earlier_run_are_cleared_and_nothing_else(tmp_path: Path) -> None:
+    folder = tmp_path / "new" / "out"
+    clear_parts(folder, ["data", "figure.png"], marker="mark")
+    assert [path.name for path in folder.iterdir()] == ["mark"]
+    (folder / "data" / "deep").mkdir(parents=True)
+    (folder / "figure.png").touch()
+    (folder / "notes.txt").touch()
+
+    clear_parts(folder, ["data", "figure.png"], marker="mark")
+
+    assert sorted(path.name for path in folder.iterdir()) == ["mark", "notes.txt"]
+
+
+@pytest.mark.parametrize("part", ["data/mine.txt", "figure.png"])
+def test_parts_in_an_unmarked_folder_are_a_strangers(tmp_path: Path, part: str) -> None:
+    (tmp_path / part).parent.mkdir(exist_ok=True)
+    (tmp_path / part).write_text("mine")
+
+    with pytest.raises(UsageError, match=f"holds {Path(part).parts[0]}, which was not written here .*another output"):
+        clear_parts(tmp_path, ["data", "figure.png"], marker="mark")
+
+    assert (tmp_path / part).read_text() == "mine"
+    assert not (tmp_path / "mark").exists()
+
+
+def test_a_link_among_the_parts_is_deleted_and_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mark").touch()
+    (tmp_path / "out" / "data").symlink_to(tmp_path / "mine")
+
+    clear_parts(tmp_path / "out", ["data"], marker="mark")
+
+    assert (tmp_path / "mine").is_dir()
+    assert not (tmp_path / "out" / "data").is_symlink()
+
+
+def test_parts_need_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+
+    with pytest.raises(UsageError, match="a file, not a folder"):
+        clear_parts(tmp_path / "file", ["data"], marker="mark")
