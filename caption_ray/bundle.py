@@ -19,7 +19,7 @@ import caption_ray
 from caption_ray import storage
 from caption_ray.config import DecodeOptions, EncoderConfig, ModelConfig, Settings
 from caption_ray.data.images import PREPROCESSING
-from caption_ray.errors import BundleError, CaptionRayError
+from caption_ray.errors import BundleError, CaptionRayError, UsageError
 from caption_ray.model.caption_model import CaptionModel
 from caption_ray.model.decoder import Decoder
 from caption_ray.model.encoder import build_encoder
@@ -108,7 +108,8 @@ def read_manifest(location: str) -> BundleManifest:
     except (FileNotFoundError, NotADirectoryError) as error:
         raise BundleError(
             f"{location}: no {MANIFEST_NAME}: not a bundle; training leaves one in RUNS/NAME/bundle, "
-            "the quick start in runs/quickstart/bundle"
+            "the quick start in runs/quickstart/bundle",
+            exit_code=UsageError.exit_code,
         ) from error
     except ValidationError as error:
         raise BundleError(f"{path}: not a bundle that caption_ray {caption_ray.__version__} reads ({error})") from error

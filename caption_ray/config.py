@@ -3,7 +3,7 @@
 A command line, a preset, a checkpoint and a bundle all hold these same models, so a setting is described once.
 """
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from typing_extensions import Self
@@ -13,6 +13,12 @@ class Settings(BaseModel):
     """Base of all settings: frozen, keyword-only, checked on construction, unknown keys refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+# Bounds that command lines share with the settings that they override.
+BeamWidth = Annotated[int, Field(ge=1, le=20)]
+CaptionLength = Annotated[int, Field(ge=1, le=100)]
+LengthPenalty = Annotated[float, Field(ge=0, le=2)]
 
 
 class CaptionRules(Settings):
@@ -99,14 +105,16 @@ class ModelConfig(Settings):
 class DecodeOptions(Settings):
     """How captions are searched for."""
 
-    beam_width: int = Field(3, ge=1, le=20, description="Hypotheses kept per picture; 1 is greedy search.")
-    max_words: int = Field(24, ge=1, le=100, description="Longest caption, in words.")
-    length_penalty: float = Field(
-        0.0,
-        ge=0,
-        le=2,
-        description="Hypotheses are ranked by log-probability / length^penalty; 0 ranks by log-probability.",
+    beam_width: BeamWidth = Field(3, description="Hypotheses kept per picture; 1 is greedy search.")
+    max_words: CaptionLength = Field(24, description="Longest caption, in words.")
+    length_penalty: LengthPenalty = Field(
+        0.0, description="Hypotheses are ranked by log-probability / length^penalty; 0 ranks by log-probability."
     )
+
+    def changed(self, **asked: object) -> Self:
+        """Return the options with those of `asked` that are not None."""
+        given = {name: value for name, value in asked.items() if value is not None}
+        return self.model_validate({**self.model_dump(), **given})
 
 
 class OptimizerConfig(Settings):
@@ -156,8 +164,8 @@ class TrainingConfig(Settings):
     )
     shuffle_buffer: int = Field(2048, ge=1, description="Picture groups from which each batch is drawn.")
     select_by: Literal["bleu_4", "cider"] = Field("cider", description="Dev score that picks the best epoch.")
-    dev_beam_width: int = Field(
-        1, ge=1, le=20, description="Beam of the dev decoding after each epoch; 1 (greedy) is the fastest."
+    dev_beam_width: BeamWidth = Field(
+        1, description="Beam of the dev decoding after each epoch; 1 (greedy) is the fastest."
     )
     patience: int = Field(5, ge=0, description="Epochs without a better dev score before stopping; 0: never.")
     seed: int = Field(0, ge=0, description="Seed of initial weights, order, dropout and augmentation.")

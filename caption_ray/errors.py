@@ -6,18 +6,27 @@ from collections.abc import Mapping
 class CaptionRayError(Exception):
     """Work could not be done. Jobs print the message alone, without a traceback, and exit with `exit_code`.
 
-    result: what was done all the same, for the job to print.
+    result: what was done all the same, for the job to print.  exit_code: by default that of the class, 1 for work that
+    failed, 2 for a wrong request.
     """
 
     exit_code = 1
 
-    def __init__(self, message: str, *, result: Mapping[str, object] | None = None) -> None:
+    def __init__(
+        self, message: str, *, result: Mapping[str, object] | None = None, exit_code: int | None = None
+    ) -> None:
         super().__init__(message)
         self.result = result
+        if exit_code is not None:
+            self.exit_code = exit_code
 
 
 class UsageError(CaptionRayError):
-    """The request itself is wrong: a path that does not exist, settings that contradict each other."""
+    """The request itself is wrong: a path that does not exist, settings that contradict each other.
+
+    Where a path holds no data set, feature cache or bundle at all, the error is that artefact's, with the exit code of
+    this one; an artefact that is there but damaged, or of another version, is work that failed.
+    """
 
     exit_code = 2
 
@@ -37,15 +46,15 @@ class PictureError(CaptionRayError):
 
 
 class DatasetError(CaptionRayError):
-    """A prepared data set is absent, incomplete or of another format version."""
+    """A prepared data set is absent (wrong use), incomplete or of another format version."""
 
 
 class FeatureCacheError(CaptionRayError):
-    """Cached features are incomplete, or belong to another encoder or data set."""
+    """Cached features are absent (wrong use), incomplete, or belong to another encoder or data set."""
 
 
 class BundleError(CaptionRayError):
-    """A bundle is incomplete, damaged or of another format version."""
+    """A bundle is absent (wrong use), incomplete, damaged or of another format version."""
 
 
 class RunError(CaptionRayError):

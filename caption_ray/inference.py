@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
+from PIL import Image
 from torch import Tensor
 
 from caption_ray.bundle import Bundle, load_bundle
@@ -75,6 +76,10 @@ class Captioner:
             return []
         found = beam_search(self.model.decoder, self._encode(pictures), options or self.bundle.config.decode)
         return [to_captions(hypotheses, self.bundle.vocabulary) for hypotheses in found]
+
+    def caption_picture(self, picture: Image.Image, options: DecodeOptions | None = None) -> list[Caption]:
+        """Return the captions of one opened RGB picture, best first; at least one."""
+        return self.caption([images.to_square(picture, self.bundle.config.encoder.image_size)], options)[0]
 
     def stream(self, picture: npt.NDArray[np.uint8], max_words: int) -> Iterator[tuple[str, float, Tensor]]:
         """Yield the greedy caption's words as they are found: word, its log-probability, attention (R,)."""

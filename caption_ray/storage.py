@@ -1,12 +1,14 @@
 """The one module that knows about locations: local paths and URIs such as gs://, through pyarrow.fs.
 
-A location is a plain `str` all over the package and becomes a file system only here.
+A location is a plain `str` all over the package and becomes a file system only here. Paths in it are escaped in a URI
+(`a%20b.jpg`) and plain in a local path; a path that stands alone, as in a listing, is always plain.
 """
 
 import hashlib
 import os
 import posixpath
 from pathlib import Path
+from urllib.parse import quote, unquote
 
 from pyarrow import fs
 
@@ -25,8 +27,14 @@ def absolute(location: str | os.PathLike[str]) -> str:
 
 
 def join(location: str, *parts: str) -> str:
-    """Append path components to a location."""
-    return posixpath.join(location, *parts)
+    """Append plain names or relative paths to a location; they are escaped where it is a URI."""
+    return posixpath.join(location, *(map(quote, parts) if is_uri(location) else parts))
+
+
+def relative(location: str, folder: str) -> str:
+    """Return the plain relative path that was joined to `folder` to make `location`."""
+    path = location.removeprefix(f"{folder}/")
+    return unquote(path) if is_uri(folder) else path
 
 
 def open_location(location: str) -> tuple[fs.FileSystem, str]:

@@ -1,6 +1,7 @@
 """Caption pictures."""
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -8,10 +9,10 @@ import tyro
 from pydantic import Field
 
 from caption_ray.attention_figure import draw_attention
-from caption_ray.config import DecodeOptions, Settings
-from caption_ray.data.images import load_picture, to_square
+from caption_ray.config import BeamWidth, DecodeOptions, Settings
+from caption_ray.data.images import load_picture
 from caption_ray.entry import run_job
-from caption_ray.errors import PictureError
+from caption_ray.errors import PictureError, UsageError
 from caption_ray.inference import Captioner
 
 logger = logging.getLogger("caption_ray.jobs.caption")
@@ -24,26 +25,24 @@ class Arguments(Settings):
         min_length=1, description="Picture files, of any kind that Pillow reads."
     )
     bundle: str = Field(description="Bundle to caption with: a folder, or a URI such as gs://bucket/bundle.")
-    beam_width: int | None = Field(
-        None, ge=1, le=20, description="Hypotheses kept per picture; by default the bundle's."
-    )
+    beam_width: BeamWidth | None = Field(None, description="Hypotheses kept per picture; by default the bundle's.")
     attention: str | None = Field(
         None,
-        description="PNG to draw: where the model looked for every word. With several pictures their names go "
-        "before the suffix.",
+        description="PNG to draw: where the model looked for every word. With several pictures their names, "
+        "numbered where they are alike, go before the suffix.",
     )
 
 
 def main(arguments: Arguments) -> dict[str, object]:
     """Caption what can be read; what cannot is an error in the end, a line each."""
+    figures = figure_paths(arguments.attention, arguments.pictures)
     captioner = Captioner.load(arguments.bundle)
-    asked = arguments.model_dump(include={"beam_width"}, exclude_none=True)
-    options = DecodeOptions.model_validate({**captioner.bundle.config.decode.model_dump(), **asked})
+    options = captioner.bundle.config.decode.changed(beam_width=arguments.beam_width)
     found: list[dict[str, object]] = []
     errors = []
-    for name in arguments.pictures:
+    for name, figure in zip(arguments.pictures, figures, strict=True):
         try:
-            found.append(_caption(captioner, name, options, _figure_path(arguments, name)))
+            found.append(_caption(captioner, name, options, figure))
         except PictureError as error:  # noqa: PERF203 - one bad picture must not cost the others
             errors.append(str(error))
             found.append({"picture": name, "error": str(error)})
@@ -54,8 +53,7 @@ def main(arguments: Arguments) -> dict[str, object]:
 
 def _caption(captioner: Captioner, name: str, options: DecodeOptions, figure: str | None) -> dict[str, object]:
     picture = load_picture(name)
-    side = captioner.bundle.config.encoder.image_size
-    captions = captioner.caption([to_square(picture, side)], options)[0]
+    captions = captioner.caption_picture(picture, options)
     best = captions[0]
     logger.info("%s: %s (log-probability %.2f)", name, best.text, best.log_probability)
     if figure is not None:
@@ -70,11 +68,29 @@ def _caption(captioner: Captioner, name: str, options: DecodeOptions, figure: st
     }
 
 
-def _figure_path(arguments: Arguments, name: str) -> str | None:
-    if arguments.attention is None or len(arguments.pictures) == 1:
-        return arguments.attention
-    path = Path(arguments.attention)
-    return str(path.with_name(f"{path.stem}-{Path(name).stem}{path.suffix}"))
+def figure_paths(attention: str | None, pictures: Sequence[str]) -> list[str | None]:
+    """Return where each picture's figure goes, no two to one file, and make the folder for them.
+
+    Raises UsageError where no file can be written there.
+    """
+    if attention is None:
+        return [None] * len(pictures)
+    path = Path(attention)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"--attention {attention}: its folder cannot be made ({error.strerror})") from error
+    if path.is_dir():
+        raise UsageError(f"--attention {attention}: a folder; name a file, such as {path / 'attention.png'}")
+    if len(pictures) == 1:
+        return [attention]
+    stems: list[str] = []
+    for picture in pictures:
+        stem, number = Path(picture).stem, 1
+        while (numbered := stem if number == 1 else f"{stem}-{number}") in stems:
+            number += 1
+        stems.append(numbered)
+    return [str(path.with_name(f"{path.stem}-{stem}{path.suffix}")) for stem in stems]
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import Field
 
 from caption_ray.bundle import load_bundle
-from caption_ray.config import DecodeOptions, Settings
+from caption_ray.config import BeamWidth, CaptionLength, LengthPenalty, Settings
 from caption_ray.entry import run_job
 from caption_ray.errors import UsageError
 from caption_ray.evaluation.evaluate import evaluate
@@ -25,9 +25,9 @@ class Arguments(Settings):
     )
     split: Literal["train", "dev", "test", "all"] = Field("dev", description="Pictures to score.")
     output: str = Field("evaluation", description="Folder for metrics.json, predictions_SPLIT.json and report.html.")
-    beam_width: int | None = Field(None, description="Hypotheses kept per picture; by default the bundle's.")
-    length_penalty: float | None = Field(None, description="Length penalty; by default the bundle's.")
-    max_words: int | None = Field(None, description="Longest caption, in words; by default the bundle's.")
+    beam_width: BeamWidth | None = Field(None, description="Hypotheses kept per picture; by default the bundle's.")
+    length_penalty: LengthPenalty | None = Field(None, description="Length penalty; by default the bundle's.")
+    max_words: CaptionLength | None = Field(None, description="Longest caption, in words; by default the bundle's.")
     skip_bad: bool = Field(False, description="Score without the pictures that cannot be read.")
 
 
@@ -39,10 +39,11 @@ def main(arguments: Arguments) -> dict[str, object]:
         pictures = prepared_pictures(arguments.data, arguments.split)
     else:
         pictures = source_pictures(arguments.source or "", arguments.split)
-    own = load_bundle(arguments.bundle).config.decode
-    asked = arguments.model_dump(include={"beam_width", "length_penalty", "max_words"}, exclude_none=True)
-    options = DecodeOptions.model_validate({**own.model_dump(), **asked})
-    result = evaluate(arguments.bundle, pictures, arguments.output, options=options, skip_bad=arguments.skip_bad)
+    bundle = load_bundle(arguments.bundle)
+    options = bundle.config.decode.changed(
+        beam_width=arguments.beam_width, length_penalty=arguments.length_penalty, max_words=arguments.max_words
+    )
+    result = evaluate(bundle, pictures, arguments.output, options=options, skip_bad=arguments.skip_bad)
     return {**result.scores.model_dump(), "output": result.output, "report": result.report}
 
 

@@ -8,14 +8,16 @@ from pydantic import Field
 
 from caption_ray import presets
 from caption_ray.attention_figure import draw_attention
+from caption_ray.bundle import load_bundle
 from caption_ray.cluster import connect
 from caption_ray.config import CaptionRules, Settings, VocabularyConfig
 from caption_ray.data.feature_cache import cache_features
-from caption_ray.data.images import load_picture, to_square
+from caption_ray.data.images import load_picture
+from caption_ray.data.output_folder import clear_parts
 from caption_ray.data.prepare import prepare_dataset
 from caption_ray.data.synthetic import write_synthetic_flickr8k
 from caption_ray.entry import run_job
-from caption_ray.errors import QualityError
+from caption_ray.errors import QualityError, UsageError
 from caption_ray.evaluation.evaluate import evaluate
 from caption_ray.evaluation.pictures import prepared_pictures
 from caption_ray.inference import Captioner
@@ -25,6 +27,8 @@ from caption_ray.train.trainer import TrainRequest, train
 logger = logging.getLogger("caption_ray.jobs.quickstart")
 
 MIN_BLEU_4 = 0.80
+MARKER = "made-by-quickstart"
+PARTS = ("data", "features", "bundle", "evaluation", "run", "attention.png")
 
 
 class Arguments(Settings):
@@ -33,7 +37,9 @@ class Arguments(Settings):
     A few minutes on two CPU cores. Fails if the model does not describe pictures that it has never seen.
     """
 
-    output: str = Field("runs/quickstart", description="Folder for everything; what is there is replaced.")
+    output: str = Field(
+        "runs/quickstart", description="Folder for all of it; an earlier quick start there is replaced."
+    )
     num_pictures: int = Field(800, ge=100, description="Pictures to draw; a tenth each is kept for dev and test.")
     num_workers: int = Field(2, ge=1, description="Data-parallel training workers.")
     seed: int = Field(0, ge=0, description="Seed of the pictures.")
@@ -43,17 +49,20 @@ class Arguments(Settings):
 def main(arguments: Arguments) -> dict[str, object]:
     """Run every step; each is what the job of that name does."""
     folder = Path(arguments.output).absolute()
-    for part in ("source", "data", "features", "bundle", "evaluation", "run"):
-        shutil.rmtree(folder / part, ignore_errors=True)
-    source, data, features = (str(folder / part) for part in ("source", "data", "features"))
+    drawn = arguments.source is None
+    source = arguments.source or str(folder / "source")
+    if not drawn and Path(source).resolve().is_relative_to(folder.resolve()):
+        raise UsageError(f"--source {source}: lies in --output {folder}, which is replaced; choose another --output")
+    clear_parts(folder, ("source", *PARTS) if drawn else PARTS, marker=MARKER)
+    data, features, bundle_folder = (str(folder / part) for part in ("data", "features", "bundle"))
     experiment = presets.quickstart()
-    logger.info("1/6 drawing %d pictures", arguments.num_pictures)
-    if arguments.source is None:
+    if drawn:
+        logger.info("1/6 drawing %d pictures", arguments.num_pictures)
         write_synthetic_flickr8k(source, arguments.num_pictures, arguments.seed)
     with connect():
         logger.info("2/6 preparing the data set")
         prepare_dataset(
-            arguments.source or source,
+            source,
             data,
             skip_bad=False,
             overwrite=False,
@@ -83,23 +92,27 @@ def main(arguments: Arguments) -> dict[str, object]:
                 device="cpu",
             )
         )
-        shutil.copytree(outcome.bundle, folder / "bundle")
+        shutil.copytree(outcome.bundle, bundle_folder)
+        bundle = load_bundle(bundle_folder)
         logger.info("5/6 evaluating on pictures that training has not seen")
-        evaluation = evaluate(str(folder / "bundle"), prepared_pictures(data, "test"), str(folder / "evaluation"))
+        evaluation = evaluate(bundle, prepared_pictures(data, "test"), str(folder / "evaluation"))
     logger.info("6/6 captioning one of them")
-    picture = sorted(Path(arguments.source or source, "Images").glob("*9.jpg"))[0]
-    caption, figure = caption_picture(str(folder / "bundle"), picture, folder / "attention.png")
+    path = sorted(Path(source, "Images").glob("*9.jpg"))[0]
+    picture = load_picture(str(path))
+    best = Captioner(bundle).caption_picture(picture)[0]
+    figure = str(folder / "attention.png")
+    draw_attention(picture, best.words, best.attention).save(figure)
     scores = evaluation.scores.model_dump()
     result: dict[str, object] = {
         **scores,
-        "caption": caption,
-        "picture": str(picture),
+        "caption": best.text,
+        "picture": str(path),
         "attention": figure,
-        "bundle": str(folder / "bundle"),
+        "bundle": bundle_folder,
         "report": evaluation.report,
     }
     logger.info("%s", "  ".join(f"BLEU-{n} {scores[f'bleu_{n}']:.3f}" for n in (1, 2, 3, 4)))
-    logger.info("%s: %s", picture.name, caption)
+    logger.info("%s: %s", path.name, best.text)
     if evaluation.scores.bleu_4 < MIN_BLEU_4:
         raise QualityError(
             f"BLEU-4 on unseen pictures is {evaluation.scores.bleu_4:.3f}, under {MIN_BLEU_4}: the model has not "
@@ -112,19 +125,10 @@ def main(arguments: Arguments) -> dict[str, object]:
         figure,
         evaluation.report,
         folder / "run",
-        folder / "bundle",
-        picture,
+        bundle_folder,
+        path,
     )
     return result
-
-
-def caption_picture(bundle: str, picture: Path, figure: Path) -> tuple[str, str]:
-    """Caption one picture and draw the attention; return the caption and the drawing's path."""
-    captioner = Captioner.load(bundle)
-    image = load_picture(str(picture))
-    best = captioner.caption([to_square(image, captioner.bundle.config.encoder.image_size)])[0][0]
-    draw_attention(image, best.words, best.attention).save(figure, "PNG")
-    return best.text, str(figure)
 
 
 if __name__ == "__main__":

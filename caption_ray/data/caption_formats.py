@@ -158,6 +158,8 @@ def karpathy_rows(content: bytes, path: str) -> Iterator[Row | Problem]:
         document = json.loads(text)
     except json.JSONDecodeError as error:
         raise CaptionFileError(f"{path}:{error.lineno}: not JSON ({error.msg}); fetch it again") from error
+    except (RecursionError, ValueError) as error:  # nested too deeply, or a number of thousands of digits
+        raise CaptionFileError(f"{path}: JSON that cannot be read ({error}); fetch it again") from error
     images = document.get("images") if isinstance(document, dict) else None
     if not isinstance(images, list):
         raise CaptionFileError(

@@ -101,12 +101,7 @@ def cache_features(
         return present
     progress = Progress(logger, "encoded", manifest.num_pictures)
     with (
-        output_folder(
-            output,
-            marker=MANIFEST_NAME,
-            is_ours=lambda name: _OUR_FILES.fullmatch(name) is not None,
-            overwrite=overwrite,
-        ) as folder,
+        output_folder(output, marker=MANIFEST_NAME, our_files=_OUR_FILES, overwrite=overwrite) as folder,
         connect(),
     ):
         plain = {name: value.cpu().contiguous() for name, value in weights.items()}

@@ -11,7 +11,7 @@ from caption_ray.config import EncoderConfig, Settings
 from caption_ray.data.batches import PictureFormat
 from caption_ray.data.images import PREPROCESSING
 from caption_ray.data.shards import DatasetManifest, ShardFile, check_files
-from caption_ray.errors import DatasetError, FeatureCacheError
+from caption_ray.errors import DatasetError, FeatureCacheError, UsageError
 
 MANIFEST_NAME = "features.json"
 ENCODER_NAME = "encoder.safetensors"
@@ -67,9 +67,10 @@ def load_feature_manifest(folder: str, data: DatasetManifest) -> FeatureManifest
     path = storage.join(folder, MANIFEST_NAME)
     try:
         manifest = FeatureManifest.model_validate_json(storage.read_bytes(path))
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise FeatureCacheError(
-            f"{folder}: no {MANIFEST_NAME}: not a feature cache, or its making was interrupted; {_REMEDY}"
+            f"{folder}: no {MANIFEST_NAME}: not a feature cache, or its making was interrupted; {_REMEDY}",
+            exit_code=UsageError.exit_code,
         ) from error
     except ValidationError as error:
         raise FeatureCacheError(f"{path}: not a manifest that this version reads ({error}); {_REMEDY}") from error

@@ -16,7 +16,7 @@ import torch
 from PIL import Image, ImageOps
 
 from caption_ray import storage
-from caption_ray.errors import PictureError
+from caption_ray.errors import PictureError, UsageError
 
 PREPROCESSING = "exif-upright, rgb over white, bilinear antialiased square resize, uint8; v1"
 """Names what happens here; part of the key of cached features and of every bundle. Change it with the code."""
@@ -55,9 +55,14 @@ def open_picture(data: bytes) -> Image.Image:
 
 
 def load_picture(location: str) -> Image.Image:
-    """Read and decode a picture file or URI, as `open_picture` does. Raises PictureError naming it."""
+    """Read and decode a picture file or URI, as `open_picture` does. Raises PictureError naming it.
+
+    That includes a URI that cannot be opened: where there are several pictures, the others may be fine.
+    """
     try:
         return open_picture(storage.read_bytes(location))
+    except UsageError as error:
+        raise PictureError(str(error)) from error
     except FileNotFoundError as error:
         raise PictureError(f"{location}: no such file") from error
     except PictureError as error:
@@ -70,7 +75,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
         # Pillow's own conversion clips 16-bit values at 255, which turns such pictures white.
         values = np.asarray(image, dtype=np.float64)
-        top = 65535.0 if values.max(initial=0) > 255 else 255.0
+        # "I" and "F" do not say what their white is.
+        top = 65535.0 if image.mode.startswith("I;16") or values.max(initial=0) > 255 else 255.0
         return Image.fromarray((values.clip(0, top) * (255.0 / top)).astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
         rgba = image.convert("RGBA")

@@ -1,15 +1,20 @@
 """Output folders that appear whole or not at all, and never at the cost of a stranger's files."""
 
-from collections.abc import Callable, Iterator
+import re
+import shutil
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from caption_ray import storage
 from caption_ray.errors import UsageError
 
+_SCRATCH = re.compile(r"\.\d+\.partial$")
+"""What `storage.write_bytes` appends to a local file's name until the file is whole."""
+
 
 @contextmanager
-def output_folder(output: str, *, marker: str, is_ours: Callable[[str], bool], overwrite: bool) -> Iterator[str]:
+def output_folder(output: str, *, marker: str, our_files: re.Pattern[str], overwrite: bool) -> Iterator[str]:
     """Yield the folder to write to, for the length of a `with` block that must write `marker` last.
 
     A local output is written to `OUTPUT.partial`, which takes its place when the block ends well; what an
@@ -17,14 +22,15 @@ def output_folder(output: str, *, marker: str, is_ours: Callable[[str], bool], o
     without which no later step accepts the folder, is what makes it whole. A block that raises leaves
     nothing behind.
 
-    `is_ours` tells by its relative path whether a file may be deleted. Raises UsageError where the output
-    is a file, holds any file that is not ours, or holds `marker` and `overwrite` is not set.
+    `our_files` matches the relative path of every file that may be deleted; what a killed `storage.write_bytes`
+    left of one may be too. Raises UsageError where the output is a file, holds any file that is not ours, or holds
+    `marker` and `overwrite` is not set.
     """
     if not storage.is_uri(output):
         output = str(Path(output).resolve())  # so that a link stays a link and its target is replaced
-    _check(output, marker, is_ours, overwrite)
+    _check(output, marker, our_files, overwrite)
     scratch = output if storage.is_uri(output) else f"{output}.partial"
-    _check(scratch, marker, is_ours, overwrite=True)
+    _check(scratch, marker, our_files, overwrite=True)
     filesystem, scratch_path = storage.open_location(scratch)
     if overwrite and storage.exists(storage.join(scratch, marker)):
         # First of all: from here on, the folder is no longer whole.
@@ -41,12 +47,35 @@ def output_folder(output: str, *, marker: str, is_ours: Callable[[str], bool], o
         filesystem.move(scratch_path, output)
 
 
-def _check(folder: str, marker: str, is_ours: Callable[[str], bool], overwrite: bool) -> None:
+def clear_parts(folder: Path, parts: Sequence[str], *, marker: str) -> None:
+    """Make a local folder, mark it as ours, and delete those `parts`, files or folders, that lie in it.
+
+    Raises UsageError, with all as it was, where a part is there but not `marker`, or where `folder` is a file.
+    """
+    present = [path for path in (folder / part for part in parts) if path.exists() or path.is_symlink()]
+    if present and not (folder / marker).exists():
+        raise UsageError(
+            f"{folder}: holds {present[0].name}, which was not written here ({marker} is absent) and is not deleted: "
+            "choose another output, or an empty folder"
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise UsageError(f"{folder}: a file, not a folder; choose another output") from error
+    (folder / marker).touch()
+    for path in present:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def _check(folder: str, marker: str, our_files: re.Pattern[str], overwrite: bool) -> None:
     try:
         files = storage.list_files(folder)
     except NotADirectoryError as error:
         raise UsageError(f"{folder}: a file, not a folder; choose another output") from error
-    stranger = next((file for file in files if not is_ours(file)), None)
+    stranger = next((file for file in files if not our_files.fullmatch(_SCRATCH.sub("", file))), None)
     if stranger is not None:
         raise UsageError(
             f"{folder}: holds {stranger}, which was not written here and is not deleted: "

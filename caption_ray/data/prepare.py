@@ -1,5 +1,6 @@
 """From a folder of captioned pictures to a data set; Ray Data opens every picture once, in parallel."""
 
+import hashlib
 import json
 import logging
 import re
@@ -20,6 +21,7 @@ from caption_ray.data.output_folder import output_folder
 from caption_ray.data.shards import (
     MANIFEST_NAME,
     PICTURE_SCHEMA,
+    VOCABULARY_NAME,
     DatasetManifest,
     ShardFile,
     ShardWriter,
@@ -36,7 +38,6 @@ from caption_ray.text.vocabulary import Vocabulary, build_vocabulary
 logger = logging.getLogger(__name__)
 
 REPORT_NAME = "report.json"
-VOCABULARY_NAME = "vocabulary.json"
 
 PICTURES_PER_TASK = 32
 
@@ -69,7 +70,7 @@ def prepare_dataset(
     problems = [*found.problems, *split_problems]
     records = [record for record in found.records if record.name in splits]
     with (
-        output_folder(output, marker=MANIFEST_NAME, is_ours=_is_ours, overwrite=overwrite) as folder,
+        output_folder(output, marker=MANIFEST_NAME, our_files=_OUR_FILES, overwrite=overwrite) as folder,
         connect(),
     ):
         files, bad_pictures = _write_pictures(
@@ -104,7 +105,7 @@ def prepare_dataset(
             "left_out": [asdict(problem) for problem in problems],
         }
         _write_json(folder, REPORT_NAME, report)
-        manifest = _describe(files, captions, found.layout, len(words), len(problems))
+        manifest = _describe(files, captions, found.layout, words, len(problems))
         storage.write_text(storage.join(folder, MANIFEST_NAME), manifest.model_dump_json(indent=1) + "\n")
     return manifest
 
@@ -172,7 +173,7 @@ def _write_pictures(
     Where the run is `doomed`, or becomes so by a bad picture without `skip_bad`, the rest is only opened:
     one run then tells all that is wrong.
     """
-    locations = {record.name: record.path.removeprefix(f"{source}/") for record in records}
+    locations = {record.name: storage.relative(record.path, source) for record in records}
     problems: list[Problem] = []
     with ExitStack() as stack:
         writers = {split: stack.enter_context(ShardWriter(folder, split, PICTURE_SCHEMA)) for split in SPLITS}
@@ -191,11 +192,6 @@ def _write_pictures(
             for split, writer in writers.items():
                 writer.append(good.filter(pc.equal(good["split"], split)))
     return {split: writer.files for split, writer in writers.items()}, problems
-
-
-def _is_ours(file: str) -> bool:
-    # A killed write_bytes leaves `NAME.PID.partial`.
-    return _OUR_FILES.fullmatch(re.sub(r"\.\d+\.partial$", "", file)) is not None
 
 
 def _tokenised(captions: Mapping[str, Sequence[str]]) -> Iterable[list[str]]:
@@ -227,7 +223,7 @@ def _describe(
     files: Mapping[str, Sequence[ShardFile]],
     captions: Mapping[str, Mapping[str, Sequence[str]]],
     layout: str,
-    vocabulary_size: int,
+    words: Vocabulary,
     num_left_out: int,
 ) -> DatasetManifest:
     splits = {
@@ -243,7 +239,8 @@ def _describe(
         splits=splits,
         num_pictures=sum(split.num_pictures for split in splits.values()),
         num_captions=sum(split.num_captions for split in splits.values()),
-        vocabulary_size=vocabulary_size,
+        vocabulary_size=len(words),
         num_left_out=num_left_out,
+        vocabulary_sha256=hashlib.sha256(words.to_json().encode()).hexdigest(),
         digest=digest_files(file for split in splits.values() for file in split.files),
     )

@@ -19,18 +19,16 @@ from typing_extensions import Self
 
 from caption_ray import storage
 from caption_ray.config import Settings
-from caption_ray.errors import DatasetError
+from caption_ray.errors import DatasetError, UsageError
 
 FORMAT_VERSION = 1
 MANIFEST_NAME = "dataset.json"
+VOCABULARY_NAME = "vocabulary.json"
 
 PICTURE_SCHEMA = pa.schema(
     [
         ("name", pa.string()),
-        (
-            "image",
-            pa.large_binary(),
-        ),  # the file's bytes as they are; a split may pass the 2 GiB of pa.binary()
+        ("image", pa.large_binary()),  # the file's bytes; a split may pass the 2 GiB of pa.binary()
         ("captions", pa.list_(pa.string())),
         ("split", pa.string()),
         ("width", pa.int32()),  # upright, pixels
@@ -72,7 +70,8 @@ class DatasetManifest(Settings):
     num_captions: int = Field(ge=0, description="Captions over all splits.")
     vocabulary_size: int = Field(ge=0, description="Words in vocabulary.json, the four special ones included.")
     num_left_out: int = Field(ge=0, description="Problems that `--skip-bad` passed over; see report.json.")
-    digest: str = Field(description="SHA-256 over the sorted SHA-256s of all files.")
+    vocabulary_sha256: str = Field(description="SHA-256 of vocabulary.json.")
+    digest: str = Field(description="SHA-256 over the sorted SHA-256s of all shards; features depend on no more.")
 
 
 class ShardWriter:
@@ -208,7 +207,7 @@ class _HashingSink(io.RawIOBase):
 
 
 def digest_files(files: Iterable[ShardFile]) -> str:
-    """Return the SHA-256 over the files' own SHA-256s, sorted, one a line."""
+    """Return the SHA-256 over the SHA-256s of shards, sorted, one a line."""
     return hashlib.sha256("\n".join(sorted(file.sha256 for file in files)).encode()).hexdigest()
 
 
@@ -221,14 +220,32 @@ def load_manifest(folder: str) -> DatasetManifest:
     location = storage.join(folder, MANIFEST_NAME)
     try:
         text = storage.read_text(location)
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise DatasetError(
             f"{folder}: no {MANIFEST_NAME}: not a prepared data set, or its preparation was interrupted: "
-            "run jobs/prepare_data.py"
+            "run jobs/prepare_data.py",
+            exit_code=UsageError.exit_code,
         ) from error
     manifest = _parse_manifest(text, location)
     check_files(folder, [file for split in manifest.splits.values() for file in split.files])
     return manifest
+
+
+def read_vocabulary(folder: str, manifest: DatasetManifest) -> str:
+    """Return the content of a prepared data set's vocabulary.json.
+
+    Raises DatasetError where it is absent, or is not the one that the manifest was written with.
+    """
+    location = storage.join(folder, VOCABULARY_NAME)
+    try:
+        content = storage.read_bytes(location)
+    except FileNotFoundError as error:
+        raise DatasetError(f"{location}: absent: copy or prepare the data set again") from error
+    if manifest.vocabulary_sha256 != hashlib.sha256(content).hexdigest():
+        raise DatasetError(
+            f"{location}: not what {MANIFEST_NAME} says (SHA-256 differs): copy or prepare the data set again"
+        )
+    return content.decode()
 
 
 def first_pictures(folder: str, split: str, count: int) -> dict[str, bytes]:

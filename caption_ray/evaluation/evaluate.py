@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from caption_ray import storage
-from caption_ray.bundle import Bundle, load_bundle
+from caption_ray.bundle import Bundle
 from caption_ray.cluster import actor_resources, connect
 from caption_ray.config import DecodeOptions
 from caption_ray.data.images import open_picture, to_square
@@ -54,7 +54,7 @@ class Evaluation:
 
 
 def evaluate(
-    bundle_location: str,
+    bundle: Bundle,
     pictures: ScoredPictures,
     output: str,
     *,
@@ -65,7 +65,6 @@ def evaluate(
 
     options: by default the bundle's own. Raises BadInputError where a picture cannot be read, unless `skip_bad`.
     """
-    bundle = load_bundle(bundle_location)
     options = options or bundle.config.decode
     output = storage.absolute(output)
     with connect():

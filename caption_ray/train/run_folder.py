@@ -24,6 +24,7 @@ class RunRecord(Settings):
     format_version: int = 1
     experiment: Experiment
     data_digest: str = Field(description="Digest of the prepared data set.")
+    vocabulary_sha256: str = Field(description="Digest of its vocabulary.")
     features_key: str | None = Field(description="Key of the feature cache, where there is one.")
     encoder_sha256: str = Field(description="Digest of the encoder's weights at the start.")
 

@@ -15,8 +15,7 @@ from caption_ray.bundle import BundleConfig, load_bundle, save_bundle
 from caption_ray.cluster import connect
 from caption_ray.config import Experiment
 from caption_ray.data.pipeline import ExactSplit, Feed, cached_feed, stream_feed
-from caption_ray.data.prepare import VOCABULARY_NAME
-from caption_ray.data.shards import DatasetManifest, first_pictures, load_manifest
+from caption_ray.data.shards import VOCABULARY_NAME, DatasetManifest, first_pictures, load_manifest, read_vocabulary
 from caption_ray.device import resolve_precision
 from caption_ray.errors import DatasetError, RunError, UsageError
 from caption_ray.model.caption_model import CaptionModel
@@ -94,6 +93,7 @@ def train(request: TrainRequest) -> TrainOutcome:
     record = RunRecord(
         experiment=experiment,
         data_digest=manifest.digest,
+        vocabulary_sha256=manifest.vocabulary_sha256,
         features_key=None if source.features is None else source.features.key,
         encoder_sha256=source.weights_sha256,
     )
@@ -143,7 +143,7 @@ def _fit(
         experiment=experiment,
         run_folder=request.run_folder,
         data=data,
-        vocabulary=storage.read_text(storage.join(data, VOCABULARY_NAME)),
+        vocabulary=read_vocabulary(data, manifest),
         cached=source.features is not None,
         encoder_sha256=source.weights_sha256,
         num_features=source.encoder.num_features,
@@ -234,9 +234,7 @@ def _write_bundle(
         raise RunError(f"run {request.name} ended without a checkpoint; look into {request.run_folder}")
     best = max(checkpoints, key=lambda location: checkpoints[location].metrics[select_by])
     metrics = checkpoints[best].metrics
-    vocabulary = Vocabulary.from_json(
-        storage.read_text(storage.join(data, VOCABULARY_NAME)), storage.join(data, VOCABULARY_NAME)
-    )
+    vocabulary = Vocabulary.from_json(read_vocabulary(data, manifest), storage.join(data, VOCABULARY_NAME))
     config = BundleConfig(
         encoder=experiment.encoder,
         model=experiment.model,

@@ -27,7 +27,7 @@ def test_a_run_ends_with_a_bundle_that_captions(
     bundle = load_bundle(f"{request_two.run_folder}/bundle")
     assert bundle.config.encoder == ENCODER
     assert list(Path(request_two.run_folder, "tensorboard").glob("events.out.tfevents*"))
-    result = evaluate(bundle.location, prepared_pictures(data, "test"), str(tmp_path))
+    result = evaluate(bundle, prepared_pictures(data, "test"), str(tmp_path))
     assert result.scores.num_pictures == 41
     predictions = json.loads((tmp_path / "predictions_test.json").read_text())
     assert len(predictions) == 41
@@ -42,7 +42,7 @@ def test_dev_scores_of_training_are_those_of_evaluation(
 ) -> None:
     """Two workers decoded 41 dev pictures from half-precision features; here one actor does, from the pictures."""
     options = EXPERIMENT.decode.model_copy(update={"beam_width": 1})
-    bundle = f"{request_two.run_folder}/bundle"
+    bundle = load_bundle(f"{request_two.run_folder}/bundle")
     result = evaluate(bundle, prepared_pictures(data, "dev"), str(tmp_path), options=options)
     assert result.scores.num_pictures == 41
     assert result.scores.bleu_1 == pytest.approx(undisturbed["bleu_1"], abs=0.02)
@@ -52,7 +52,7 @@ def test_dev_scores_of_training_are_those_of_evaluation(
 def test_a_folder_that_was_never_prepared_is_scored_alike(
     request_two: TrainRequest, undisturbed: dict[str, object], data: str, source: Path, tmp_path: Path
 ) -> None:
-    bundle = f"{request_two.run_folder}/bundle"
+    bundle = load_bundle(f"{request_two.run_folder}/bundle")
     prepared = evaluate(bundle, prepared_pictures(data, "test"), str(tmp_path / "a"))
     unprepared = evaluate(bundle, source_pictures(str(source), "test"), str(tmp_path / "b"))
     assert unprepared.scores == prepared.scores

@@ -139,8 +139,9 @@ def test_changed_file_is_named(copied: Path, file: str) -> None:
 @pytest.mark.parametrize("file", FILES)
 def test_missing_file_is_named(copied: Path, file: str) -> None:
     (copied / file).unlink()
-    with pytest.raises(BundleError, match=f"{file}: missing"):
+    with pytest.raises(BundleError, match=f"{file}: missing") as caught:
         load_bundle(str(copied))
+    assert caught.value.exit_code == 1
 
 
 def test_folder_without_a_manifest(copied: Path) -> None:
@@ -152,8 +153,9 @@ def test_folder_without_a_manifest(copied: Path) -> None:
 @pytest.mark.parametrize("name", ["absent", "photo.jpg"])
 def test_what_is_no_folder(tmp_path: Path, name: str) -> None:
     (tmp_path / "photo.jpg").write_bytes(b"")
-    with pytest.raises(BundleError, match=rf"{name}: no manifest\.json: not a bundle"):
+    with pytest.raises(BundleError, match=rf"{name}: no manifest\.json: not a bundle") as caught:
         load_bundle(str(tmp_path / name))
+    assert caught.value.exit_code == 2
 
 
 @pytest.mark.parametrize("content", ["", "{}", '{"format_version": 2}'])

@@ -37,6 +37,15 @@ def test_every_field_says_what_it_is(settings: type[Settings]) -> None:
         assert group or field.description, f"{settings.__name__}.{name} has no description"
 
 
+def test_decoding_options_change_by_what_is_asked_for_alone() -> None:
+    own = DecodeOptions(beam_width=4, max_words=9)
+    assert own.changed(beam_width=None, length_penalty=0.5) == DecodeOptions(
+        beam_width=4, max_words=9, length_penalty=0.5
+    )
+    with pytest.raises(ValidationError, match="max_words"):
+        own.changed(max_words=101)
+
+
 def test_settings_are_frozen() -> None:
     options = DecodeOptions()
     with pytest.raises(ValidationError, match="frozen"):

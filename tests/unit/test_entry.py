@@ -33,6 +33,18 @@ def main(arguments: Arguments) -> Mapping[str, object]:
             subprocess.run(["echo", "from a child"], check=True)
         case "usage":
             raise UsageError("no such folder: pictures")
+        case "no data":
+            from caption_ray.data.shards import load_manifest
+
+            load_manifest("no/such/folder")
+        case "no features":
+            from caption_ray.data.feature_manifest import load_feature_manifest
+
+            load_feature_manifest("no/such/folder", None)
+        case "no bundle":
+            from caption_ray.bundle import load_bundle
+
+            load_bundle("/no/such/folder")
         case "failure":
             raise CaptionRayError("captions.txt:7: two columns\\nremedy: look at it")
         case "bug":
@@ -57,7 +69,7 @@ def job(tmp_path: Path) -> Path:
 
 
 def run(job: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, job, *arguments], capture_output=True, text=True, timeout=60)
+    return subprocess.run([sys.executable, job, *arguments], capture_output=True, text=True, timeout=300)
 
 
 def test_stdout_is_one_json_object_whatever_else_is_printed(job: Path) -> None:
@@ -85,6 +97,23 @@ def test_expected_failures_are_a_message_and_an_exit_code(job: Path, action: str
     assert done.returncode == exit_code
     assert done.stdout == ""
     assert done.stderr[len("12:34:56 ") :] == f"{message}\n"
+
+
+@pytest.mark.parametrize(
+    ("action", "message"),
+    [
+        ("no data", "no dataset.json: not a prepared data set"),
+        ("no features", "no features.json: not a feature cache"),
+        ("no bundle", "no manifest.json: not a bundle"),
+    ],
+)
+def test_a_path_that_holds_nothing_of_the_kind_is_wrong_use(job: Path, action: str, message: str) -> None:
+    done = run(job, "--action", action)
+
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert f"no/such/folder: {message}" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(("action", "error"), [("bug", "ZeroDivisionError: a bug"), ("nan", "ValueError")])

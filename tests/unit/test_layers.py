@@ -58,7 +58,7 @@ LAYERS = (
     Layer(("bundle",), PURE, (*TORCH, "pydantic", "safetensors")),
     Layer(STEPS, (*PURE, *STEPS), (*TORCH, "pydantic")),
     Layer(("attention_figure",), BASE, ("numpy", "PIL")),
-    Layer(("inference",), (*PURE, "bundle"), TORCH),
+    Layer(("inference",), (*PURE, "bundle"), (*TORCH, "PIL")),
     Layer(RUN_PARTS, (*PURE, *STEPS, *RUN_PARTS, *CAPTIONING), (*ARROW, "PIL", "pydantic", "safetensors")),
     Layer(SERVE_PURE, (*PURE, *SERVE_PURE, *CAPTIONING), (*TORCH, "PIL", "jinja2", "pydantic", "starlette")),
     # 3, Ray adapters

@@ -36,6 +36,21 @@ def test_list_files_is_sorted_and_relative(folder: str) -> None:
     assert storage.list_files(storage.join(folder, "absent")) == []
 
 
+@pytest.mark.parametrize("name", ["a b.jpg", "é.jpg", "a#1.jpg", "100%25.jpg", "a+b?c=d&e.jpg", "sub f/ü.jpg"])
+def test_any_name_can_be_written_listed_and_read(folder: str, tmp_path: Path, name: str) -> None:
+    inner = storage.join(folder, "pictures of 100 %")
+    location = storage.join(inner, name)
+    storage.write_bytes(location, b"x")
+    assert (tmp_path / "pictures of 100 %" / name).read_bytes() == b"x"
+    assert storage.list_files(inner) == [name]
+    assert storage.list_files(folder) == [f"pictures of 100 %/{name}"]
+    assert storage.join(folder, *storage.list_files(folder)) == location
+    assert storage.read_bytes(location) == b"x"
+    assert storage.relative(location, inner) == name
+    storage.delete_folder(inner)
+    assert not storage.exists(location)
+
+
 def test_sha256_of_abc(folder: str) -> None:
     # FIPS 180-2, appendix B.1
     location = storage.join(folder, "abc")
@@ -82,6 +97,13 @@ def test_copy_folder(folder: str, tmp_path: Path) -> None:
 def test_join_keeps_the_scheme() -> None:
     assert storage.join("gs://bucket/runs", "one", "bundle") == "gs://bucket/runs/one/bundle"
     assert storage.join("runs", "one") == "runs/one"
+
+
+def test_join_escapes_for_uris_alone() -> None:
+    assert (
+        storage.join("gs://bucket/my%20runs", "a b/é#1", "100%25") == "gs://bucket/my%20runs/a%20b/%C3%A9%231/100%2525"
+    )
+    assert storage.join("my runs", "a b/é#1", "100%25") == "my runs/a b/é#1/100%25"
 
 
 def test_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -214,6 +214,8 @@ def test_karpathy_bytes_that_are_not_utf8_cost_one_caption() -> None:
         (b'{"images": [\n}', r"^folder/d\.json:2: not JSON"),
         (b"[]", r"^folder/d\.json: expected an object with a list 'images'"),
         (b'{"images": {}}', r"^folder/d\.json: expected an object with a list 'images'"),
+        (b'{"images": ' + b"[" * 100_000, r"^folder/d\.json: JSON that cannot be read"),
+        (b'{"images": [' + b"9" * 5_000 + b"]}", r"^folder/d\.json: JSON that cannot be read .*digits"),
     ],
 )
 def test_karpathy_wrong_structure(content: bytes, message: str) -> None:
@@ -242,3 +244,39 @@ def test_any_bytes_are_read_or_reported(parser: Parser, header: bytes, parts: li
     # A line that begins with a picture's name stands for itself, whatever is wrong above it.
     rows = {number for number, line in enumerate(lines, start=1) if line.startswith(b"a.jpg,")}
     assert rows <= set(numbers)
+
+
+json_text = st.sampled_from(["a.jpg", "train", "val", "A dog", "", "\0", "\ud800", "\udcff"])
+json_values = st.recursive(
+    st.none() | st.integers() | st.floats() | json_text,
+    lambda inner: st.lists(inner) | st.dictionaries(json_text, inner),
+    max_leaves=5,
+)
+sentences = st.lists(st.fixed_dictionaries({}, optional={"raw": json_text | json_values}) | json_values)
+images = st.fixed_dictionaries(
+    {}, optional={"filename": json_text | json_values, "split": json_text | json_values, "sentences": sentences}
+)
+documents = st.fixed_dictionaries({"images": st.lists(images | json_values)}) | json_values
+json_fragments = st.sampled_from(
+    [*rb'{ } [ ] " : , "images" 1e999 - \u'.split(), b" ", b"\xff", b"\0", b"\xef\xbb\xbf"]
+)
+
+
+@settings(deadline=None)
+@given(
+    content=documents.map(lambda document: json.dumps(document).encode())
+    | documents.map(lambda document: json.dumps(document, ensure_ascii=False).encode("utf-8", "surrogatepass"))
+    | st.lists(json_fragments).map(b"".join)
+    | st.binary()
+)
+def test_any_json_is_read_or_reported_or_refused(content: bytes) -> None:
+    try:
+        entries = list(karpathy_rows(content, "file"))
+    except CaptionFileError as error:
+        str(error).encode("utf-8")
+        return
+    for entry in entries:
+        assert entry.where.startswith("file: images[")
+        (entry.caption if isinstance(entry, Row) else entry.message).encode("utf-8")
+        (entry.name or "").encode("utf-8")
+        assert isinstance(entry, Row) or entry.kind in PROBLEM_KINDS

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from caption_ray import storage
 from caption_ray.config import CaptionRules
 from caption_ray.data.captions import (
     PROBLEM_KINDS,
@@ -136,6 +137,16 @@ def test_layouts_in_order_of_preference(
     assert source.layout == layout
     path = f"{tmp_path}/Images/a.jpg"
     assert source.records == (CaptionRecord(name="a.jpg", path=path, captions=(caption,), where=where, split=split),)
+
+
+@pytest.mark.parametrize("kind", ["path", "uri"])
+def test_pictures_of_any_name_are_found_by_path_and_by_uri(tmp_path: Path, kind: str) -> None:
+    names = ["100%25.jpg", "a b.jpg", "a#1.jpg", "é.jpg"]
+    captions = "".join(f"{name},A dog .\n" for name in names)
+    folder = make_folder(tmp_path, {"captions.txt": f"image,caption\n{captions}", **{f"Images/{n}": n for n in names}})
+    source = read_source(folder if kind == "path" else tmp_path.as_uri(), CaptionRules())
+    assert source.problems == ()
+    assert {record.name: storage.read_text(record.path) for record in source.records} == {name: name for name in names}
 
 
 def test_wrong_folders(tmp_path: Path) -> None:

@@ -68,6 +68,14 @@ def test_interrupted_cache(tmp_path: Path) -> None:
     assert "no features.json: not a feature cache, or its making was interrupted" in refusal(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["absent", "file.txt"])
+def test_a_path_without_a_cache_is_wrong_use(tmp_path: Path, name: str) -> None:
+    (tmp_path / "file.txt").touch()
+    with pytest.raises(FeatureCacheError, match=f"{name}: no features.json: not a feature cache") as caught:
+        load_feature_manifest(str(tmp_path / name), dataset())
+    assert caught.value.exit_code == 2
+
+
 def test_missing_and_cut_shards(tmp_path: Path) -> None:
     write_cache(tmp_path)
     (tmp_path / "train-00000.parquet").write_bytes(b"1234")

@@ -11,6 +11,7 @@ from caption_ray.data.images import (
     augment,
     decode_square,
     inspect_picture,
+    load_picture,
     may_mirror,
     open_picture,
     padded_side,
@@ -102,6 +103,19 @@ def test_16_bit_grey_keeps_its_range() -> None:
     assert np.array_equal(found[..., 0], found[..., 2])
 
 
+def test_a_dark_16_bit_picture_stays_dark() -> None:
+    values = np.array([[0, 255]], dtype=np.uint16)  # of 65535: less than a 257th, the step of 8 bits
+    assert pixels(encode(Image.fromarray(values))).tolist() == [[[0, 0, 0], [0, 0, 0]]]
+    assert pixels(encode(Image.fromarray(values * 2))).tolist() == [[[0, 0, 0], [1, 1, 1]]]
+
+
+@pytest.mark.parametrize("kind", [np.int32, np.float32])
+def test_32_bit_grey_is_taken_by_its_brightest_value(kind: type) -> None:
+    for top in (255, 65535):
+        found = pixels(encode(Image.fromarray(np.array([[0, top // 5, top]], dtype=kind)), "TIFF"))
+        assert found[0, :, 0].tolist() == [0, 51, 255]
+
+
 def test_1_bit() -> None:
     image = Image.new("1", (2, 1))
     image.putpixel((1, 0), 1)
@@ -135,6 +149,19 @@ def test_broken_pictures_have_a_one_line_reason(data: bytes, reason: str) -> Non
         open_picture(data)
     assert "\n" not in str(caught.value)
     assert "BytesIO" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("location", "reason"),
+    [
+        ("http://host/a.jpg", "http://host/a.jpg: not a location that can be opened"),
+        ("absent.jpg", "absent.jpg: no such file"),
+        (".", r"\.: cannot be read"),
+    ],
+)
+def test_a_location_without_a_picture_is_a_picture_error(location: str, reason: str) -> None:
+    with pytest.raises(PictureError, match=f"^{reason}"):
+        load_picture(location)
 
 
 def png_header(width: int, height: int) -> bytes:

@@ -1,24 +1,23 @@
+import re
 from pathlib import Path
 
 import pytest
 
-from caption_ray.data.output_folder import output_folder
+from caption_ray.data.output_folder import clear_parts, output_folder
 from caption_ray.errors import UsageError
 
-
-def is_ours(file: str) -> bool:
-    return file in ("part", "done")
+OURS = re.compile("part|done")
 
 
 def fill(output: Path, text: str, *, overwrite: bool = False) -> None:
-    with output_folder(str(output), marker="done", is_ours=is_ours, overwrite=overwrite) as folder:
+    with output_folder(str(output), marker="done", our_files=OURS, overwrite=overwrite) as folder:
         (Path(folder) / "part").write_text(text)
         (Path(folder) / "done").write_text("")
 
 
 def test_the_output_appears_at_the_end_and_whole(tmp_path: Path) -> None:
     output = tmp_path / "new" / "data"
-    with output_folder(str(output), marker="done", is_ours=is_ours, overwrite=False) as folder:
+    with output_folder(str(output), marker="done", our_files=OURS, overwrite=False) as folder:
         (Path(folder) / "part").write_text("1")
         assert not output.exists()
 
@@ -33,7 +32,7 @@ def test_an_exception_leaves_nothing(tmp_path: Path) -> None:
 
     with (
         pytest.raises(KeyboardInterrupt),
-        output_folder(str(tmp_path / "data"), marker="done", is_ours=is_ours, overwrite=False) as folder,
+        output_folder(str(tmp_path / "data"), marker="done", our_files=OURS, overwrite=False) as folder,
     ):
         fail(folder)
 
@@ -48,6 +47,18 @@ def test_what_an_interrupted_run_left_is_replaced(tmp_path: Path) -> None:
 
     assert (tmp_path / "data" / "part").read_text() == "new"
     assert not (tmp_path / "data.partial").exists()
+
+
+@pytest.mark.parametrize("folder", ["data", "data.partial"])
+def test_a_file_that_a_kill_cut_off_is_no_strangers(tmp_path: Path, folder: str) -> None:
+    """`storage.write_bytes` was killed before it gave the file its name."""
+    (tmp_path / folder).mkdir()
+    (tmp_path / folder / "part.4711.partial").write_text("cut o")
+
+    fill(tmp_path / "data", "new")
+
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+    assert sorted(path.name for path in (tmp_path / "data").iterdir()) == ["done", "part"]
 
 
 def test_a_complete_output_is_kept_unless_told(tmp_path: Path) -> None:
@@ -66,7 +77,7 @@ def test_a_failed_replacement_keeps_the_old_output(tmp_path: Path) -> None:
 
     with (
         pytest.raises(ValueError),
-        output_folder(str(tmp_path / "data"), marker="done", is_ours=is_ours, overwrite=True),
+        output_folder(str(tmp_path / "data"), marker="done", our_files=OURS, overwrite=True),
     ):
         raise ValueError
 
@@ -75,7 +86,7 @@ def test_a_failed_replacement_keeps_the_old_output(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("folder", ["data", "data.partial"])
-@pytest.mark.parametrize("stranger", ["holiday.jpg", "deeper/part"])
+@pytest.mark.parametrize("stranger", ["holiday.jpg", "deeper/part", "holiday.jpg.4711.partial"])
 def test_a_strangers_files_are_never_deleted(tmp_path: Path, folder: str, stranger: str) -> None:
     file = tmp_path / folder / stranger
     file.parent.mkdir(parents=True)
@@ -114,7 +125,7 @@ def test_a_link_stays_a_link(tmp_path: Path) -> None:
 
 def test_a_uri_is_written_in_place_and_cleared_on_failure(tmp_path: Path) -> None:
     output = f"file://{tmp_path}/data"
-    with output_folder(output, marker="done", is_ours=is_ours, overwrite=False) as folder:
+    with output_folder(output, marker="done", our_files=OURS, overwrite=False) as folder:
         assert folder == output
         (tmp_path / "data" / "part").write_text("1")
         (tmp_path / "data" / "done").write_text("")
@@ -125,8 +136,52 @@ def test_a_uri_is_written_in_place_and_cleared_on_failure(tmp_path: Path) -> Non
 
     with (
         pytest.raises(ValueError),
-        output_folder(output, marker="done", is_ours=is_ours, overwrite=True),
+        output_folder(output, marker="done", our_files=OURS, overwrite=True),
     ):
         fail()
 
     assert not (tmp_path / "data").exists()
+
+
+def test_parts_of_an_earlier_run_are_cleared_and_nothing_else(tmp_path: Path) -> None:
+    folder = tmp_path / "new" / "out"
+    clear_parts(folder, ["data", "figure.png"], marker="mark")
+    assert [path.name for path in folder.iterdir()] == ["mark"]
+    (folder / "data" / "deep").mkdir(parents=True)
+    (folder / "figure.png").touch()
+    (folder / "notes.txt").touch()
+
+    clear_parts(folder, ["data", "figure.png"], marker="mark")
+
+    assert sorted(path.name for path in folder.iterdir()) == ["mark", "notes.txt"]
+
+
+@pytest.mark.parametrize("part", ["data/mine.txt", "figure.png"])
+def test_parts_in_an_unmarked_folder_are_a_strangers(tmp_path: Path, part: str) -> None:
+    (tmp_path / part).parent.mkdir(exist_ok=True)
+    (tmp_path / part).write_text("mine")
+
+    with pytest.raises(UsageError, match=f"holds {Path(part).parts[0]}, which was not written here .*another output"):
+        clear_parts(tmp_path, ["data", "figure.png"], marker="mark")
+
+    assert (tmp_path / part).read_text() == "mine"
+    assert not (tmp_path / "mark").exists()
+
+
+def test_a_link_among_the_parts_is_deleted_and_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mark").touch()
+    (tmp_path / "out" / "data").symlink_to(tmp_path / "mine")
+
+    clear_parts(tmp_path / "out", ["data"], marker="mark")
+
+    assert (tmp_path / "mine").is_dir()
+    assert not (tmp_path / "out" / "data").is_symlink()
+
+
+def test_parts_need_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+
+    with pytest.raises(UsageError, match="a file, not a folder"):
+        clear_parts(tmp_path / "file", ["data"], marker="mark")

@@ -13,16 +13,19 @@ from caption_ray import storage
 from caption_ray.data.shards import (
     MANIFEST_NAME,
     PICTURE_SCHEMA,
+    VOCABULARY_NAME,
     DatasetManifest,
     ShardFile,
     ShardWriter,
     SplitFiles,
     digest_files,
     load_manifest,
+    read_vocabulary,
 )
 from caption_ray.errors import DatasetError
 
 MIB = 1 << 20
+VOCABULARY = '{"words": ["café"]}'.encode()
 SCHEMA = pa.schema([("name", pa.string()), ("image", pa.large_binary())])
 
 
@@ -139,6 +142,7 @@ def test_the_digest_is_that_of_the_sorted_digests() -> None:
 
 def make_dataset(folder: Path) -> DatasetManifest:
     files = tuple(write(folder, [make_table([4, 5])]))
+    (folder / VOCABULARY_NAME).write_bytes(VOCABULARY)
     manifest = DatasetManifest(
         layout="kaggle",
         splits={"train": SplitFiles(num_pictures=2, num_captions=10, files=files)},
@@ -146,6 +150,7 @@ def make_dataset(folder: Path) -> DatasetManifest:
         num_captions=10,
         vocabulary_size=4,
         num_left_out=0,
+        vocabulary_sha256=hashlib.sha256(VOCABULARY).hexdigest(),
         digest=digest_files(files),
     )
     storage.write_text(str(folder / MANIFEST_NAME), manifest.model_dump_json())
@@ -166,12 +171,22 @@ def test_a_folder_without_manifest_is_refused(tmp_path: Path) -> None:
         load_manifest(str(tmp_path))
 
 
+@pytest.mark.parametrize("name", ["absent", "file.txt"])
+def test_a_path_without_a_data_set_is_wrong_use(tmp_path: Path, name: str) -> None:
+    (tmp_path / "file.txt").touch()
+
+    with pytest.raises(DatasetError, match=f"{name}: no dataset.json: not a prepared data set") as caught:
+        load_manifest(str(tmp_path / name))
+    assert caught.value.exit_code == 2
+
+
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     make_dataset(tmp_path)
     (tmp_path / "train-00000.parquet").unlink()
 
-    with pytest.raises(DatasetError, match=r"train-00000\.parquet is absent"):
+    with pytest.raises(DatasetError, match=r"train-00000\.parquet is absent") as caught:
         load_manifest(str(tmp_path))
+    assert caught.value.exit_code == 1
 
 
 def test_a_file_cut_short_is_named(tmp_path: Path) -> None:
@@ -181,6 +196,21 @@ def test_a_file_cut_short_is_named(tmp_path: Path) -> None:
 
     with pytest.raises(DatasetError, match=rf"is {file.num_bytes - 1} bytes long.*says {file.num_bytes} "):
         load_manifest(str(tmp_path))
+
+
+def test_the_vocabulary_is_read_as_it_is_written(tmp_path: Path) -> None:
+    assert read_vocabulary(str(tmp_path), make_dataset(tmp_path)) == VOCABULARY.decode()
+
+
+def test_another_vocabulary_than_the_manifests_is_refused(tmp_path: Path) -> None:
+    manifest = make_dataset(tmp_path)
+    (tmp_path / VOCABULARY_NAME).write_bytes(VOCABULARY + b" ")
+    with pytest.raises(DatasetError, match=r"vocabulary\.json: not what dataset\.json says .* prepare"):
+        read_vocabulary(str(tmp_path), manifest)
+
+    (tmp_path / VOCABULARY_NAME).unlink()
+    with pytest.raises(DatasetError, match=r"vocabulary\.json: absent"):
+        read_vocabulary(str(tmp_path), manifest)
 
 
 def test_a_newer_version_is_refused_by_its_number(tmp_path: Path) -> None:

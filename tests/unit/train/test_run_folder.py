@@ -15,7 +15,9 @@ from caption_ray.train.run_folder import (
 )
 from caption_ray.train.state import CheckpointRecord, Progress
 
-RECORD = RunRecord(experiment=Experiment(), data_digest="ab", features_key=None, encoder_sha256="01")
+RECORD = RunRecord(
+    experiment=Experiment(), data_digest="ab", vocabulary_sha256="89", features_key=None, encoder_sha256="01"
+)
 SNAPSHOT = "checkpoint_manager_snapshot.json"
 
 
@@ -31,6 +33,7 @@ def test_other_settings_are_named(tmp_path: Path) -> None:
     other = RunRecord(
         experiment=Experiment(model=ModelConfig(hidden_size=512), training=TrainingConfig(epochs=3)),
         data_digest="cd",
+        vocabulary_sha256="67",
         features_key="ef",
         encoder_sha256="23",
     )
@@ -42,6 +45,7 @@ def test_other_settings_are_named(tmp_path: Path) -> None:
         "  model.hidden_size: 256 then, 512 now",
         "  training.epochs: 20 then, 3 now",
         "  data_digest: 'ab' then, 'cd' now",
+        "  vocabulary_sha256: '89' then, '67' now",
         "  features_key: None then, 'ef' now",
         "  encoder_sha256: '01' then, '23' now",
         "Use another --name, or the same settings to go on with it.",

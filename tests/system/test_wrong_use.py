@@ -1,0 +1,46 @@
+"""Wrong use of the jobs that run on Ray: refused with exit code 2 and a clear message, before Ray is started."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+def refusal(folder: Path, job: str, *arguments: str) -> str:
+    """Run a job in `folder`, check that it ends as wrong use does, and return what it says, in one line."""
+    command = [sys.executable, str(ROOT / "jobs" / f"{job}.py"), *arguments]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 2, done.stderr
+    assert done.stdout == ""
+    assert "Traceback" not in done.stderr
+    return " ".join(done.stderr.split())
+
+
+def test_decoding_options_out_of_bounds(tmp_path: Path) -> None:
+    flags = ("--beam-width", "0", "--max-words", "500", "--length-penalty", "9")
+    message = refusal(tmp_path, "evaluate", "--bundle", "absent", "--data", "absent", *flags)
+    assert "beam_width │ │ Input should be greater than or equal to 1" in message
+    assert "max_words │ │ Input should be less than or equal to 100" in message
+    assert "length_penalty │ │ Input should be less than or equal to 2" in message
+
+
+def test_the_quick_start_keeps_the_pictures_that_it_is_given(tmp_path: Path) -> None:
+    for output in (".", "out"):
+        picture = tmp_path / output / "source" / "Images" / "a.jpg"
+        picture.parent.mkdir(parents=True)
+        picture.touch()
+        message = refusal(tmp_path, "quickstart", "--output", output, "--source", f"{output}/source")
+        assert "lies in --output" in message
+        assert "choose another --output" in message
+        assert picture.exists()
+
+
+def test_the_quick_start_keeps_folders_that_it_has_not_made(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "mine.txt").touch()
+    message = refusal(tmp_path, "quickstart", "--output", ".")
+    assert "holds data, which was not written here" in message
+    assert "choose another output" in message
+    assert (tmp_path / "data" / "mine.txt").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]

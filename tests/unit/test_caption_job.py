@@ -1,0 +1,53 @@
+"""jobs/caption.py as a command, with an untrained bundle."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(folder: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, ROOT / "jobs" / "caption.py", *arguments]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
+
+
+def test_bad_pictures_cost_the_others_neither_caption_nor_figure(tiny_bundle: Path, tmp_path: Path) -> None:
+    for number, name in enumerate(("a/x.png", "b/x.png", "x-2.png")):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (8, 8), (0, 0, 100 * number)).save(tmp_path / name)
+
+    pictures = ("a/x.png", "http://host/x.png", "absent.png", "b/x.png", "x-2.png")
+    done = run(tmp_path, "--bundle", tiny_bundle, *pictures, "--attention", "new/folder/out.png")
+
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "http://host/x.png: not a location that can be opened" in done.stderr
+    assert "absent.png: no such file" in done.stderr
+    captions = json.loads(done.stdout)["captions"]
+    assert [found["picture"] for found in captions] == list(pictures)
+    assert ["caption" in found for found in captions] == [True, False, False, True, True]
+    figures = [found["attention"] for found in captions if "attention" in found]
+    assert len(set(figures)) == 3
+    assert figures[0] == "new/folder/out-x.png"
+    assert sorted(f"new/folder/{path.name}" for path in (tmp_path / "new/folder").iterdir()) == sorted(figures)
+
+
+@pytest.mark.parametrize(
+    ("attention", "message"), [("file/out.png", "its folder cannot be made"), (".", "a folder; name a file")]
+)
+def test_a_figure_that_cannot_be_written_is_refused_before_any_work(
+    tmp_path: Path, attention: str, message: str
+) -> None:
+    (tmp_path / "file").touch()
+
+    done = run(tmp_path, "--bundle", "absent", "a.png", "--attention", attention)
+
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
