@@ -1,4 +1,4 @@
-"""Runs that differ from the usual one: cached views; fine-tuned stages on streamed crops."""
+"""Runs that differ from the usual one: cached views; fine-tuned stages on streamed crops; weights by relative path."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -6,6 +6,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import torch
+import torchvision
 from small import ENCODER, EXPERIMENT, make_cache
 
 from caption_ray.bundle import load_bundle
@@ -88,3 +89,23 @@ def test_fine_tuning_on_streamed_crops_trains_the_last_stage_alone(
     result = evaluate(outcome.bundle, prepared_pictures(data, "dev"), str(tmp_path), options=options)
     assert result.scores.num_pictures == 41
     assert result.scores.bleu_1 == pytest.approx(outcome.metrics["bleu_1"], abs=0.02)
+
+
+def test_encoder_weights_may_be_given_by_a_relative_path(
+    request_two: TrainRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Workers have another working directory than the program that starts them."""
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        weights = torchvision.models.get_model(ENCODER.backbone, weights=None).state_dict()
+    (tmp_path / "weights").mkdir()
+    torch.save(weights, tmp_path / "weights" / "resnet18.pth")
+    monkeypatch.chdir(tmp_path)
+    encoder = ENCODER.model_copy(update={"weights": "weights/resnet18.pth"})
+    request = start(request_two, "relative", vary(encoder), features=None, num_workers=1)
+    outcome = train(request)
+    assert outcome.metrics["epoch"] == 1
+    bundled = load_bundle(outcome.bundle).model.encoder
+    assert bundled is not None
+    assert torch.equal(bundled.state_dict()["stages.0.0.weight"], weights["conv1.weight"])
+    assert train(request).was_finished
