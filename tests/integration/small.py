@@ -9,7 +9,10 @@ EXPERIMENT = Experiment(
     encoder=ENCODER,
     model=ModelConfig(embedding_size=16, hidden_size=24, attention_size=8, dropout=0.3, standardise_features=True),
     optimizer=OptimizerConfig(learning_rate=5e-3),
-    training=TrainingConfig(epochs=3, batch_size=20, average_decay=0.9, shuffle_buffer=64, patience=0),
+    # The tolerances of comparisons are those of single precision, whatever the machine would choose.
+    training=TrainingConfig(
+        epochs=3, batch_size=20, average_decay=0.9, precision="fp32", shuffle_buffer=64, patience=0
+    ),
     decode=DecodeOptions(beam_width=2, max_words=12),
 )
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 from small import EXPERIMENT, numbers
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from caption_ray.errors import RunError
 from caption_ray.train.trainer import TrainRequest, train
@@ -66,7 +67,23 @@ def test_a_killed_worker_costs_an_epoch_and_changes_nothing(
     outcome = train(request)
     killer.join()
     assert len(killed) == 1
+    before, after = epochs_of_each_start(Path(request.run_folder))
+    assert before[0] == 1
+    assert after in ([2, 3], [3])  # neither from the first epoch again, nor after the last one
     assert numbers(outcome.metrics) == numbers(undisturbed)
+
+
+def epochs_of_each_start(run_folder: Path) -> list[list[int]]:
+    """Return the epochs that ended between each start of the workers and their end, by any cause.
+
+    Each start writes an event file of its own, whose name begins with the time.
+    """
+    epochs = []
+    for path in sorted((run_folder / "tensorboard").glob("events.out.tfevents.*")):
+        events = EventAccumulator(str(path)).Reload()
+        points = events.Scalars("loss/train") if "loss/train" in events.Tags()["scalars"] else []
+        epochs.append([point.step for point in points])
+    return epochs
 
 
 def kill_a_worker(run_folder: Path, killed: list[int]) -> None:
@@ -74,7 +91,7 @@ def kill_a_worker(run_folder: Path, killed: list[int]) -> None:
     deadline = time.monotonic() + 240
     while time.monotonic() < deadline:
         if (run_folder / SNAPSHOT).exists():
-            time.sleep(0.5)
+            time.sleep(0.1)  # epochs are short: the kill must not come after the last one
             for process in psutil.Process().children(recursive=True):
                 if process.name().startswith("ray::RayTrain"):
                     process.send_signal(signal.SIGKILL)
@@ -101,7 +118,7 @@ def test_a_killed_run_goes_on_where_it_stopped(
     command = [sys.executable, str(Path(__file__).with_name("run_training.py")), str(settings)]
     first = subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True)
     wait_for(tmp_path / "job" / SNAPSHOT, first)
-    time.sleep(0.5)
+    time.sleep(0.1)
     family = psutil.Process(first.pid).children(recursive=True)
     os.kill(first.pid, signal.SIGKILL)
     for process in family:
@@ -113,6 +130,9 @@ def test_a_killed_run_goes_on_where_it_stopped(
     assert second.returncode == 0, second.stderr[-2000:]
     assert "going on with run job" in second.stderr
     assert "going on after epoch" in second.stderr
+    before, after = epochs_of_each_start(tmp_path / "job")
+    assert before[0] == 1
+    assert after in ([2, 3], [3])
     assert numbers(json.loads(second.stdout.splitlines()[-1])) == numbers(undisturbed)
 
 

@@ -1,0 +1,161 @@
+"""One worker and two agree: the same steps in one process, and in two under DistributedDataParallel."""
+
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing
+from tiny import FEATURES, REGIONS, build_stepper
+from torch.nn.parallel import DistributedDataParallel
+
+from caption_ray.data.batches import CaptionBatch, PictureGroup, collate
+from caption_ray.text.vocabulary import Vocabulary
+from caption_ray.train.dev import DevResult, DevShare, gather_result
+from caption_ray.train.steps import StepCounts, Stepper, all_reduce, count_step
+
+CPU = torch.device("cpu")
+NUM_WORKERS = 2
+
+
+def group(seed: int, *captions: tuple[int, ...]) -> PictureGroup:
+    grid = torch.randn(REGIONS, FEATURES, generator=torch.Generator().manual_seed(seed)).numpy()
+    return PictureGroup(picture=grid, captions=captions)
+
+
+# For each step the pictures of each worker. Words, an <end> for each caption included: 3 and 9, 13 and 2, 4 and none,
+# none and 5; then nobody has any left.
+SHARES: tuple[tuple[tuple[PictureGroup, ...], ...], ...] = (
+    ((group(1, (4, 5)),), (group(2, (6, 7, 8, 9, 10), (4, 9)),)),
+    ((group(3, (5, 6, 7, 8), (10,)), group(4, (4, 4, 9), (8,))), (group(5, (6,)),)),
+    ((group(6, (9, 8, 7)),), ()),
+    ((), (group(7, (5,), (10, 4)),)),
+    ((), ()),
+)
+COUNTS = (StepCounts(12, 3), StepCounts(15, 5), StepCounts(4, 1), StepCounts(5, 2), StepCounts(0, 0))
+
+# Trained with the whole gradient at rate 1. Its norm is 0.33 in two steps and 0.47 to 0.5, so clipped, in the others.
+SETTINGS: dict[str, Any] = {
+    "plain_sgd": True,
+    "double": True,
+    "attention_penalty": 0.5,
+    "average_decay": 0.5,
+    "max_grad_norm": 0.4,
+}
+
+DEV_SHARES = (
+    DevShare(
+        predicted={"a.jpg": ("a", "dog", "runs")},
+        references={"a.jpg": [["a", "dog", "runs", "on", "grass"]]},
+        loss_sum=9.0,
+        num_words=6,
+        num_rows=1,
+    ),
+    DevShare(
+        predicted={"b.jpg": ("a", "ball"), "c.jpg": ("grass",)},
+        references={"b.jpg": [["a", "ball"]], "c.jpg": [["grass"], ["a", "dog"]]},
+        loss_sum=1.5,
+        num_words=8,
+        num_rows=2,
+    ),
+)
+
+
+@dataclass(kw_only=True)
+class Outcome:
+    """What a process ended with: weights and their average, and what each step counted and returned."""
+
+    weights: torch.Tensor
+    average: torch.Tensor
+    counts: list[StepCounts]
+    loss_sums: list[float]
+    sum_of_ranks: float
+    dev: DevResult
+
+
+def run_steps(stepper: Stepper, batches: list[CaptionBatch | None], dev: DevShare, rank: int) -> Outcome:
+    counts, loss_sums = [], []
+    for batch in batches:
+        counts.append(count_step(batch, CPU))
+        if counts[-1].num_words:
+            loss_sums.append(float(stepper.step(batch, counts[-1])))
+    ranks = torch.tensor([float(rank)])
+    all_reduce(ranks)
+    assert stepper.average is not None
+    return Outcome(
+        weights=torch.nn.utils.parameters_to_vector(stepper.model.parameters()).detach(),
+        average=torch.nn.utils.parameters_to_vector(stepper.average.parameters()).detach(),
+        counts=counts,
+        loss_sums=loss_sums,
+        sum_of_ranks=float(ranks),
+        dev=gather_result(dev, Vocabulary(("<pad>", "<start>", "<end>", "<unk>", "a", "dog", "runs", "on")), 3),
+    )
+
+
+def batches_of(*ranks: int) -> list[CaptionBatch | None]:
+    """Return each step's batch of the pictures that some workers have; None where they have none."""
+    pictures = [[group for rank in ranks for group in step[rank]] for step in SHARES]
+    return [collate(groups) if groups else None for groups in pictures]
+
+
+def run_worker(rank: int, folder: str) -> None:
+    """Do one of two workers' steps; the target of the processes that `two_workers` starts."""
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{folder}/rendezvous",
+        rank=rank,
+        world_size=NUM_WORKERS,
+        timeout=timedelta(seconds=120),
+    )
+    try:
+        stepper = build_stepper(**SETTINGS)
+        stepper.wrapped = DistributedDataParallel(stepper.model)
+        torch.save(run_steps(stepper, batches_of(rank), DEV_SHARES[rank], rank), Path(folder, f"{rank}.pt"))
+    finally:
+        dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def two_workers(tmp_path_factory: pytest.TempPathFactory) -> list[Outcome]:
+    folder = tmp_path_factory.mktemp("two_workers")
+    torch.multiprocessing.spawn(run_worker, (str(folder),), nprocs=NUM_WORKERS)
+    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(NUM_WORKERS)]
+
+
+@pytest.fixture(scope="module")
+def one_worker() -> Outcome:
+    dev = DevShare()
+    for share in DEV_SHARES:
+        dev.add(share)
+    return run_steps(build_stepper(**SETTINGS), batches_of(0, 1), dev, rank=0)
+
+
+def test_one_worker_and_two_end_with_the_same_weights(one_worker: Outcome, two_workers: list[Outcome]) -> None:
+    """In double precision, but for the softmax of the loss, which is always taken in single: hence 1e-7, not less."""
+    start = torch.nn.utils.parameters_to_vector(build_stepper(**SETTINGS).model.parameters()).detach()
+    assert float((one_worker.weights - start).abs().max()) > 0.1
+    assert torch.equal(two_workers[0].weights, two_workers[1].weights)
+    for outcome in two_workers:
+        assert float((outcome.weights - one_worker.weights).abs().max()) < 1e-7
+        assert float((outcome.average - one_worker.average).abs().max()) < 1e-7
+
+
+def test_workers_count_together_and_return_the_loss_of_their_own_words(
+    one_worker: Outcome, two_workers: list[Outcome]
+) -> None:
+    assert [outcome.counts for outcome in (one_worker, *two_workers)] == [list(COUNTS)] * 3
+    assert two_workers[0].loss_sums[3] == two_workers[1].loss_sums[2] == 0.0
+    together = [sum(losses) for losses in zip(*(outcome.loss_sums for outcome in two_workers), strict=True)]
+    assert together == pytest.approx(one_worker.loss_sums, rel=1e-5)
+    assert (one_worker.sum_of_ranks, *(outcome.sum_of_ranks for outcome in two_workers)) == (0.0, 1.0, 1.0)
+
+
+def test_every_worker_gathers_the_whole_dev_result(one_worker: Outcome, two_workers: list[Outcome]) -> None:
+    for outcome in (one_worker, *two_workers):
+        assert outcome.dev.scores.num_pictures == 3
+        assert outcome.dev.loss == pytest.approx(10.5 / 14)
+        assert outcome.dev.scores == one_worker.dev.scores
