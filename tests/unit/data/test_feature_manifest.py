@@ -34,6 +34,7 @@ def dataset(digest: str = "cd" * 32) -> DatasetManifest:
         num_captions=0,
         vocabulary_size=4,
         num_left_out=0,
+        vocabulary_sha256="ef" * 32,
         digest=digest,
     )
 

@@ -81,7 +81,7 @@ def run_steps(stepper: Stepper, batches: list[CaptionBatch | None], dev: DevShar
     for batch in batches:
         counts.append(count_step(batch, CPU))
         if counts[-1].num_words:
-            loss_sums.append(float(stepper.step(batch, counts[-1])))
+            loss_sums.append(float(stepper.step(batch, counts[-1])[0]))
     ranks = torch.tensor([float(rank)])
     all_reduce(ranks)
     assert stepper.average is not None
