@@ -47,7 +47,7 @@ def flickr8k() -> Experiment:
             select_by="cider",
             patience=4,
         ),
-        decode=DecodeOptions(beam_width=5, length_penalty=0.7),
+        decode=DecodeOptions(beam_width=5, length_penalty=0.5),
     )
 
 

@@ -1,15 +1,15 @@
 """Pictures to region grids: a torchvision classifier without its head.
 
 Shape letters: B pictures, S side in pixels, R = (S / 32) ** 2 regions, F features of a region.
+
+torchvision is imported where it is used: it takes seconds, and workers that train on cached features need none of it.
 """
 
 import hashlib
 from pathlib import Path
 
 import torch
-import torchvision
 from torch import Tensor, nn
-from torch.fx.experimental.optimization import fuse
 
 from caption_ray.config import EncoderConfig
 from caption_ray.errors import UsageError
@@ -72,6 +72,8 @@ def fold_batch_norm(encoder: Encoder) -> Encoder:
 
     Its outputs differ by rounding only. Measured on MobileNetV2: 1.7 times the pictures/s on a CPU.
     """
+    from torch.fx.experimental.optimization import fuse
+
     folded = fuse(encoder.stages).to(memory_format=torch.channels_last)
     return Encoder(folded, encoder.num_features, encoder.image_size, finetune_stages=0)
 
@@ -82,6 +84,8 @@ def build_encoder(config: EncoderConfig, load_weights: bool = True) -> Encoder:
     With `load_weights` false the weights are left random, for a caller that has a state dict at hand.
     Raises UsageError for an unknown backbone or weights that do not fit it.
     """
+    import torchvision
+
     supported = [n for n in torchvision.models.list_models() if n.startswith(("resne", "wide_resnet"))]
     supported = [n for n in supported if "quantized" not in n] + ["mobilenet_v2"]
     if config.backbone not in supported:
@@ -102,6 +106,8 @@ def build_encoder(config: EncoderConfig, load_weights: bool = True) -> Encoder:
 
 def _split_stages(network: nn.Module) -> tuple[nn.Sequential, int]:
     """Return the network without pooling and classifier, as stem plus four (ResNet) or so stages, and F."""
+    import torchvision
+
     if isinstance(network, torchvision.models.ResNet):
         stem = nn.Sequential(network.conv1, network.bn1, network.relu, network.maxpool)
         stages = nn.Sequential(stem, network.layer1, network.layer2, network.layer3, network.layer4)
@@ -114,6 +120,8 @@ def _split_stages(network: nn.Module) -> tuple[nn.Sequential, int]:
 
 def _load_weights(network: nn.Module, config: EncoderConfig) -> None:
     if config.weights == "imagenet":
+        import torchvision
+
         weights = torchvision.models.get_model_weights(config.backbone).DEFAULT
         try:
             network.load_state_dict(weights.get_state_dict(progress=True, check_hash=True))

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from torch.utils.tensorboard import SummaryWriter
 
 from caption_ray import storage
 from caption_ray.attention_figure import draw_attention
@@ -20,6 +19,8 @@ class Board:
     """Writes to RUN_FOLDER/tensorboard; for a run on a URI, to a local folder that is copied there every epoch."""
 
     def __init__(self, run_folder: str, pictures: Mapping[str, bytes], first_step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter  # takes a second, and one worker alone needs it
+
         self._target = storage.join(run_folder, "tensorboard")
         self._scratch = tempfile.TemporaryDirectory() if storage.is_uri(run_folder) else None
         self._folder = self._scratch.name if self._scratch else self._target
