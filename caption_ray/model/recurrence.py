@@ -42,8 +42,7 @@ class CaptionLayout:
         self.active = list(active)
         ranks: dict[int, int] = {}
         taken = [0] * num_pictures
-        rank_of_row, place_of_row, self.active_pictures = [], [], []
-        pictures_so_far = []
+        rank_of_row, place_of_row, pictures_so_far = [], [], []
         for picture in picture_index.tolist():
             rank = ranks.setdefault(picture, len(ranks))
             rank_of_row.append(rank)
@@ -54,15 +53,18 @@ class CaptionLayout:
         self.num_steps, self.per_picture = len(self.active), max(taken)
         device = picture_index.device
         self.ranked = torch.tensor(list(ranks), device=device)  # pictures by rank
-        ranks_of_rows = torch.tensor(rank_of_row, device=device)
         places = torch.tensor(place_of_row, device=device)
-        self.rank = ranks_of_rows
-        self.slot = ranks_of_rows * self.per_picture + places  # of (p, K)
-        self.first_slot = ranks_of_rows * (self.num_steps * self.per_picture) + places  # of (P, T, K), at step 0
+        self.rank = torch.tensor(rank_of_row, device=device)
+        self.slot = self.rank * self.per_picture + places  # of (p, K)
+        self.first_slot = self.rank * (self.num_steps * self.per_picture) + places  # of (P, T, K), at step 0
 
     def slots(self, step: int, rows: int) -> Tensor:
         """Return the places of the first rows at a step in a buffer (P, T, K, ...) flattened to (P * T * K, ...)."""
         return self.first_slot[:rows] + step * self.per_picture
+
+    def sum_by_picture(self, values: Tensor) -> Tensor:
+        """Return (P, ...) sums over the rows (N, ...) of each picture, by rank."""
+        return values.new_zeros(len(self.ranked), *values.shape[1:]).index_add_(0, self.rank, values)
 
 
 class Recurrence(torch.autograd.Function):
@@ -95,13 +97,14 @@ class Recurrence(torch.autograd.Function):
         opening = values.new_empty(num_words, 1)
         inputs = values.new_empty(num_words, value_size + hidden_size)
         gates = torch.empty_like(word_gates)
-        cells = cell.new_empty(num_words + len(layout.rank), hidden_size)  # the first states, then every word's
+        num_rows = len(layout.rank)
+        cells = cell.new_empty(num_rows + num_words, hidden_size)  # the first states, then every word's
         hiddens = hidden.new_empty(num_words, hidden_size)
         query_and_gate = torch.cat((query, gate))
         bias = torch.cat((gate_bias.new_zeros(query.shape[0]), gate_bias))
         state, start = hidden[layout.rank], 0
-        cells[: len(layout.rank)] = cell[layout.rank]
-        before = cells[: len(layout.rank)]
+        before = cells[:num_rows]
+        before.copy_(cell[layout.rank])
         for step, rows in enumerate(layout.active):
             here = slice(start, start + rows)
             state, before = state[:rows], before[:rows]
@@ -122,7 +125,7 @@ class Recurrence(torch.autograd.Function):
             inputs[here, value_size:] = state
             torch.addmm(word_gates[here], inputs[here], recurrent.t(), out=gates[here])
             enter, forget, candidate, leave = _activate(gates[here])
-            after = cells[len(layout.rank) + start : len(layout.rank) + start + rows]
+            after = cells[num_rows + start : num_rows + start + rows]
             torch.mul(forget, before, out=after).add_(enter * candidate)
             state = torch.mul(leave, torch.tanh(after), out=hiddens[here])
             before = after
@@ -190,20 +193,16 @@ class Recurrence(torch.autograd.Function):
             torch.addmm(d_inputs[:, value_size:], d_projected[here], query_and_gate, out=d_state[:rows])
 
         d_query_and_gate = torch.mm(d_projected.t(), inputs[:, value_size:])
-        d_keys = torch.zeros_like(d_row_keys[: values.shape[0]]).index_add_(0, layout.rank, d_row_keys)
-        first = values.shape[0]
-        d_first_hidden = d_state.new_zeros(first, hidden_size).index_add_(0, layout.rank, d_state)
-        d_first_cell = d_cell.new_zeros(first, hidden_size).index_add_(0, layout.rank, d_cell)
         d_values = None
         if ctx.needs_input_grad[3]:
             d_values = torch.bmm(spread.flatten(1, 2).transpose(1, 2), d_spread_context.flatten(1, 2))
         return (
             None,
             d_gates,
-            d_keys,
+            layout.sum_by_picture(d_row_keys),
             d_values,
-            d_first_hidden,
-            d_first_cell,
+            layout.sum_by_picture(d_state),
+            layout.sum_by_picture(d_cell),
             d_query_and_gate[:-1],
             torch.mv(energy.flatten(0, 1).t(), d_scores.flatten()),
             d_query_and_gate[-1:],

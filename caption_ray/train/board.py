@@ -44,10 +44,9 @@ class Board:
             storage.copy_folder(self._folder, self._target)
 
     def close(self) -> None:
-        """Finish the event file."""
+        """Finish the event file; `add_epoch` has copied all that is in it."""
         self._writer.close()
         if self._scratch:
-            storage.copy_folder(self._folder, self._target)
             self._scratch.cleanup()
 
 

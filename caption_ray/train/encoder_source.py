@@ -19,12 +19,8 @@ class EncoderSource:
 
     config: EncoderConfig
     encoder: Encoder
+    weights_sha256: str
     features: FeatureManifest | None
-
-    @property
-    def weights_sha256(self) -> str:
-        """Digest of the encoder's weights."""
-        return weights_digest(self.encoder) if self.features is None else self.features.weights_sha256
 
 
 def find_encoder(
@@ -36,7 +32,8 @@ def find_encoder(
     Raises FeatureCacheError for a stale or foreign cache, UsageError for settings that contradict it.
     """
     if features is None:
-        return EncoderSource(config=asked, encoder=build_encoder(asked), features=None)
+        encoder = build_encoder(asked)
+        return EncoderSource(config=asked, encoder=encoder, weights_sha256=weights_digest(encoder), features=None)
     manifest = load_feature_manifest(features, data)
     for field in EncoderConfig.model_fields:
         wanted, cached = getattr(asked, field), getattr(manifest.encoder, field)
@@ -47,7 +44,9 @@ def find_encoder(
             )
     remedy = "make the cache again with jobs/cache_features.py"
     encoder = load_encoder(features, manifest.encoder, manifest.weights_sha256, remedy)
-    return EncoderSource(config=manifest.encoder, encoder=encoder, features=manifest)
+    return EncoderSource(
+        config=manifest.encoder, encoder=encoder, weights_sha256=manifest.weights_sha256, features=manifest
+    )
 
 
 def save_encoder(folder: str, encoder: Encoder) -> None:
