@@ -24,6 +24,7 @@ from caption_ray.model.caption_model import CaptionModel
 from caption_ray.model.decoder import Decoder
 from caption_ray.model.encoder import build_encoder
 from caption_ray.text.vocabulary import Vocabulary
+from caption_ray.weights import to_safetensors
 
 MANIFEST_NAME = "manifest.json"
 _FILES = ("model.safetensors", "config.json", "vocabulary.json", "metrics.json", "README.md")
@@ -79,11 +80,11 @@ def save_bundle(
 ) -> BundleManifest:
     """Write a bundle to a local folder or a URI, replacing an older one there."""
     storage.delete_folder(location)
-    weights = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    weights = model.state_dict()
     if config.model.tie_embeddings:
         del weights["decoder.output.weight"]  # the same numbers as the embedding; safetensors keeps one copy
     contents = {
-        "model.safetensors": safetensors.torch.save(weights),
+        "model.safetensors": to_safetensors(weights),
         "config.json": config.model_dump_json(indent=1).encode(),
         "vocabulary.json": vocabulary.to_json().encode(),
         "metrics.json": json.dumps(metrics, indent=1).encode(),

@@ -4,7 +4,6 @@ A location is a plain `str` all over the package and becomes a file system only 
 (`a%20b.jpg`) and plain in a local path; a path that stands alone, as in a listing, is always plain.
 """
 
-import hashlib
 import os
 import posixpath
 from pathlib import Path
@@ -115,13 +114,3 @@ def copy_folder(source: str, destination: str) -> None:
     destination_fs, destination_path = open_location(destination)
     destination_fs.create_dir(destination_path, recursive=True)
     fs.copy_files(source_path, destination_path, source_filesystem=source_fs, destination_filesystem=destination_fs)
-
-
-def sha256(location: str) -> str:
-    """Return the SHA-256 of a file's content, in hexadecimal."""
-    filesystem, path = open_location(location)
-    digest = hashlib.sha256()
-    with filesystem.open_input_stream(path, compression=None) as stream:
-        while chunk := stream.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()

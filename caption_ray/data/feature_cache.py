@@ -16,7 +16,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 import ray.data
-import safetensors.torch
 import torch
 from PIL import Image
 from torch import Tensor
@@ -38,6 +37,7 @@ from caption_ray.data.tables import deal_out, read_shards
 from caption_ray.device import pick_device
 from caption_ray.errors import FeatureCacheError, UsageError
 from caption_ray.progress import Progress
+from caption_ray.weights import to_safetensors
 
 logger = logging.getLogger(__name__)
 
@@ -104,8 +104,7 @@ def cache_features(
         output_folder(output, marker=MANIFEST_NAME, our_files=_OUR_FILES, overwrite=overwrite) as folder,
         connect(),
     ):
-        plain = {name: value.cpu().contiguous() for name, value in weights.items()}
-        storage.write_bytes(storage.join(folder, ENCODER_NAME), safetensors.torch.save(plain))
+        storage.write_bytes(storage.join(folder, ENCODER_NAME), to_safetensors(weights))
         shape = (encoder.grid_side**2, encoder.num_features)
         writers = {
             split: ShardWriter(folder, split, _schema(shape, num_views if split == "train" else 1))

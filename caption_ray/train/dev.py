@@ -66,14 +66,15 @@ def decode_share(
     model.eval()
     for rows, batch in batches:
         with autocast(precision, device):
-            found = beam_search(model.decoder, model.features(batch.pictures.to(device)), options)
+            features = model.features(batch.pictures.to(device))
+            found = beam_search(model.decoder, features, options)
         for row, hypotheses in zip(rows, found, strict=True):
             caption = to_captions(hypotheses[:1], vocabulary)[0]
             share.predicted[row.name] = caption.words
             share.references[row.name] = [tokenize(sentence) for sentence in row.captions]
             if row.name in show:
                 share.shown[row.name] = caption
-        loss_sum, num_words = dev_loss(model, [batch], precision, device)
+        loss_sum, num_words = dev_loss(model.decoder, features, batch, precision, device)
         share.loss_sum += loss_sum
         share.num_words += num_words
         share.num_rows += len(rows)

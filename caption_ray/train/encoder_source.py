@@ -11,6 +11,7 @@ from caption_ray.data.feature_manifest import ENCODER_NAME, FeatureManifest, loa
 from caption_ray.data.shards import DatasetManifest
 from caption_ray.errors import FeatureCacheError, UsageError
 from caption_ray.model.encoder import Encoder, build_encoder, weights_digest
+from caption_ray.weights import to_safetensors
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,8 +52,7 @@ def find_encoder(
 
 def save_encoder(folder: str, encoder: Encoder) -> None:
     """Write an encoder's weights to a folder, for `load_encoder`."""
-    weights = {name: value.cpu().contiguous() for name, value in encoder.state_dict().items()}
-    storage.write_bytes(storage.join(folder, ENCODER_NAME), safetensors.torch.save(weights))
+    storage.write_bytes(storage.join(folder, ENCODER_NAME), to_safetensors(encoder.state_dict()))
 
 
 def load_encoder(folder: str, config: EncoderConfig, weights_sha256: str, remedy: str) -> Encoder:

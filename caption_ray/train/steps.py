@@ -3,7 +3,7 @@
 Ray, files and words are other modules' business. With one process `all_reduce` does nothing.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +15,7 @@ from caption_ray.config import Experiment, OptimizerConfig, TrainingConfig
 from caption_ray.data.batches import CaptionBatch
 from caption_ray.device import Precision, autocast
 from caption_ray.model.caption_model import CaptionModel
-from caption_ray.model.decoder import pack_steps
+from caption_ray.model.decoder import Decoder, pack_steps
 from caption_ray.model.loss import attention_penalty, caption_loss
 
 
@@ -171,17 +171,17 @@ def idle_batch(shape: tuple[int, ...], dtype: torch.dtype) -> CaptionBatch:
 
 @torch.no_grad()
 def dev_loss(
-    model: CaptionModel, batches: Iterable[CaptionBatch], precision: Precision, device: torch.device
+    decoder: Decoder, features: Tensor, batch: CaptionBatch, precision: Precision, device: torch.device
 ) -> tuple[float, int]:
-    """Return the summed cross-entropy, nats, and the words of captions fed with their true words."""
-    total, num_words = 0.0, 0
-    for batch in batches:
-        batch = batch.to(device)
-        with autocast(precision, device):
-            result = model(batch.pictures, batch.ids, batch.lengths, batch.picture_index)
-        loss_sum, count = caption_loss(result.logits, pack_steps(batch.ids[:, 1:], batch.lengths))
-        total, num_words = total + float(loss_sum), num_words + count
-    return total, num_words
+    """Return the summed cross-entropy, nats, and the words of a batch's captions, fed with their true words.
+
+    features: (P, R, F), the encoder's of the batch's pictures.
+    """
+    batch = batch.to(device)
+    with autocast(precision, device):
+        result = decoder(features, batch.ids, batch.lengths, batch.picture_index)
+    loss_sum, num_words = caption_loss(result.logits, pack_steps(batch.ids[:, 1:], batch.lengths))
+    return float(loss_sum), num_words
 
 
 def make_scaler(precision: Precision, device: torch.device) -> torch.amp.GradScaler:

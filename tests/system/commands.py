@@ -19,9 +19,10 @@ class QuickStart:
     seconds: float
 
 
-def run(job: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "jobs" / job), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+def run(job: str, *arguments: str | Path, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Run a job to its end, in `folder` if one is given."""
+    command = [sys.executable, ROOT / "jobs" / job, *arguments]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
 
 
 def result_of(done: subprocess.CompletedProcess[str]) -> dict[str, object]:

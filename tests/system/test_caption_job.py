@@ -1,19 +1,11 @@
 """jobs/caption.py as a command, with an untrained bundle."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from commands import run
 from PIL import Image
-
-ROOT = Path(__file__).parents[2]
-
-
-def run(folder: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, ROOT / "jobs" / "caption.py", *arguments]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
 
 
 def test_bad_pictures_cost_the_others_neither_caption_nor_figure(tiny_bundle: Path, tmp_path: Path) -> None:
@@ -22,7 +14,8 @@ def test_bad_pictures_cost_the_others_neither_caption_nor_figure(tiny_bundle: Pa
         Image.new("RGB", (8, 8), (0, 0, 100 * number)).save(tmp_path / name)
 
     pictures = ("a/x.png", "http://host/x.png", "absent.png", "b/x.png", "x-2.png")
-    done = run(tmp_path, "--bundle", tiny_bundle, *pictures, "--attention", "new/folder/out.png")
+    arguments = ("--bundle", tiny_bundle, *pictures, "--attention", "new/folder/out.png")
+    done = run("caption.py", *arguments, folder=tmp_path)
 
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr
@@ -45,7 +38,7 @@ def test_a_figure_that_cannot_be_written_is_refused_before_any_work(
 ) -> None:
     (tmp_path / "file").touch()
 
-    done = run(tmp_path, "--bundle", "absent", "a.png", "--attention", attention)
+    done = run("caption.py", "--bundle", "absent", "a.png", "--attention", attention, folder=tmp_path)
 
     assert done.returncode == 2
     assert done.stdout == ""

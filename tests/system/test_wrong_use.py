@@ -1,16 +1,13 @@
 """Wrong use of the jobs that run on Ray: refused with exit code 2 and a clear message, before Ray is started."""
 
-import subprocess
-import sys
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+from commands import run
 
 
 def refusal(folder: Path, job: str, *arguments: str) -> str:
     """Run a job in `folder`, check that it ends as wrong use does, and return what it says, in one line."""
-    command = [sys.executable, str(ROOT / "jobs" / f"{job}.py"), *arguments]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300, check=False)
+    done = run(f"{job}.py", *arguments, folder=folder)
     assert done.returncode == 2, done.stderr
     assert done.stdout == ""
     assert "Traceback" not in done.stderr

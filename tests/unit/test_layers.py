@@ -20,9 +20,9 @@ TEXT = ("text.*",)
 DATA_FILES = ("data.captions", "data.caption_formats", "data.splits", "data.synthetic")
 DATA_TABLES = ("data.images", "data.shards", "data.output_folder", "data.batches", "data.feature_manifest")
 MODEL = ("model.*",)
-DEVICE = ("device",)
+TENSORS = ("device", "weights")
 METRICS = ("evaluation.metrics",)
-PURE = (*BASE, *TEXT, *DATA_FILES, *DATA_TABLES, *DEVICE, *MODEL, *METRICS)
+PURE = (*BASE, *TEXT, *DATA_FILES, *DATA_TABLES, *TENSORS, *MODEL, *METRICS)
 STEPS = ("train.steps", "train.state", "train.schedule", "train.resources", "train.setup")
 RUN_PARTS = ("train.run_folder", "train.dev", "train.board", "train.encoder_source")
 CAPTIONING = ("bundle", "inference", "attention_figure")
@@ -50,7 +50,7 @@ LAYERS = (
     Layer(TEXT, (*BASE, *TEXT), ("pydantic",)),
     Layer(DATA_FILES, (*BASE, *DATA_FILES), ("numpy", "PIL")),
     Layer(DATA_TABLES, (*BASE, *DATA_TABLES), (*ARROW, "PIL", "pydantic", "typing_extensions")),
-    Layer(DEVICE, BASE, ("torch",)),
+    Layer(TENSORS, BASE, ("torch", "safetensors")),
     Layer(MODEL, (*BASE, *MODEL), (*TORCH, "torchvision")),
     Layer(METRICS, BASE, ("numpy", "nltk", "pycocoevalcap", "pydantic")),
     Layer(("evaluation.report",), (*BASE, *METRICS), ("jinja2",)),
@@ -65,8 +65,8 @@ LAYERS = (
     Layer(("cluster",), BASE, ("ray",)),
     Layer(
         ("data.prepare", "data.pipeline", "data.feature_cache", "data.tables"),
-        (*BASE, *TEXT, *DATA_FILES, *DATA_TABLES, *DEVICE, *DATA_ADAPTERS),
-        (*ARROW, "ray", "PIL", "safetensors", "pydantic"),
+        (*BASE, *TEXT, *DATA_FILES, *DATA_TABLES, *TENSORS, *DATA_ADAPTERS),
+        (*ARROW, "ray", "PIL", "pydantic"),
     ),
     Layer(
         TRAIN_ADAPTERS,

@@ -51,21 +51,6 @@ def test_any_name_can_be_written_listed_and_read(folder: str, tmp_path: Path, na
     assert not storage.exists(location)
 
 
-def test_sha256_of_abc(folder: str) -> None:
-    # FIPS 180-2, appendix B.1
-    location = storage.join(folder, "abc")
-    storage.write_bytes(location, b"abc")
-    assert storage.sha256(location) == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-
-
-def test_sha256_reads_on_after_the_first_mebibyte(folder: str) -> None:
-    location = storage.join(folder, "zeros")
-    storage.write_bytes(location, bytes(1 << 20) + b"abc")
-    one_block = storage.sha256(location)
-    storage.write_bytes(location, bytes(1 << 20) + b"abd")
-    assert storage.sha256(location) != one_block
-
-
 def test_local_file_is_replaced_never_rewritten(tmp_path: Path) -> None:
     location = str(tmp_path / "a.json")
     storage.write_bytes(location, b"old content")

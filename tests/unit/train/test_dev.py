@@ -95,7 +95,8 @@ def test_its_loss_is_that_of_one_batch_of_everything(
     model: CaptionModel, rows: list[PictureRow], tiny_vocabulary: Vocabulary
 ) -> None:
     share = decode(model, rows, tiny_vocabulary, 2)
-    loss_sum, num_words = dev_loss(model.eval(), [collate_rows(rows, tiny_vocabulary)], "fp32", CPU)
+    batch = collate_rows(rows, tiny_vocabulary)
+    loss_sum, num_words = dev_loss(model.eval().decoder, model.features(batch.pictures), batch, "fp32", CPU)
     assert share.num_words == num_words == NUM_WORDS == 32
     assert share.loss_sum == pytest.approx(loss_sum, rel=1e-5)
     assert gather_result(share, tiny_vocabulary, 5).loss == pytest.approx(loss_sum / 32, rel=1e-5)

@@ -169,7 +169,8 @@ def test_learning_rate_scales_each_groups_peak() -> None:
 def test_dev_loss_of_an_even_guess(make_stepper: MakeStepper) -> None:
     model = make_stepper().model.eval()
     torch.nn.init.zeros_(model.decoder.output.weight)
-    total, num_words = dev_loss(model, [collate([SHORT]), collate([LONG])], "fp32", CPU)
+    batch = collate([SHORT, LONG])
+    total, num_words = dev_loss(model.decoder, model.features(batch.pictures), batch, "fp32", CPU)
     assert num_words == 12
     assert total == pytest.approx(12 * math.log(11), rel=1e-5)
 
