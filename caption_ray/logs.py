@@ -1,7 +1,9 @@
 """Logging for programs: called by jobs and workers, never on import."""
 
+import importlib.util
 import logging
 import sys
+from pathlib import Path
 
 
 def configure_logging(level: int = logging.INFO) -> None:
@@ -23,10 +25,10 @@ def quieten_ray_workers() -> None:
         "ray.data._internal.progress",
     ):
         logging.getLogger(name).setLevel(logging.ERROR)
-    for name in (
-        # Each worker repeats all metrics after each epoch.
-        "ray.train.v2._internal.execution.context",
-        # A line per epoch and data set.
-        "ray.data._internal.execution.streaming_executor",
-    ):
+    names = ["ray.data._internal.execution.streaming_executor"]  # a line per epoch and data set
+    ray_spec = importlib.util.find_spec("ray")
+    if ray_spec is not None and ray_spec.origin is not None:
+        # Each worker repeats all metrics after each epoch, through a logger that has its file's path as name (2.60).
+        names.append(str(Path(ray_spec.origin).parent / "train/v2/_internal/execution/context.py"))
+    for name in names:
         logging.getLogger(name).setLevel(logging.WARNING)
