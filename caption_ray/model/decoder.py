@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from caption_ray.config import ModelConfig
 from caption_ray.model.attention import AdditiveAttention
-from caption_ray.model.recurrence import CaptionLayout, StepWeights, unroll
+from caption_ray.model.recurrence import CaptionLayout, StepWeights, multiplies_less_first, unroll
 from caption_ray.special_ids import UNKNOWN_ID
 
 
@@ -35,10 +35,11 @@ class PictureContext(NamedTuple):
 
 
 class DecoderWeights(NamedTuple):
-    """The LSTM's input weights, split into their word part (4H, E) and their context-and-state part (4H, D + H)."""
+    """The LSTM's weights by what they multiply: word (4H, E), context (4H, D), state (4H, H)."""
 
     word: Tensor
-    recurrent: Tensor
+    context: Tensor
+    state: Tensor
 
 
 class TeacherForcing(NamedTuple):
@@ -139,12 +140,16 @@ class Decoder(nn.Module):
         context, first = self.prepare(features)
         weights = self._split_weights()
         active = active_rows(lengths)
+        values, recurrent = context.values, torch.cat((weights.context, weights.state), dim=1)
+        # Deep output wants the contexts themselves.
+        if not self.config.deep_output and multiplies_less_first(values, weights.context, sum(active)):
+            values, recurrent = F.linear(values, weights.context), weights.state
         words = self._drop_words(pack_steps(ids[:, :-1], lengths))
         hidden, attended, attention = unroll(
             CaptionLayout(picture_index, active, features.shape[0]),
             self._word_gates(self.embedding_dropout(self.embedding(words)), weights),
             context.keys,
-            context.values,
+            values,
             first.hidden,
             first.cell,
             StepWeights(
@@ -152,7 +157,7 @@ class Decoder(nn.Module):
                 score=self.attention.score.weight[0],
                 gate=self.context_gate.weight,
                 gate_bias=self.context_gate.bias,
-                recurrent=weights.recurrent,
+                recurrent=recurrent,
             ),
         )
         rows = torch.cat([torch.arange(count) for count in active]).to(features.device)
@@ -163,7 +168,7 @@ class Decoder(nn.Module):
         word, context = self.lstm.weight_ih.split(
             [self.config.embedding_size, self.lstm.input_size - self.config.embedding_size], dim=1
         )
-        return DecoderWeights(word, torch.cat((context, self.lstm.weight_hh), dim=1))
+        return DecoderWeights(word, context, self.lstm.weight_hh)
 
     def _word_gates(self, embedded: Tensor, weights: DecoderWeights) -> Tensor:
         return F.linear(embedded, weights.word, self.lstm.bias_ih + self.lstm.bias_hh)
@@ -177,7 +182,7 @@ class Decoder(nn.Module):
         attention = self.attention(grouped, context.keys)  # (P, K, R)
         attended = torch.matmul(attention, context.values).flatten(0, 1)  # (B, D)
         attended = torch.sigmoid(self.context_gate(state.hidden)) * attended  # Xu et al. 2015, sec. 4.2.1
-        gates = word_gates + F.linear(torch.cat((attended, state.hidden), dim=-1), weights.recurrent)
+        gates = word_gates + F.linear(attended, weights.context) + F.linear(state.hidden, weights.state)
         enter, forget, candidate, leave = gates.chunk(4, dim=-1)  # nn.LSTMCell's order
         cell = torch.sigmoid(forget) * state.cell + torch.sigmoid(enter) * torch.tanh(candidate)
         hidden = torch.sigmoid(leave) * torch.tanh(cell)

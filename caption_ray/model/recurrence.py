@@ -5,6 +5,10 @@ way back, and multiplies once a step for each weight's gradient. Written out by 
 needs in buffers packed as `decoder.pack_steps` packs words, and whatever is not part of the recurrence (the gradients
 of all weights and of the values) is one product after the loop.
 
+The values may come as the LSTM's gates see them, multiplied by its context weights beforehand (D = 4H): attention
+averages and the gate scales, both of which change places with a product. That is less work where many words are said
+of few pictures.
+
 Shape letters: P pictures, R regions, N captions, K most captions of one picture, T steps, W words of all captions,
 n captions that go on at a step, p pictures that they are of, H hidden, A attention, D attended features.
 """
@@ -21,7 +25,10 @@ _tanh_backward = torch.ops.aten.tanh_backward
 
 
 class StepWeights(NamedTuple):
-    """Weights of a step: query (A, H), score (A,), context gate (1, H) and its bias (1,), recurrent (4H, D + H)."""
+    """Weights of a step: query (A, H), score (A,), context gate (1, H) and its bias (1,), recurrent (4H, D + H).
+
+    `recurrent` is (4H, H) for values that were multiplied by their part of it.
+    """
 
     query: Tensor
     score: Tensor
@@ -85,9 +92,10 @@ class Recurrence(torch.autograd.Function):
         gate_bias: Tensor,
         recurrent: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return hidden states (W, H), gated contexts (W, D) and attention (W, R)."""
+        """Return hidden states (W, H), gated contexts (W, D) or nothing (W, 0) of them, and attention (W, R)."""
         num_words, num_pictures, num_regions = word_gates.shape[0], *keys.shape[:2]
         value_size, hidden_size = values.shape[-1], hidden.shape[-1]
+        input_size = recurrent.shape[1] - hidden_size  # of values that are still to be multiplied
         exact = torch.promote_types(keys.dtype, torch.float32)
         row_keys = keys[layout.rank]
         spread = values.new_zeros(num_pictures, layout.num_steps, layout.per_picture, num_regions)
@@ -95,7 +103,7 @@ class Recurrence(torch.autograd.Function):
         attention = keys.new_empty(num_words, num_regions)
         context = values.new_empty(num_words, value_size)
         opening = values.new_empty(num_words, 1)
-        inputs = values.new_empty(num_words, value_size + hidden_size)
+        inputs = values.new_empty(num_words, recurrent.shape[1])
         gates = torch.empty_like(word_gates)
         num_rows = len(layout.rank)
         cells = cell.new_empty(num_rows + num_words, hidden_size)  # the first states, then every word's
@@ -121,9 +129,12 @@ class Recurrence(torch.autograd.Function):
                 out=context[here],
             )
             torch.sigmoid(projected[:, -1:], out=opening[here])
-            torch.mul(context[here], opening[here], out=inputs[here, :value_size])
-            inputs[here, value_size:] = state
+            inputs[here, input_size:] = state
+            if input_size:
+                torch.mul(context[here], opening[here], out=inputs[here, :input_size])
             torch.addmm(word_gates[here], inputs[here], recurrent.t(), out=gates[here])
+            if not input_size:
+                gates[here].addcmul_(context[here], opening[here])
             enter, forget, candidate, leave = _activate(gates[here])
             after = cells[num_rows + start : num_rows + start + rows]
             torch.mul(forget, before, out=after).add_(enter * candidate)
@@ -135,7 +146,7 @@ class Recurrence(torch.autograd.Function):
             values, energy, attention, context, opening, inputs, gates, cells, spread, query_and_gate, score, recurrent
         )
         ctx.set_materialize_grads(False)
-        return hiddens, inputs[:, :value_size].clone(), attention
+        return hiddens, inputs[:, :input_size].clone(), attention
 
     @staticmethod
     @once_differentiable
@@ -149,6 +160,7 @@ class Recurrence(torch.autograd.Function):
         )
         num_rows, num_words = len(layout.rank), inputs.shape[0]
         hidden_size, value_size = recurrent.shape[0] // 4, values.shape[-1]
+        input_size = recurrent.shape[1] - hidden_size
         d_gates = torch.empty_like(gates)
         d_projected = inputs.new_empty(num_words, query_and_gate.shape[0])
         d_scores = torch.empty_like(attention)
@@ -171,7 +183,7 @@ class Recurrence(torch.autograd.Function):
                 d_out = d_out + d_hidden[here]
             _lstm_backward(gates[here], before, after, d_out, d_memory, d_gates[here])
             d_inputs = torch.mm(d_gates[here], recurrent)
-            d_gated = d_inputs[:, :value_size]
+            d_gated = d_inputs[:, :input_size] if input_size else d_gates[here]
             if d_attended is not None:
                 d_gated = d_gated + d_attended[here]
             torch.mul(
@@ -190,9 +202,9 @@ class Recurrence(torch.autograd.Function):
             d_energy = _tanh_backward(d_scores[here].unsqueeze(-1) * score, energy[here])
             d_row_keys[:rows] += d_energy
             torch.sum(d_energy, 1, out=d_projected[here, :-1])
-            torch.addmm(d_inputs[:, value_size:], d_projected[here], query_and_gate, out=d_state[:rows])
+            torch.addmm(d_inputs[:, input_size:], d_projected[here], query_and_gate, out=d_state[:rows])
 
-        d_query_and_gate = torch.mm(d_projected.t(), inputs[:, value_size:])
+        d_query_and_gate = torch.mm(d_projected.t(), inputs[:, input_size:])
         d_values = None
         if ctx.needs_input_grad[3]:
             d_values = torch.bmm(spread.flatten(1, 2).transpose(1, 2), d_spread_context.flatten(1, 2))
@@ -239,6 +251,20 @@ def _lstm_backward(
     d_cell *= forget
 
 
+def multiplies_less_first(values: Tensor, context_weights: Tensor, num_words: int) -> bool:
+    """Tell whether there is less to multiply, forward and backward, if values meet the LSTM's weights beforehand.
+
+    values: (P, R, D).  context_weights: (4H, D).  By the weights go the values of all regions, and back again if they
+    have a gradient, or else the context of each word; attention then averages vectors of length 4H, or else of D.
+    """
+    num_pictures, num_regions, value_size = values.shape
+    num_gates = context_weights.shape[0]
+    passes = 3 if values.requires_grad else 2
+    beforehand = passes * num_pictures * num_regions * value_size * num_gates + 3 * num_words * num_regions * num_gates
+    afterwards = 3 * num_words * value_size * num_gates + passes * num_words * num_regions * value_size
+    return beforehand < afterwards
+
+
 def unroll(
     layout: CaptionLayout,
     word_gates: Tensor,
@@ -252,8 +278,9 @@ def unroll(
 
     word_gates: (W, 4H), the words' part of the LSTM's gates, biases included, packed step by step.
     keys: (P, R, A).  values: (P, R, D).  hidden, cell: (P, H), the pictures' first states.
-    Returns hidden states (W, H), gated contexts (W, D) and attention (W, R), packed alike. All is computed in the
-    type of `word_gates`, but for the cell, which is summed up in single precision at least.
+    Returns hidden states (W, H), gated contexts (W, D) and attention (W, R), packed alike; values that were multiplied
+    beforehand (see StepWeights) leave no contexts, (W, 0). All is computed in the type of `word_gates`, but for the
+    cell, which is summed up in single precision at least.
     """
     dtype = word_gates.dtype
     picked = (part.index_select(0, layout.ranked) for part in (keys, values, hidden))

@@ -11,6 +11,7 @@ from caption_ray.config import ModelConfig
 from caption_ray.model.decoder import Decoder, DecoderState, active_rows, pack_steps
 
 R, F, V, H = 5, 7, 13, 11
+# With 20 features and no deep output, values are multiplied before they are averaged; else after.
 CONFIGS = {
     f"{size or 'raw'}-{'deep' if deep else 'plain'}-{'tied' if tied else 'untied'}": ModelConfig(
         embedding_size=H if tied and not deep else 3,
@@ -20,7 +21,7 @@ CONFIGS = {
         deep_output=deep,
         tie_embeddings=tied,
     )
-    for size, deep, tied in product((None, 6), (False, True), (False, True))
+    for size, deep, tied in product((None, 6, 20), (False, True), (False, True))
 }
 
 # Two pictures, five captions; <start> is 1, <end> 2, <pad> 0. Longest first, as `forward` wants them.

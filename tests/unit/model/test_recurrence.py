@@ -3,7 +3,7 @@ import torch
 from torch import Tensor
 
 from caption_ray.model.decoder import active_rows
-from caption_ray.model.recurrence import CaptionLayout, StepWeights, unroll
+from caption_ray.model.recurrence import CaptionLayout, StepWeights, multiplies_less_first, unroll
 
 R, A, D, H = 3, 2, 5, 4
 LENGTHS = [4, 3, 3, 1]
@@ -74,6 +74,46 @@ def test_half_precision_comes_near(dtype: torch.dtype) -> None:
     for mine, theirs in zip(rounded, exact, strict=True):
         assert mine.grad.dtype == dtype
         assert (mine.grad.double() - theirs.grad).norm() < 0.05 * theirs.grad.norm()
+
+
+def test_values_multiplied_beforehand_give_the_same() -> None:
+    """Attention's average and the gate's factor change places with the product by the LSTM's context weights."""
+    tensors = inputs()
+    word_gates, keys, values, hidden, cell, query, score, gate, gate_bias, recurrent = tensors
+    expected_hidden, _, expected_attention = run(*tensors)
+    (expected_hidden.square().sum() + expected_attention[:, 0].sum()).backward()
+    expected = [tensor.grad for tensor in tensors]
+    for tensor in tensors:
+        tensor.grad = None
+
+    multiplied = values @ recurrent[:, :D].T
+    results = run(
+        word_gates, keys, multiplied, hidden, cell, query, score, gate, gate_bias, recurrent[:, D:].contiguous()
+    )
+    (results[0].square().sum() + results[2][:, 0].sum()).backward()
+
+    torch.testing.assert_close(results[0], expected_hidden)
+    torch.testing.assert_close(results[2], expected_attention)
+    assert results[1].shape == (sum(LENGTHS), 0)
+    for tensor, gradient in zip(tensors, expected, strict=True):
+        torch.testing.assert_close(tensor.grad, gradient)
+
+
+@pytest.mark.parametrize(
+    ("num_pictures", "num_words", "trained", "less"),
+    [
+        # In multiplications by all 1024 x 2048 weights: 2 x 32 x 49 regions + 3 x 1900 x 49 / 2048 = 3,272
+        # against 3 x 1900 words + 2 x 1900 x 49 / 1024 = 5,882
+        (32, 1900, False, True),
+        (32, 1900, True, True),  # 4,840 against 5,973
+        (16, 190, False, False),  # 1,582 against 588: a caption a picture
+    ],
+)
+def test_many_words_of_few_pictures_want_their_values_multiplied_first(
+    num_pictures: int, num_words: int, trained: bool, less: bool
+) -> None:
+    values = torch.empty(num_pictures, 49, 2048, device="meta", requires_grad=trained)
+    assert multiplies_less_first(values, torch.empty(1024, 2048, device="meta"), num_words) is less
 
 
 def test_attention_sums_to_one_at_every_word() -> None:
