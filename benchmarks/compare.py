@@ -2,9 +2,10 @@
 
 import json
 import statistics
+import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
@@ -22,6 +23,25 @@ def seconds_in_turn(ways: Mapping[str, Callable[[], object]], rounds: int) -> di
                 torch.cuda.synchronize()
             taken[name].append(time.perf_counter() - started)
     return taken
+
+
+def figures_in_turn(ways: Sequence[str], rounds: int, figure: str) -> dict[str, list[float]]:
+    """Run this program with `--way NAME` for every way, in turn, `rounds` times; return the figures that it reports.
+
+    For ways that need a process of their own. Figures are rates: the more the better.
+    """
+    found: dict[str, list[float]] = {way: [] for way in ways}
+    for _ in range(rounds):
+        for way in ways:
+            command = [sys.executable, *sys.argv, "--way", way]
+            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+            found[way].append(float(json.loads(done.stdout.splitlines()[-1])[figure]))
+    return found
+
+
+def rate_ratio(rates: Mapping[str, list[float]], slow: str, fast: str) -> float:
+    """Return how many times the rate of `slow` that of `fast` is: the median over rounds, as `ratio`."""
+    return statistics.median(b / a for a, b in zip(rates[slow], rates[fast], strict=True))
 
 
 def ratio(taken: Mapping[str, list[float]], slow: str, fast: str) -> float:

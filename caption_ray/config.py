@@ -19,6 +19,7 @@ class Settings(BaseModel):
 BeamWidth = Annotated[int, Field(ge=1, le=20)]
 CaptionLength = Annotated[int, Field(ge=1, le=100)]
 LengthPenalty = Annotated[float, Field(ge=0, le=2)]
+AskedPrecision = Literal["auto", "fp32", "bf16", "fp16"]
 
 
 class CaptionRules(Settings):
@@ -154,7 +155,7 @@ class TrainingConfig(Settings):
         description="Decay per step of an exponential moving average of the weights, which then is what is "
         "evaluated and bundled; smaller in the first steps; 0 turns it off.",
     )
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+    precision: AskedPrecision = Field(
         "auto", description="'auto': bf16 where the hardware computes in it, fp16 on other GPUs, fp32 else."
     )
     augment: bool = Field(

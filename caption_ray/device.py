@@ -5,6 +5,7 @@ from typing import Literal
 
 import torch
 
+from caption_ray.config import AskedPrecision
 from caption_ray.errors import UsageError
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -17,7 +18,7 @@ def pick_device() -> torch.device:
     return device
 
 
-def resolve_precision(asked: str, device: torch.device) -> Precision:
+def resolve_precision(asked: AskedPrecision, device: torch.device) -> Precision:
     """Return the format for `asked`, where 'auto' is bf16 if the hardware computes in it, else fp16 on a GPU.
 
     Raises UsageError for fp16 on a CPU, which has no use for it.
@@ -27,10 +28,8 @@ def resolve_precision(asked: str, device: torch.device) -> Precision:
             return "bf16"
         return "fp16" if device.type == "cuda" else "fp32"
     if asked == "fp16" and device.type == "cpu":
-        raise UsageError("training.precision: fp16 is for GPUs; use fp32, or bf16 on a CPU that has it")
-    if asked not in ("fp32", "bf16", "fp16"):
-        raise UsageError(f"training.precision: {asked!r} is not one of auto, fp32, bf16, fp16")
-    return asked  # type: ignore[return-value]
+        raise UsageError("precision: fp16 is for GPUs; use fp32, or bf16 on a CPU that has it")
+    return asked
 
 
 def _has_bf16(device: torch.device) -> bool:

@@ -3,7 +3,7 @@
 from pydantic import Field
 
 from caption_ray import storage
-from caption_ray.config import EncoderConfig, Settings
+from caption_ray.config import AskedPrecision, EncoderConfig, Settings
 from caption_ray.data.feature_cache import cache_features
 from caption_ray.entry import run_job
 from caption_ray.model.encoder import build_encoder, fold_batch_norm, weights_digest
@@ -28,6 +28,9 @@ class Arguments(Settings):
     )
     view_seed: int = Field(0, ge=0, description="Seed of the crops and mirrorings.")
     batch_size: int = Field(16, ge=1, description="Pictures encoded at a time by each actor.")
+    precision: AskedPrecision = Field(
+        "auto", description="'auto': bf16 where the hardware computes in it, fp16 on other GPUs, fp32 else."
+    )
     overwrite: bool = Field(False, description="Replace a cache that is there already.")
 
 
@@ -44,6 +47,7 @@ def main(arguments: Arguments) -> dict[str, object]:
         num_views=arguments.num_views,
         view_seed=arguments.view_seed,
         batch_size=arguments.batch_size,
+        precision=arguments.precision,
         overwrite=arguments.overwrite,
     )
     return {

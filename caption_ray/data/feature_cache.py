@@ -22,7 +22,7 @@ from torch import Tensor
 
 from caption_ray import storage
 from caption_ray.cluster import actor_resources, connect
-from caption_ray.config import EncoderConfig
+from caption_ray.config import AskedPrecision, EncoderConfig
 from caption_ray.data import images
 from caption_ray.data.feature_manifest import (
     ENCODER_NAME,
@@ -34,7 +34,7 @@ from caption_ray.data.feature_manifest import (
 from caption_ray.data.output_folder import output_folder
 from caption_ray.data.shards import ShardWriter, load_manifest
 from caption_ray.data.tables import deal_out, read_shards
-from caption_ray.device import pick_device
+from caption_ray.device import autocast, pick_device, resolve_precision
 from caption_ray.errors import FeatureCacheError, UsageError
 from caption_ray.progress import Progress
 from caption_ray.weights import to_safetensors
@@ -71,6 +71,7 @@ def cache_features(
     num_views: int = 1,
     view_seed: int = 0,
     batch_size: int = 16,
+    precision: AskedPrecision = "auto",
     overwrite: bool = False,
 ) -> FeatureManifest:
     """Run a frozen encoder over every picture of a prepared data set and write the cache to `output`.
@@ -78,7 +79,7 @@ def cache_features(
     The encoder runs in an actor pool of Ray Data: one actor a GPU, or a CPU where there is none. A complete cache
     with the same key is left as it is, which is no error. Views beyond the first are random crops, mirrored half the
     time where the captions stay true. `encoder` may be a faster equal of the one that `config` names (batch norm
-    folded, say); `weights` are those of the latter, kept for the bundle.
+    folded, say); `weights` are those of the latter, kept for the bundle. `precision` is as in TrainingConfig.
 
     Raises UsageError where `output` holds something else.
     """
@@ -114,12 +115,14 @@ def cache_features(
         with contextlib.ExitStack() as stack:
             for writer in writers.values():
                 stack.enter_context(writer)
-            for table in _encode(paths, manifest.num_pictures, ray.put(encoder), num_views, view_seed, batch_size):
+            make_actor = (ray.put(encoder), num_views, view_seed, precision)
+            for table in _encode(paths, manifest.num_pictures, make_actor, batch_size):
                 for split, writer in writers.items():
                     writer.append(table.filter(pc.equal(table["split"], split)))
                 progress.add(table.num_rows)
         splits = {split: tuple(writer.files) for split, writer in writers.items()}
-        result = FeatureManifest.model_validate({**described, "key": key, "shape": shape, "splits": splits})
+        described |= {"precision": precision, "key": key, "shape": shape, "splits": splits}
+        result = FeatureManifest.model_validate(described)
         storage.write_text(storage.join(folder, MANIFEST_NAME), result.model_dump_json(indent=1) + "\n")
     return result
 
@@ -148,9 +151,7 @@ def _schema(shape: tuple[int, int], num_views: int) -> pa.Schema:
 def _encode(
     paths: Sequence[str],
     num_pictures: int,
-    encoder_ref: ray.ObjectRef,
-    num_views: int,
-    view_seed: int,
+    make_actor: tuple[ray.ObjectRef, int, int, AskedPrecision],
     batch_size: int,
 ) -> Iterator[pa.Table]:
     """Yield the pictures' names, captions, splits and grids, in the order of the shards at `paths`."""
@@ -159,7 +160,7 @@ def _encode(
     dataset = deal_out(dataset, num_pictures, num_actors)
     encoded = dataset.map_batches(
         _EncodePictures,
-        fn_constructor_args=(encoder_ref, num_views, view_seed),
+        fn_constructor_args=make_actor,
         batch_size=batch_size,
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(size=num_actors),
@@ -171,8 +172,9 @@ def _encode(
 class _EncodePictures:
     """One actor of the pool: a copy of the encoder, picture bytes to grids."""
 
-    def __init__(self, encoder_ref: ray.ObjectRef, num_views: int, view_seed: int) -> None:
+    def __init__(self, encoder_ref: ray.ObjectRef, num_views: int, view_seed: int, precision: AskedPrecision) -> None:
         self.device = pick_device()
+        self.precision = resolve_precision(precision, self.device)
         self.encoder: FrozenEncoder = ray.get(encoder_ref).to(self.device)
         self.num_views = num_views
         self.view_seed = view_seed
@@ -205,6 +207,7 @@ class _EncodePictures:
         kind = pa.binary(2 * self.encoder.grid_side**2 * self.encoder.num_features)
         if not present:
             return pa.nulls(len(squares), kind)
-        grids = self.encoder(images.stack_pictures(present).to(self.device))
+        with autocast(self.precision, self.device):
+            grids = self.encoder(images.stack_pictures(present).to(self.device))
         halves = iter(grids.float().cpu().numpy().astype("<f2"))
         return pa.array([None if square is None else next(halves).tobytes() for square in squares], kind)

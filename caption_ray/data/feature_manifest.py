@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, ValidationError
 
 from caption_ray import storage
-from caption_ray.config import EncoderConfig, Settings
+from caption_ray.config import AskedPrecision, EncoderConfig, Settings
 from caption_ray.data.batches import PictureFormat
 from caption_ray.data.images import PREPROCESSING
 from caption_ray.data.shards import DatasetManifest, ShardFile, check_files
@@ -27,6 +27,10 @@ class FeatureManifest(Settings):
     weights_sha256: str = Field(description="Digest of the encoder's weights, by name and value.")
     preprocessing: str = Field(description="data.images.PREPROCESSING when the cache was made.")
     data_digest: str = Field(description="Digest of the prepared data set.")
+    precision: AskedPrecision = Field(
+        description="Number format that the encoder was asked to compute in. Not part of the key: rounding apart, "
+        "the features are the same."
+    )
     num_views: int = Field(ge=1, description="Views a picture: itself, then random crops and mirrorings.")
     view_seed: int = Field(ge=0, description="Seed of the crops and mirrorings.")
     shape: tuple[int, int] = Field(description="Regions and features of a grid; float16, little-endian.")

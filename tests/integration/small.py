@@ -27,6 +27,7 @@ def make_cache(data: str, output: str, config: EncoderConfig = ENCODER, num_view
         weights=encoder.state_dict(),
         weights_sha256=weights_digest(encoder),
         num_views=num_views,
+        precision="fp32",
     )
     return output
 

@@ -43,7 +43,11 @@ def write_cache(folder: Path, **changes: Any) -> FeatureManifest:
     content = CONTENT | changes
     shard = ShardFile(name="train-00000.parquet", num_rows=1, num_bytes=9, sha256="ef" * 32)
     manifest = FeatureManifest(
-        key=cache_key(**content), shape=(49, 512), splits={"train": (shard,), "dev": ()}, **content
+        key=cache_key(**content),
+        precision="fp32",
+        shape=(49, 512),
+        splits={"train": (shard,), "dev": ()},
+        **content,
     )
     (folder / shard.name).write_bytes(b"123456789")
     (folder / MANIFEST_NAME).write_text(manifest.model_dump_json())

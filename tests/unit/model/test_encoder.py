@@ -80,6 +80,17 @@ def test_folding_batch_norm_changes_nothing_but_rounding() -> None:
     assert any(isinstance(module, nn.BatchNorm2d) for module in encoder.modules())
 
 
+def test_bf16_comes_near() -> None:
+    """Pictures are normalised in single precision, so that only what the layers round is lost."""
+    encoder = fold_batch_norm(random_encoder("resnet18", image_size=64))
+    pictures = noise(2, 64)
+    expected = encoder(pictures)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = encoder(pictures)
+    assert found.dtype == torch.bfloat16
+    assert float((found.float() - expected).norm()) < 0.02 * float(expected.norm())
+
+
 def test_random_weights_depend_on_the_seed_alone() -> None:
     before = torch.get_rng_state()
     one = weights_digest(random_encoder("mobilenet_v2", seed=3))

@@ -1,0 +1,164 @@
+"""Training steps under Ray Train against plain PyTorch: `python benchmarks/ray_overhead.py --data D --features F`.
+
+Three ways to train the `flickr8k` decoder on the same cached features, in the same batches of the same size: plain, a
+loop in one process that reads the Parquet shards itself; one Ray Train worker with as many threads; two of half the
+threads each. Each way is a process of its own, measured in turn, without the first steps.
+"""
+
+import argparse
+import itertools
+import statistics
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+import ray.train
+import ray.train.torch
+import torch
+from compare import figures_in_turn, rate_ratio, report
+
+from caption_ray import storage
+from caption_ray.cluster import connect
+from caption_ray.data.batches import CaptionBatch
+from caption_ray.data.feature_manifest import FeatureManifest, load_feature_manifest
+from caption_ray.data.pipeline import BatchPlan, ExactSplit, cached_feed, shard_tables
+from caption_ray.data.shards import load_manifest, read_vocabulary
+from caption_ray.device import resolve_precision
+from caption_ray.model.caption_model import CaptionModel
+from caption_ray.model.decoder import Decoder
+from caption_ray.presets import flickr8k
+from caption_ray.text.vocabulary import Vocabulary
+from caption_ray.train.steps import (
+    Stepper,
+    average_weights,
+    build_optimizer,
+    count_step,
+    groups_per_worker,
+    idle_batch,
+    make_scaler,
+)
+
+WAYS = ("plain", "one_worker", "two_workers")
+WARM_UP = 20
+
+
+def captions_per_s(
+    settings: dict[str, Any], tables: Iterable[pa.Table], threads: int, rank: int, workers: int
+) -> float:
+    """Train for some steps and return the captions/s, over all workers, of those after the first."""
+    torch.set_num_threads(threads)
+    torch.set_flush_denormal(True)
+    experiment = flickr8k()
+    manifest = FeatureManifest.model_validate(settings["manifest"])
+    vocabulary = Vocabulary.from_json(settings["vocabulary"], "vocabulary.json")
+    device = torch.device("cpu")
+    precision = resolve_precision("auto", device)
+    torch.manual_seed(0)
+    model = CaptionModel(None, Decoder(experiment.model, manifest.shape[1], len(vocabulary)))
+    stepper = Stepper(
+        model=model,
+        wrapped=ray.train.torch.prepare_model(model) if workers > 1 else model,
+        optimizer=build_optimizer(model, experiment.optimizer),
+        scaler=make_scaler(precision, device),
+        average=average_weights(model, experiment.training.average_decay),
+        settings=experiment,
+        precision=precision,
+        device=device,
+        idle=idle_batch(manifest.shape, torch.float16),
+    )
+    plan = BatchPlan(
+        picture_format=manifest.picture_format,
+        crop_to=None,
+        vocabulary=vocabulary,
+        captions_per_picture=experiment.training.captions_per_picture,
+        groups_per_batch=groups_per_worker(experiment.training, workers),
+        shuffle_buffer=256,
+        seed=0,
+        rank=rank,
+    )
+    batches: Iterator[CaptionBatch] = plan.train_batches(tables, epoch=0)
+    num_captions, started = 0, time.perf_counter()
+    for step, batch in enumerate(itertools.islice(batches, WARM_UP + settings["steps"])):
+        if step == WARM_UP:
+            num_captions, started = 0, time.perf_counter()
+        counts = count_step(batch, device)
+        stepper.step(batch, counts)
+        num_captions += counts.num_captions
+    return num_captions / (time.perf_counter() - started)
+
+
+def plain(settings: dict[str, Any], features: str, threads: int) -> float:
+    """Measure a loop that reads the shards by itself."""
+    manifest = FeatureManifest.model_validate(settings["manifest"])
+
+    def tables() -> Iterator[pa.Table]:
+        for file in manifest.splits["train"]:
+            for part in pq.ParquetFile(storage.join(features, file.name)).iter_batches(
+                64, columns=["name", "captions", "picture"]
+            ):
+                yield pa.Table.from_batches([part])
+
+    return captions_per_s(settings, tables(), threads, rank=0, workers=1)
+
+
+def under_ray(settings: dict[str, Any], features: str, threads: int, workers: int) -> float:
+    """Measure the same in workers of Ray Train."""
+    manifest = FeatureManifest.model_validate(settings["manifest"])
+
+    def loop(config: dict[str, Any]) -> float:
+        context = ray.train.get_context()
+        tables = shard_tables(ray.train.get_dataset_shard("train"))
+        return captions_per_s(config, tables, threads // workers, context.get_world_rank(), workers)
+
+    with connect(), tempfile.TemporaryDirectory() as runs:
+        trainer = ray.train.torch.TorchTrainer(
+            loop,
+            train_loop_config=settings,
+            scaling_config=ray.train.ScalingConfig(num_workers=workers, resources_per_worker={"CPU": 1 / workers}),
+            datasets={"train": cached_feed(features, manifest, "train", augment=False).dataset},
+            dataset_config=ExactSplit(),
+            run_config=ray.train.RunConfig(storage_path=runs),
+        )
+        return float(trainer.fit().return_value)
+
+
+def main() -> None:
+    """Measure all three ways and print their ratios; with --way, one of them."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--features", required=True)
+    parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--rounds", type=int, default=3, help="times that all are measured in turn")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads, over all workers")
+    parser.add_argument("--way", choices=WAYS, help="measure this way alone, and print captions/s")
+    arguments = parser.parse_args()
+    if arguments.way:
+        data, features = storage.absolute(arguments.data), storage.absolute(arguments.features)
+        manifest = load_manifest(data)
+        settings = {
+            "manifest": load_feature_manifest(features, manifest).model_dump(mode="json"),
+            "vocabulary": read_vocabulary(data, manifest),
+            "steps": arguments.steps,
+        }
+        if arguments.way == "plain":
+            result = plain(settings, features, arguments.threads)
+        else:
+            result = under_ray(settings, features, arguments.threads, workers=WAYS.index(arguments.way))
+        report({"captions_per_s": result})
+        return
+    rates = figures_in_turn(WAYS, arguments.rounds, "captions_per_s")
+    report(
+        {
+            "captions_per_s": {way: statistics.median(found) for way, found in rates.items()},
+            "one_worker_to_plain": rate_ratio(rates, "plain", "one_worker"),
+            "two_workers_to_one": rate_ratio(rates, "one_worker", "two_workers"),
+        }
+    )
+
+
+if __name__ == "__main__":
+    main()
