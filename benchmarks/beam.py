@@ -1,6 +1,7 @@
-"""Beam search over many pictures at once against one after the other: `python benchmarks/beam.py --bundle B --data D`.
+"""Beam search over many pictures at once against one picture after the other.
 
-Both are the same search on the same features of dev pictures; the captions must be equal.
+`python benchmarks/beam.py --bundle B --data D`. One after the other as tutorials do it (`textbook.py`), and by the same
+function as all together. All search the same features of dev pictures, and must find the same captions.
 """
 
 import argparse
@@ -9,10 +10,11 @@ import statistics
 import torch
 from compare import ratio, report, seconds_in_turn
 from encoder_pass import dev_batches
+from textbook import textbook_beam_search
 
 from caption_ray.bundle import load_bundle
 from caption_ray.device import pick_device
-from caption_ray.model.decoding import Hypothesis, beam_search
+from caption_ray.model.decoding import beam_search
 
 
 @torch.inference_mode()
@@ -22,6 +24,7 @@ def main() -> None:
     parser.add_argument("--bundle", required=True)
     parser.add_argument("--data", required=True, help="prepared data set, of which dev pictures are captioned")
     parser.add_argument("--pictures", type=int, default=100)
+    parser.add_argument("--batch", type=int, default=100, help="pictures searched at a time")
     parser.add_argument("--beam-width", type=int, default=5)
     parser.add_argument("--rounds", type=int, default=5, help="times that both are measured in turn")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
@@ -34,21 +37,27 @@ def main() -> None:
     features = torch.cat([model.features(part.to(device)) for part in pictures.split(16)])
     options = bundle.config.decode.changed(beam_width=arguments.beam_width)
 
-    def one_by_one() -> list[list[Hypothesis]]:
-        return [beam_search(model.decoder, picture, options)[0] for picture in features.split(1)]
+    def textbook() -> list[tuple[int, ...]]:
+        return [textbook_beam_search(model.decoder, picture, options)[0] for picture in features.split(1)]
 
-    def together() -> list[list[Hypothesis]]:
-        return beam_search(model.decoder, features, options)
+    def one_by_one() -> list[tuple[int, ...]]:
+        return [beam_search(model.decoder, picture, options)[0][0].ids for picture in features.split(1)]
 
-    pairs = list(zip(one_by_one(), together(), strict=True))
-    taken = seconds_in_turn({"one_by_one": one_by_one, "together": together}, arguments.rounds)
+    def together() -> list[tuple[int, ...]]:
+        parts = features.split(arguments.batch)
+        return [best[0].ids for part in parts for best in beam_search(model.decoder, part, options)]
+
+    ways = {"textbook": textbook, "one_by_one": one_by_one, "together": together}
+    found = {name: search() for name, search in ways.items()}
+    taken = seconds_in_turn(ways, arguments.rounds)
     report(
         {
             "pictures": len(features),
             "beam_width": options.beam_width,
-            "equal_captions": sum(alone[0].ids == batched[0].ids for alone, batched in pairs),
+            "equal_captions": sum(len({*captions}) == 1 for captions in zip(*found.values(), strict=True)),
             "pictures_per_s": {name: len(features) / statistics.median(times) for name, times in taken.items()},
-            "times_faster": ratio(taken, "one_by_one", "together"),
+            "times_faster": ratio(taken, "textbook", "together"),
+            "times_faster_than_one_by_one": ratio(taken, "one_by_one", "together"),
         }
     )
 

@@ -9,15 +9,19 @@ import statistics
 import numpy as np
 import torch
 from compare import ratio, report, seconds_in_turn
+from floor import measure_machine, work_of_step
 from textbook import textbook_logits
 from torch import Tensor
 
 from caption_ray.config import ModelConfig
 from caption_ray.data.batches import CaptionBatch, PictureGroup, collate
+from caption_ray.device import Precision, autocast, resolve_precision
 from caption_ray.model.decoder import Decoder, pack_steps
 from caption_ray.model.loss import caption_loss
 
+CONFIG = ModelConfig(dropout=0.5)
 REGIONS, FEATURES, VOCABULARY = 49, 2048, 2540
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # Words per caption in Flickr8k's training split, per mille.
 LENGTHS = {3: 4, 4: 12, 5: 29, 6: 65, 7: 85, 8: 97, 9: 111, 10: 111, 11: 104, 12: 93, 13: 77, 14: 62, 15: 44, 16: 33,
            17: 22, 18: 17, 19: 12, 20: 7, 21: 5, 22: 4, 23: 3, 24: 2, 25: 1}  # fmt: skip
@@ -44,9 +48,10 @@ def random_batch(num_pictures: int, num_captions: int, seed: int) -> CaptionBatc
 class Step:
     """A decoder, its optimiser, and one way to compute logits."""
 
-    def __init__(self, batch: CaptionBatch, device: torch.device, textbook: bool) -> None:
+    def __init__(self, batch: CaptionBatch, device: torch.device, textbook: bool, precision: Precision) -> None:
         torch.manual_seed(0)
-        self.decoder = Decoder(ModelConfig(dropout=0.5), FEATURES, VOCABULARY).to(device)
+        self.precision = precision
+        self.decoder = Decoder(CONFIG, FEATURES, VOCABULARY).to(device)
         self.optimizer = torch.optim.AdamW(self.decoder.parameters(), lr=1e-4, fused=not textbook)
         self.batch = batch.to(device)
         self.targets = pack_steps(self.batch.ids[:, 1:], self.batch.lengths)
@@ -55,7 +60,8 @@ class Step:
     def logits(self) -> Tensor:
         """Return logits (W, V) of the batch."""
         arguments = (self.batch.pictures, self.batch.ids, self.batch.lengths, self.batch.picture_index)
-        return textbook_logits(self.decoder, *arguments) if self.textbook else self.decoder(*arguments).logits
+        with autocast(self.precision, self.batch.ids.device):
+            return textbook_logits(self.decoder, *arguments) if self.textbook else self.decoder(*arguments).logits
 
     def __call__(self) -> float:
         """Do one optimiser step; return the loss sum."""
@@ -73,21 +79,41 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=32, help="pictures that they are of")
     parser.add_argument("--rounds", type=int, default=7, help="times that both are measured in turn")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
+    parser.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16", "fp16"), help="of ours")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     torch.set_flush_denormal(True)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     batch = random_batch(arguments.pictures, arguments.captions, arguments.seed)
-    ways = {name: Step(batch, device, textbook=name == "textbook") for name in ("textbook", "ours")}
+    precision = resolve_precision(arguments.precision, device)
+    ways = {
+        "textbook": Step(batch, device, textbook=True, precision="fp32"),
+        "ours_fp32": Step(batch, device, textbook=False, precision="fp32"),
+        "ours": Step(batch, device, textbook=False, precision=precision),
+    }
     taken = seconds_in_turn(ways, arguments.rounds)
+    work = work_of_step(
+        CONFIG, FEATURES, VOCABULARY, pictures=arguments.pictures, regions=REGIONS, words=batch.num_words
+    )
+    machine = measure_machine(DTYPES[precision], device)
+    floor = work.seconds(machine)
+    seconds = {name: statistics.median(times) for name, times in taken.items()}
     report(
         {
             "captions": arguments.captions,
             "pictures": arguments.pictures,
             "words": batch.num_words,
-            "seconds": {name: statistics.median(times) for name, times in taken.items()},
+            "seconds": seconds,
+            "gflops_of_step": work.flops / 1e9,
+            "megabytes_of_step": work.num_bytes / 1e6,
+            "matrix_rate_gflops_per_s": machine.matrix_rate / 1e9,
+            "bandwidth_gb_per_s": machine.bandwidth / 1e9,
+            "floor_seconds": floor,
+            "share_of_floor_rate": {name: floor / taken for name, taken in seconds.items()},
+            "precision": precision,
             "times_faster": ratio(taken, "textbook", "ours"),
+            "times_faster_fp32": ratio(taken, "textbook", "ours_fp32"),
         }
     )
 

@@ -28,7 +28,7 @@ class AdditiveAttention(nn.Module):
         hidden: (P, K, H), the previous LSTM outputs of K rows for each of P pictures.
         keys: (P, R, A), from `project`. Returns (P, K, R).
         """
-        energy = torch.tanh(keys.unsqueeze(1) + self.query(hidden).unsqueeze(2))  # (P, K, R, A)
+        energy = (keys.unsqueeze(1) + self.query(hidden).unsqueeze(2)).tanh_()  # (P, K, R, A)
         scores = torch.matmul(energy, self.score.weight[0])
         exact = torch.promote_types(scores.dtype, torch.float32)
         return torch.softmax(scores, dim=-1, dtype=exact).to(energy.dtype)

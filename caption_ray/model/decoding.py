@@ -15,6 +15,9 @@ from caption_ray.config import DecodeOptions
 from caption_ray.model.decoder import DecoderState, PictureContext
 from caption_ray.special_ids import END_ID, PAD_ID, START_ID, UNKNOWN_ID
 
+_SHRINK_AT = 0.85
+"""Share of a batch's pictures that still run at which the others' rows are dropped: each time costs a copy."""
+
 _NEVER_WRITTEN = (PAD_ID, START_ID, UNKNOWN_ID)
 
 
@@ -92,44 +95,49 @@ def beam_search(decoder: StepDecoder, features: Tensor, options: DecodeOptions) 
     At every step the K best continuations of a picture count: those by <end> leave the beam as captions, and the best
     of the others fill it up again. A picture is done when K captions have ended and none that still runs ranks above
     the worst of them. What runs into `max_words` is closed as it stands, and counts only where no caption has ended.
-    Width 1 is greedy search.
+    Width 1 is greedy search. Pictures that are done leave the batch, some at a time.
     features: (P, R, F).
     """
     num_pictures, width, device = features.shape[0], options.beam_width, features.device
     context, state = decoder.prepare(features)
-    state = DecoderState(*(part.repeat_interleave(width, dim=0) for part in state))
-    ids = torch.full((num_pictures * width,), START_ID, device=device)
-    # All K rows of a picture start alike, so only the first may be continued at the first step.
-    scores = torch.full((num_pictures, width), -torch.inf, device=device)
-    scores[:, 0] = 0.0
-    words = torch.empty((num_pictures, width, 0), dtype=torch.long, device=device)
-    attended = torch.empty((num_pictures, width, 0, context.keys.shape[1]), device=device)
+    ids = torch.full((num_pictures,), START_ID, device=device)
+    scores = torch.zeros((num_pictures, 1), device=device)  # a single row a picture at first, K from then on
+    words = torch.empty((num_pictures, 1, 0), dtype=torch.long, device=device)
+    attended = torch.empty((num_pictures, 1, 0, context.keys.shape[1]), device=device)
     beams = [_Beam(options) for _ in range(num_pictures)]
+    searched = beams  # those whose rows are in the tensors
 
     for step in range(options.max_words):
         logits, state, attention = decoder.step(ids, state, context)
-        log_p = _log_probabilities(logits, first=step == 0).view(num_pictures, width, -1)
+        log_p = _log_probabilities(logits, first=step == 0).view(*scores.shape, -1)
         # Of 2K candidates at most K are <end>, one per row, so K remain to go on with.
-        total, flat = (scores.unsqueeze(-1) + log_p).flatten(1).topk(2 * width, dim=-1)  # (P, 2K)
+        totals = (scores.unsqueeze(-1) + log_p).flatten(1)
+        total, flat = totals.topk(min(2 * width, totals.shape[1]), dim=-1)  # (P, 2K)
         origin, chosen = flat // log_p.shape[-1], flat % log_p.shape[-1]
         ends = chosen == END_ID
-        _collect_ended(beams, total[:, :width], origin[:, :width], ends[:, :width], words, attended)
+        _collect_ended(searched, total[:, :width], origin[:, :width], ends[:, :width], words, attended)
         going_on = (~ends).int().sort(dim=-1, descending=True, stable=True).indices[:, :width]
+        first_rows = torch.arange(len(searched), device=device).unsqueeze(1) * scores.shape[1]
         scores, origin, chosen = (values.gather(1, going_on) for values in (total, origin, chosen))
 
         words = torch.cat((_take(words, origin), chosen.unsqueeze(-1)), dim=2)
-        seen = torch.cat((attended, attention.float().view(num_pictures, width, 1, -1)), dim=2)
+        seen = torch.cat((attended, attention.float().view(*attended.shape[:2], 1, -1)), dim=2)
         attended = _take(seen, origin)
-        rows = (origin + torch.arange(num_pictures, device=device).unsqueeze(1) * width).flatten()
-        state = DecoderState(*(part[rows] for part in state))
+        done = [beam.is_done(best, step + 1) for beam, best in zip(searched, scores[:, 0].tolist(), strict=True)]
+        going = [picture for picture, is_done in enumerate(done) if not is_done]
+        if not going:
+            return [beam.ranked() for beam in beams]
+        rows = first_rows + origin
+        if len(going) <= _SHRINK_AT * len(searched):
+            searched = [searched[picture] for picture in going]
+            kept = torch.tensor(going, device=device)
+            rows, scores, chosen, words, attended = (v[kept] for v in (rows, scores, chosen, words, attended))
+            context = PictureContext(*(part[kept] for part in context))
+        state = DecoderState(*(part[rows.flatten()] for part in state))
         ids = chosen.flatten()
-        # Of every picture, before all() may stop looking: one that is done takes no more, whatever its neighbours do.
-        done = [beam.is_done(best, step + 1) for beam, best in zip(beams, scores[:, 0].tolist(), strict=True)]
-        if all(done):
-            break
-    rows = torch.arange(width, device=device).expand(num_pictures, width)
-    unanswered = torch.tensor([[not beam.ended] for beam in beams], device=device).expand(num_pictures, width)
-    _collect_ended(beams, scores, rows, unanswered, words, attended)
+    rows = torch.arange(scores.shape[1], device=device).expand_as(scores)
+    unanswered = torch.tensor([[not beam.ended] for beam in searched], device=device).expand_as(scores)
+    _collect_ended(searched, scores, rows, unanswered, words, attended)
     return [beam.ranked() for beam in beams]
 
 
@@ -142,12 +150,9 @@ class _Beam:
         self.closed = False
 
     def add(self, ids: list[int], log_probability: float, attention: Tensor) -> None:
-        """Take in a hypothesis, unless the picture is done already (others of its batch may not be)."""
-        if not self.closed:
-            score = rank_score(log_probability, len(ids) + 1, self.options.length_penalty)
-            self.ended.append(
-                Hypothesis(ids=tuple(ids), log_probability=log_probability, score=score, attention=attention)
-            )
+        """Take in a hypothesis."""
+        score = rank_score(log_probability, len(ids) + 1, self.options.length_penalty)
+        self.ended.append(Hypothesis(ids=tuple(ids), log_probability=log_probability, score=score, attention=attention))
 
     def ranked(self) -> list[Hypothesis]:
         """Return the K best, best first; of equals the one found first."""
@@ -164,11 +169,14 @@ class _Beam:
 def _collect_ended(
     beams: list[_Beam], totals: Tensor, origin: Tensor, ends: Tensor, words: Tensor, attended: Tensor
 ) -> None:
-    """Give each picture's beam those of its candidates that end: log p `totals`, rows `origin`, all (P, K)."""
+    """Give each picture's beam those of its candidates that end: log p `totals`, rows `origin`, all (P, K).
+
+    A picture that is done takes no more, though others of its batch keep its rows going.
+    """
+    total_of, row_of = totals.tolist(), origin.tolist()  # two transfers, rather than two for each that has ended
     for picture, candidate in ends.nonzero().tolist():
-        total = float(totals[picture, candidate])
-        if total > -torch.inf:
-            row = int(origin[picture, candidate])
+        total, row = total_of[picture][candidate], row_of[picture][candidate]
+        if total > -torch.inf and not beams[picture].closed:
             beams[picture].add(words[picture, row].tolist(), total, attended[picture, row].cpu())
 
 
