@@ -15,15 +15,18 @@ from dataclasses import dataclass
 
 import pyarrow.parquet as pq
 import torch
+from decoder_step import random_batch
 from floor import work_of_step
 
 from caption_ray import storage
+from caption_ray.config import ModelConfig
 from caption_ray.data import images
 from caption_ray.data.batches import PictureFormat
 from caption_ray.data.feature_manifest import load_feature_manifest
 from caption_ray.data.pipeline import BatchPlan
 from caption_ray.data.shards import load_manifest, read_vocabulary
-from caption_ray.model.decoder import Decoder
+from caption_ray.model.decoder import Decoder, pack_steps
+from caption_ray.model.loss import caption_loss
 from caption_ray.presets import flickr8k
 from caption_ray.text.vocabulary import Vocabulary
 
@@ -51,6 +54,7 @@ class Measured:
     picture_bytes: float
     feature_bytes: float
     caption_bytes: float
+    step_overhead_s: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,7 +107,25 @@ def measure(data: str, features: str) -> Measured:
         picture_bytes=sum(map(len, files)) / len(files),
         feature_bytes=2 * cached.shape[0] * cached.shape[1],
         caption_bytes=caption_bytes,
+        step_overhead_s=measure_overhead(),
     )
+
+
+def measure_overhead() -> float:
+    """Return the seconds of a training step of 80 captions with a decoder of a few numbers; the best of ten."""
+    batch = random_batch(16, 80, seed=0)
+    ids, targets = batch.ids % 7, pack_steps(batch.ids[:, 1:], batch.lengths) % 7
+    tiny = ModelConfig(embedding_size=2, hidden_size=2, attention_size=2, deep_output=True)
+    decoder, features = Decoder(tiny, 2, 7), torch.randn(16, 49, 2)
+    optimizer = torch.optim.AdamW(decoder.parameters(), fused=True)
+    taken = []
+    for _ in range(10):
+        started = time.perf_counter()
+        logits = decoder(features, ids, batch.lengths, batch.picture_index).logits
+        caption_loss(logits, targets)[0].backward()
+        optimizer.step()
+        taken.append(time.perf_counter() - started)
+    return min(taken)
 
 
 def training_gflop_per_caption(num_features: int) -> float:
@@ -135,6 +157,7 @@ def stages(
         },
         "train": {
             "decoder (GPUs)": captions * epochs * training_gflop_per_caption(num_features) * 1e9 / flops,
+            "calling torch (a core a GPU)": steps * measured.step_overhead_s,
             "feed (a core a GPU)": pictures * epochs / (measured.fed_per_s * num_gpus),
             "reading (disks)": pictures * epochs * measured.feature_bytes / (assumed.disk_gb_per_s * 1e9 * nodes),
             "all-reduce (network)": 0.0 if nodes == 1 else steps * 2 * 4 * weights / (assumed.network_gb_per_s * 1e9),
@@ -153,10 +176,11 @@ def report(measured: Measured, assumed: Assumed, backbone: str) -> str:
         "Nothing here was run at these sizes. Each stage takes as long as what it lacks most; the rest overlaps.",
         "",
         f"Measured on one core: {measured.decoded_per_s:.0f} pictures/s decoded to 224 x 224, "
-        f"{measured.fed_per_s:,.0f} pictures/s from table to batch. A picture has {measured.picture_bytes / 1e3:.0f} kB "
-        f"as JPEG and {measured.feature_bytes / 1e3:.0f} kB as features; a caption {measured.caption_bytes:.0f} bytes of "
-        f"memory while a data set is prepared. Counted: {training:.2f} GFLOP a caption trained on, "
-        f"{ENCODER_GFLOP[backbone]} GFLOP a picture encoded.",
+        f"{measured.fed_per_s:,.0f} pictures/s from table to batch. A picture has "
+        f"{measured.picture_bytes / 1e3:.0f} kB as JPEG and {measured.feature_bytes / 1e3:.0f} kB as features; a "
+        f"caption {measured.caption_bytes:.0f} bytes of memory while a data set is prepared. A step of a decoder too "
+        f"small to compute anything takes {measured.step_overhead_s * 1e3:.0f} ms, the cost of calling torch. Counted: "
+        f"{training:.2f} GFLOP a caption trained on, {ENCODER_GFLOP[backbone]} GFLOP a picture encoded.",
         "",
         f"Assumed: a GPU gives {assumed.gpu_tflops:g} TFLOP/s on this work (a third of a P100's fp32 peak of 9.3); "
         f"{assumed.gpus_per_node} GPUs and {assumed.cores_per_node} cores a node; {assumed.disk_gb_per_s:g} GB/s read "

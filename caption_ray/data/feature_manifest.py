@@ -28,8 +28,9 @@ class FeatureManifest(Settings):
     preprocessing: str = Field(description="data.images.PREPROCESSING when the cache was made.")
     data_digest: str = Field(description="Digest of the prepared data set.")
     precision: AskedPrecision = Field(
+        "fp32",
         description="Number format that the encoder was asked to compute in. Not part of the key: rounding apart, "
-        "the features are the same."
+        "the features are the same.",
     )
     num_views: int = Field(ge=1, description="Views a picture: itself, then random crops and mirrorings.")
     view_seed: int = Field(ge=0, description="Seed of the crops and mirrorings.")
