@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from caption_ray.config import ModelConfig
 from caption_ray.model.attention import AdditiveAttention
-from caption_ray.model.recurrence import CaptionLayout, StepWeights, multiplies_less_first, unroll
+from caption_ray.model.caption_layout import CaptionLayout
+from caption_ray.model.recurrence import StepWeights, multiplies_less_first, unroll
 from caption_ray.special_ids import UNKNOWN_ID
 
 
@@ -140,16 +141,15 @@ class Decoder(nn.Module):
         context, first = self.prepare(features)
         weights = self._split_weights()
         active = active_rows(lengths)
-        values, recurrent = context.values, torch.cat((weights.context, weights.state), dim=1)
         # Deep output wants the contexts themselves.
-        if not self.config.deep_output and multiplies_less_first(values, weights.context, sum(active)):
-            values, recurrent = F.linear(values, weights.context), weights.state
+        beforehand = not self.config.deep_output and multiplies_less_first(context.values, weights.context, sum(active))
+        layout = CaptionLayout(picture_index, active, features.shape[0])
         words = self._drop_words(pack_steps(ids[:, :-1], lengths))
         hidden, attended, attention = unroll(
-            CaptionLayout(picture_index, active, features.shape[0]),
+            layout,
             self._word_gates(self.embedding_dropout(self.embedding(words)), weights),
             context.keys,
-            values,
+            F.linear(context.values, weights.context) if beforehand else context.values,
             first.hidden,
             first.cell,
             StepWeights(
@@ -157,11 +157,11 @@ class Decoder(nn.Module):
                 score=self.attention.score.weight[0],
                 gate=self.context_gate.weight,
                 gate_bias=self.context_gate.bias,
-                recurrent=recurrent,
+                context=None if beforehand else weights.context,
+                state=weights.state,
             ),
         )
-        rows = torch.cat([torch.arange(count) for count in active]).to(features.device)
-        attention_sums = attention.new_zeros(len(lengths), attention.shape[1]).index_add(0, rows, attention)
+        attention_sums = attention.new_zeros(len(lengths), attention.shape[1]).index_add(0, layout.rows(), attention)
         return TeacherForcing(self._readout(hidden, attended), attention_sums)
 
     def _split_weights(self) -> DecoderWeights:

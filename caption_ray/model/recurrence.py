@@ -13,65 +13,30 @@ Shape letters: P pictures, R regions, N captions, K most captions of one picture
 n captions that go on at a step, p pictures that they are of, H hidden, A attention, D attended features.
 """
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-_sigmoid_backward = torch.ops.aten.sigmoid_backward
+from caption_ray.model.caption_layout import Averaging, CaptionLayout
+
+_softmax_backward = torch.ops.aten._softmax_backward_data
 _tanh_backward = torch.ops.aten.tanh_backward
 
 
 class StepWeights(NamedTuple):
-    """Weights of a step: query (A, H), score (A,), context gate (1, H) and its bias (1,), recurrent (4H, D + H).
+    """Weights of a step: query (A, H), score (A,), context gate (1, H) and its bias (1,), and the LSTM's.
 
-    `recurrent` is (4H, H) for values that were multiplied by their part of it.
+    context: (4H, D), or None for values that were multiplied by it beforehand.  state: (4H, H).
     """
 
     query: Tensor
     score: Tensor
     gate: Tensor
     gate_bias: Tensor
-    recurrent: Tensor
-
-
-class CaptionLayout:
-    """Where each caption stands among its picture's, step by step.
-
-    Captions come in rows, longest first; `active` counts those that go on at each step. Pictures are ranked by their
-    longest caption, so that those still spoken of are the first p too, and attention is multiplied with values as
-    (p, K, R) x (p, R, D): a picture's values are read once for all its captions.
-    """
-
-    def __init__(self, picture_index: Tensor, active: Sequence[int], num_pictures: int) -> None:
-        self.active = list(active)
-        ranks: dict[int, int] = {}
-        taken = [0] * num_pictures
-        rank_of_row, place_of_row, pictures_so_far = [], [], []
-        for picture in picture_index.tolist():
-            rank = ranks.setdefault(picture, len(ranks))
-            rank_of_row.append(rank)
-            place_of_row.append(taken[rank])
-            taken[rank] += 1
-            pictures_so_far.append(len(ranks))
-        self.active_pictures = [pictures_so_far[rows - 1] for rows in self.active]
-        self.num_steps, self.per_picture = len(self.active), max(taken)
-        device = picture_index.device
-        self.ranked = torch.tensor(list(ranks), device=device)  # pictures by rank
-        places = torch.tensor(place_of_row, device=device)
-        self.rank = torch.tensor(rank_of_row, device=device)
-        self.slot = self.rank * self.per_picture + places  # of (p, K)
-        self.first_slot = self.rank * (self.num_steps * self.per_picture) + places  # of (P, T, K), at step 0
-
-    def slots(self, step: int, rows: int) -> Tensor:
-        """Return the places of the first rows at a step in a buffer (P, T, K, ...) flattened to (P * T * K, ...)."""
-        return self.first_slot[:rows] + step * self.per_picture
-
-    def sum_by_picture(self, values: Tensor) -> Tensor:
-        """Return (P, ...) sums over the rows (N, ...) of each picture, by rank."""
-        return values.new_zeros(len(self.ranked), *values.shape[1:]).index_add_(0, self.rank, values)
+    context: Tensor | None
+    state: Tensor
 
 
 class Recurrence(torch.autograd.Function):
@@ -93,57 +58,61 @@ class Recurrence(torch.autograd.Function):
         recurrent: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return hidden states (W, H), gated contexts (W, D) or nothing (W, 0) of them, and attention (W, R)."""
-        num_words, num_pictures, num_regions = word_gates.shape[0], *keys.shape[:2]
+        num_words, num_rows, num_regions = word_gates.shape[0], len(layout.rank), keys.shape[1]
         value_size, hidden_size = values.shape[-1], hidden.shape[-1]
         input_size = recurrent.shape[1] - hidden_size  # of values that are still to be multiplied
         exact = torch.promote_types(keys.dtype, torch.float32)
-        row_keys = keys[layout.rank]
-        spread = values.new_zeros(num_pictures, layout.num_steps, layout.per_picture, num_regions)
+        row_keys = layout.by_row(keys)
+        averaging = Averaging(layout, values)
         energy = keys.new_empty(num_words, num_regions, keys.shape[-1])
         attention = keys.new_empty(num_words, num_regions)
         context = values.new_empty(num_words, value_size)
         opening = values.new_empty(num_words, 1)
         inputs = values.new_empty(num_words, recurrent.shape[1])
-        gates = torch.empty_like(word_gates)
-        num_rows = len(layout.rank)
+        gates = word_gates.new_empty(num_words, 4 * hidden_size, dtype=exact)
         cells = cell.new_empty(num_rows + num_words, hidden_size)  # the first states, then every word's
+        shown = cell.new_empty(num_words, hidden_size)
         hiddens = hidden.new_empty(num_words, hidden_size)
         query_and_gate = torch.cat((query, gate))
         bias = torch.cat((gate_bias.new_zeros(query.shape[0]), gate_bias))
-        state, start = hidden[layout.rank], 0
-        before = cells[:num_rows]
-        before.copy_(cell[layout.rank])
-        for step, rows in enumerate(layout.active):
-            here = slice(start, start + rows)
+        state, before = layout.by_row(hidden), cells[:num_rows]
+        before.copy_(layout.by_row(cell))
+        # Views of every step's part at once: slicing buffers step by step takes longer than some of the products.
+        buffers = (word_gates, energy, attention, context, opening, inputs, gates, cells[num_rows:], shown, hiddens)
+        steps = zip(*(buffer.split(layout.active) for buffer in buffers), strict=True)
+        for step, (word, heat, weights, average, gated, entry, gate_values, after, tanh_cell, out) in enumerate(steps):
+            rows = layout.active[step]
             state, before = state[:rows], before[:rows]
             projected = torch.addmm(bias, state, query_and_gate.t())
-            torch.add(row_keys[:rows], projected[:, None, :-1], out=energy[here]).tanh_()
-            scores = torch.matmul(energy[here], score)
-            attention[here] = torch.softmax(scores, dim=-1, dtype=exact)
-            spread.flatten(0, 2)[layout.slots(step, rows)] = attention[here]
-            pictures = layout.active_pictures[step]
-            torch.index_select(
-                torch.bmm(spread[:pictures, step], values[:pictures]).flatten(0, 1),
-                0,
-                layout.slot[:rows],
-                out=context[here],
-            )
-            torch.sigmoid(projected[:, -1:], out=opening[here])
-            inputs[here, input_size:] = state
+            torch.add(row_keys[:rows], projected[:, None, :-1], out=heat).tanh_()
+            weights.copy_(torch.softmax(torch.matmul(heat, score), dim=-1, dtype=exact))
+            averaging.average(step, weights, out=average)
+            torch.sigmoid(projected[:, -1:], out=gated)
+            entry[:, input_size:] = state
             if input_size:
-                torch.mul(context[here], opening[here], out=inputs[here, :input_size])
-            torch.addmm(word_gates[here], inputs[here], recurrent.t(), out=gates[here])
-            if not input_size:
-                gates[here].addcmul_(context[here], opening[here])
-            enter, forget, candidate, leave = _activate(gates[here])
-            after = cells[num_rows + start : num_rows + start + rows]
-            torch.mul(forget, before, out=after).add_(enter * candidate)
-            state = torch.mul(leave, torch.tanh(after), out=hiddens[here])
+                torch.mul(average, gated, out=entry[:, :input_size])
+                gate_values.copy_(torch.addmm(word, entry, recurrent.t()))
+            else:
+                gate_values.copy_(torch.addmm(word, entry, recurrent.t()).addcmul_(average, gated))
+            enter, forget, candidate, leave = _activate(gate_values)
+            torch.mul(forget, before, out=after).addcmul_(enter, candidate)
+            state = torch.mul(leave, torch.tanh(after, out=tanh_cell), out=out)
             before = after
-            start += rows
         ctx.layout = layout
         ctx.save_for_backward(
-            values, energy, attention, context, opening, inputs, gates, cells, spread, query_and_gate, score, recurrent
+            values,
+            averaging.weights,
+            energy,
+            attention,
+            context,
+            opening,
+            inputs,
+            gates,
+            cells,
+            shown,
+            query_and_gate,
+            score,
+            recurrent,
         )
         ctx.set_materialize_grads(False)
         return hiddens, inputs[:, :input_size].clone(), attention
@@ -155,71 +124,64 @@ class Recurrence(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         """Return the gradients of all inputs, from the last step to the first."""
         layout: CaptionLayout = ctx.layout
-        values, energy, attention, context, opening, inputs, gates, cells, spread, query_and_gate, score, recurrent = (
-            ctx.saved_tensors
-        )
+        values, spread, energy, attention, context, opening, inputs, gates, cells, shown, *weights = ctx.saved_tensors
+        query_and_gate, score, recurrent = weights
+        averaging = Averaging(layout, values, spread)
         num_rows, num_words = len(layout.rank), inputs.shape[0]
-        hidden_size, value_size = recurrent.shape[0] // 4, values.shape[-1]
+        hidden_size = recurrent.shape[0] // 4
         input_size = recurrent.shape[1] - hidden_size
-        d_gates = torch.empty_like(gates)
+        # All that the loop multiplies gradients with and that does not depend on them, for all words together.
+        forget = gates[:, hidden_size : 2 * hidden_size]
+        by_cell, by_hidden, cell_by_hidden = _lstm_derivatives(gates, cells[layout.words_before()], shown)
+        context_by_gate = context * (opening * (1 - opening))
+        d_gates = inputs.new_empty(num_words, 4, hidden_size)
         d_projected = inputs.new_empty(num_words, query_and_gate.shape[0])
         d_scores = torch.empty_like(attention)
         d_row_keys = energy.new_zeros(num_rows, *energy.shape[1:])
         d_state = inputs.new_zeros(num_rows, hidden_size)
         d_cell = cells.new_zeros(num_rows, hidden_size)
-        d_spread_context = values.new_zeros(*spread.shape[:3], value_size)
-        start = num_words
+        given = [None if d is None else d.split(layout.active) for d in (d_hidden, d_attended, d_attention)]
+        buffers = (by_cell, by_hidden, cell_by_hidden, forget, context_by_gate, opening, attention, energy)
+        parts = [buffer.split(layout.active) for buffer in (*buffers, d_gates, d_projected, d_scores)]
         for step in reversed(range(layout.num_steps)):
-            rows, pictures = layout.active[step], layout.active_pictures[step]
-            start -= rows
-            here = slice(start, start + rows)
-            end = num_rows + start
-            after = cells[end : end + rows]
-            previous = end - layout.active[step - 1] if step else 0
-            before = cells[previous : previous + rows]
-
-            d_out, d_memory = d_state[:rows], d_cell[:rows]
-            if d_hidden is not None:
-                d_out = d_out + d_hidden[here]
-            _lstm_backward(gates[here], before, after, d_out, d_memory, d_gates[here])
-            d_inputs = torch.mm(d_gates[here], recurrent)
-            d_gated = d_inputs[:, :input_size] if input_size else d_gates[here]
-            if d_attended is not None:
-                d_gated = d_gated + d_attended[here]
-            torch.mul(
-                (d_gated * context[here]).sum(1, keepdim=True),
-                opening[here] * (1 - opening[here]),
-                out=d_projected[here, -1:],
+            rows = layout.active[step]
+            to_hidden, to_attended, to_attention = (None if d is None else d[step] for d in given)
+            in_cell, in_hidden, hidden_in_cell, kept, open_context, gated, weights, heat, d_gate, d_project, d_score = (
+                part[step] for part in parts
             )
-            slots = layout.slots(step, rows)
-            d_spread_context.flatten(0, 2)[slots] = d_gated * opening[here]
-            d_weights = torch.bmm(d_spread_context[:pictures, step], values[:pictures].transpose(1, 2))
-            d_weights = d_weights.flatten(0, 1)[layout.slot[:rows]]
-            if d_attention is not None:
-                d_weights = d_weights + d_attention[here]
-            weights = attention[here]
-            torch.mul(weights, d_weights - (weights * d_weights).sum(1, keepdim=True), out=d_scores[here])
-            d_energy = _tanh_backward(d_scores[here].unsqueeze(-1) * score, energy[here])
+            d_memory = d_cell[:rows]
+            d_out = (d_state[:rows] if to_hidden is None else d_state[:rows] + to_hidden).to(cells.dtype)
+            d_memory.addcmul_(d_out, hidden_in_cell)
+            torch.mul(d_memory.unsqueeze(1), in_cell, out=d_gate[:, :3])
+            torch.mul(d_out, in_hidden, out=d_gate[:, 3])
+            d_memory.mul_(kept)
+            d_inputs = torch.mm(d_gate.flatten(1), recurrent)
+            d_gated = d_inputs[:, :input_size] if input_size else d_gate.flatten(1)
+            if to_attended is not None and input_size:
+                d_gated = d_gated + to_attended
+            torch.sum(d_gated * open_context, 1, keepdim=True, out=d_project[:, -1:])
+            d_weights = averaging.d_weights(step, d_gated, gated)
+            if to_attention is not None:
+                d_weights = d_weights + to_attention
+            d_score.copy_(_softmax_backward(d_weights, weights, -1, weights.dtype))
+            d_energy = _tanh_backward(d_score.unsqueeze(-1) * score, heat)
             d_row_keys[:rows] += d_energy
-            torch.sum(d_energy, 1, out=d_projected[here, :-1])
-            torch.addmm(d_inputs[:, input_size:], d_projected[here], query_and_gate, out=d_state[:rows])
+            torch.sum(d_energy, 1, out=d_project[:, :-1])
+            torch.addmm(d_inputs[:, input_size:], d_project, query_and_gate, out=d_state[:rows])
 
         d_query_and_gate = torch.mm(d_projected.t(), inputs[:, input_size:])
-        d_values = None
-        if ctx.needs_input_grad[3]:
-            d_values = torch.bmm(spread.flatten(1, 2).transpose(1, 2), d_spread_context.flatten(1, 2))
         return (
             None,
-            d_gates,
+            d_gates.flatten(1),
             layout.sum_by_picture(d_row_keys),
-            d_values,
+            averaging.d_values() if ctx.needs_input_grad[3] else None,
             layout.sum_by_picture(d_state),
             layout.sum_by_picture(d_cell),
             d_query_and_gate[:-1],
             torch.mv(energy.flatten(0, 1).t(), d_scores.flatten()),
             d_query_and_gate[-1:],
             d_projected[:, -1].sum().unsqueeze(0),
-            torch.mm(d_gates.t(), inputs),
+            torch.mm(d_gates.flatten(1).t(), inputs),
         )
 
 
@@ -233,22 +195,19 @@ def _activate(gates: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return enter, forget, candidate, leave
 
 
-def _lstm_backward(
-    gates: Tensor, before: Tensor, after: Tensor, d_hidden: Tensor, d_cell: Tensor, d_gates: Tensor
-) -> None:
-    """Write the gradient of a step's gates before their nonlinearities, and turn d_cell into that of the cell before.
+def _lstm_derivatives(gates: Tensor, before: Tensor, shown: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return derivatives of the LSTM, all words at once.
 
-    gates: (n, 4H) after their nonlinearities.  before, after: the cell, (n, H).  d_hidden, d_cell: (n, H).
+    gates: (W, 4H) after their nonlinearities.  before: the cell before, (W, H).  shown: tanh of the cell after, (W, H).
+    Returns those of the cell by the first three gates before their nonlinearities (W, 3, H), of the hidden state by
+    the fourth (W, H), and of the hidden state by the cell (W, H).
     """
     enter, forget, candidate, leave = gates.chunk(4, dim=1)
-    d_enter, d_forget, d_candidate, d_leave = d_gates.chunk(4, dim=1)
-    shown = torch.tanh(after)
-    d_leave.copy_(_sigmoid_backward(d_hidden * shown, leave))
-    d_cell += _tanh_backward(d_hidden * leave, shown)
-    d_enter.copy_(_sigmoid_backward(d_cell * candidate, enter))
-    d_candidate.copy_(_tanh_backward(d_cell * enter, candidate))
-    d_forget.copy_(_sigmoid_backward(d_cell * before, forget))
-    d_cell *= forget
+    by_gates = gates.new_empty(len(gates), 3, before.shape[1])
+    torch.mul(candidate, enter * (1 - enter), out=by_gates[:, 0])
+    torch.mul(before, forget * (1 - forget), out=by_gates[:, 1])
+    torch.mul(enter, 1 - candidate.square(), out=by_gates[:, 2])
+    return by_gates, shown * (leave * (1 - leave)), leave * (1 - shown.square())
 
 
 def multiplies_less_first(values: Tensor, context_weights: Tensor, num_words: int) -> bool:
@@ -283,10 +242,12 @@ def unroll(
     cell, which is summed up in single precision at least.
     """
     dtype = word_gates.dtype
-    picked = (part.index_select(0, layout.ranked) for part in (keys, values, hidden))
-    first_cell = cell.index_select(0, layout.ranked).to(torch.promote_types(dtype, torch.float32))
+    first_cell = layout.by_rank(cell).to(torch.promote_types(dtype, torch.float32))
     with torch.autocast(word_gates.device.type, enabled=False):
+        picked = [layout.by_rank(part.to(dtype)) for part in (keys, values, hidden)]
+        *attending, context, state = weights
+        recurrent = torch.cat([part.to(dtype) for part in (context, state) if part is not None], dim=1)
         result: tuple[Tensor, Tensor, Tensor] = Recurrence.apply(
-            layout, word_gates, *(part.to(dtype) for part in picked), first_cell, *(part.to(dtype) for part in weights)
+            layout, word_gates, *picked, first_cell, *(part.to(dtype) for part in attending), recurrent
         )
     return result

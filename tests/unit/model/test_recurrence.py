@@ -2,8 +2,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from caption_ray.model.caption_layout import CaptionLayout
 from caption_ray.model.decoder import active_rows
-from caption_ray.model.recurrence import CaptionLayout, StepWeights, multiplies_less_first, unroll
+from caption_ray.model.recurrence import StepWeights, multiplies_less_first, unroll
 
 R, A, D, H = 3, 2, 5, 4
 LENGTHS = [4, 3, 3, 1]
@@ -18,7 +19,7 @@ def inputs(dtype: torch.dtype = torch.float64) -> list[Tensor]:
     generator = torch.Generator().manual_seed(4)
     shapes = [
         (sum(LENGTHS), 4 * H), (3, R, A), (3, R, D), (3, H), (3, H),
-        (A, H), (A,), (1, H), (1,), (4 * H, D + H),
+        (A, H), (A,), (1, H), (1,), (4 * H, D), (4 * H, H),
     ]  # fmt: skip
     return [torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype).requires_grad_() for shape in shapes]
 
@@ -39,10 +40,25 @@ def test_layout_by_hand() -> None:
     assert made.slot.tolist() == [0, 3, 1, 2]  # of 2 pictures x 3 places
     assert made.slots(0, 4).tolist() == [0, 12, 1, 2]  # of 2 pictures x 4 steps x 3 places
     assert made.slots(3, 1).tolist() == [9]
+    assert made.rows().tolist() == [0, 1, 2, 3, 0, 1, 2, 0, 1, 2, 0]
+    # First states take places 0 to 3, words from 4 on: the second word of row 0 follows that in place 4.
+    assert made.words_before().tolist() == [0, 1, 2, 3, 4, 5, 6, 8, 9, 10, 11]
 
 
 def test_gradients_are_those_of_finite_differences() -> None:
     assert torch.autograd.gradcheck(run, inputs())
+
+
+def test_gradients_with_a_caption_a_picture() -> None:
+    """Where each picture has one caption, rows and pictures are the same, and nothing is dealt out."""
+    alone = CaptionLayout(torch.tensor([2, 0, 1]), active_rows([4, 4, 3]), 3)
+
+    def run_alone(word_gates: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        keys, values, hidden, cell, *weights = tensors
+        return unroll(alone, word_gates, keys, values, hidden, cell, StepWeights(*weights))
+
+    assert alone.per_picture == 1
+    assert torch.autograd.gradcheck(run_alone, inputs())
 
 
 @pytest.mark.parametrize("used", [0, 1, 2])
@@ -79,17 +95,15 @@ def test_half_precision_comes_near(dtype: torch.dtype) -> None:
 def test_values_multiplied_beforehand_give_the_same() -> None:
     """Attention's average and the gate's factor change places with the product by the LSTM's context weights."""
     tensors = inputs()
-    word_gates, keys, values, hidden, cell, query, score, gate, gate_bias, recurrent = tensors
+    word_gates, keys, values, hidden, cell, query, score, gate, gate_bias, context, state = tensors
     expected_hidden, _, expected_attention = run(*tensors)
     (expected_hidden.square().sum() + expected_attention[:, 0].sum()).backward()
     expected = [tensor.grad for tensor in tensors]
     for tensor in tensors:
         tensor.grad = None
 
-    multiplied = values @ recurrent[:, :D].T
-    results = run(
-        word_gates, keys, multiplied, hidden, cell, query, score, gate, gate_bias, recurrent[:, D:].contiguous()
-    )
+    weights = StepWeights(query, score, gate, gate_bias, None, state)
+    results = unroll(layout(), word_gates, keys, values @ context.T, hidden, cell, weights)
     (results[0].square().sum() + results[2][:, 0].sum()).backward()
 
     torch.testing.assert_close(results[0], expected_hidden)

@@ -1,5 +1,6 @@
 """One worker and two agree: the same steps in one process, and in two under DistributedDataParallel."""
 
+import gc
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -115,6 +116,8 @@ def run_worker(rank: int, folder: str) -> None:
         stepper = build_stepper(**SETTINGS)
         stepper.wrapped = DistributedDataParallel(stepper.model)
         torch.save(run_steps(stepper, batches_of(rank), DEV_SHARES[rank], rank), Path(folder, f"{rank}.pt"))
+        del stepper  # DDP's threads must end before the process group does, or now and then the process aborts
+        gc.collect()
     finally:
         dist.destroy_process_group()
 
