@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from caption_ray.text.tokenizer import tokenize
+from caption_ray.text.tokenizer import _tokenize_any, tokenize
 
 
 @pytest.mark.parametrize(
@@ -60,3 +60,8 @@ def test_words_hold_a_letter_or_digit_and_no_space(caption: str) -> None:
         assert word[0].isalnum()
         assert word.split() == [word]
         assert word[-1] not in "'-"
+
+
+@given(st.text(st.characters(max_codepoint=127)))
+def test_plain_ascii_takes_a_shorter_way_to_the_same_words(caption: str) -> None:
+    assert tokenize(caption) == _tokenize_any(caption)
