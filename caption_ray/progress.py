@@ -4,6 +4,9 @@ import logging
 import time
 
 
+_SHORTEST_S = 1.0
+
+
 class Progress:
     """Logs how far work over `total` pictures is, at most once in `interval_s`, and once at the end."""
 
@@ -27,10 +30,10 @@ class Progress:
             return
         self._last = now
         since, before = self._start
-        if self._done == before:
+        if now - since < _SHORTEST_S:  # too short a time to speak of a rate
             self._logger.info("%s of %s pictures %s", f"{self._done:,}", f"{self._total:,}", self._verb)
             return
-        rate = (self._done - before) / max(now - since, 1e-9)
+        rate = (self._done - before) / (now - since)
         self._logger.info(
             "%s of %s pictures %s, %.0f/s, %.0f s left",
             f"{self._done:,}",
