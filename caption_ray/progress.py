@@ -3,7 +3,6 @@
 import logging
 import time
 
-
 _SHORTEST_S = 1.0
 
 
@@ -30,7 +29,7 @@ class Progress:
             return
         self._last = now
         since, before = self._start
-        if now - since < _SHORTEST_S:  # too short a time to speak of a rate
+        if self._done == before or now - since < _SHORTEST_S:  # too short a time to speak of a rate
             self._logger.info("%s of %s pictures %s", f"{self._done:,}", f"{self._total:,}", self._verb)
             return
         rate = (self._done - before) / (now - since)
