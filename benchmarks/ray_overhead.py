@@ -41,6 +41,7 @@ from caption_ray.train.steps import (
     idle_batch,
     make_scaler,
 )
+from caption_ray.train.trainer import WORKER_ENVIRONMENT
 
 WAYS = ("plain", "one_worker", "two_workers")
 WARM_UP = 20
@@ -121,7 +122,7 @@ def under_ray(settings: dict[str, Any], features: str, threads: int, workers: in
             scaling_config=ray.train.ScalingConfig(num_workers=workers, resources_per_worker={"CPU": 1 / workers}),
             datasets={"train": cached_feed(features, manifest, "train", augment=False).dataset},
             dataset_config=ExactSplit(),
-            run_config=ray.train.RunConfig(storage_path=runs),
+            run_config=ray.train.RunConfig(storage_path=runs, worker_runtime_env={"env_vars": WORKER_ENVIRONMENT}),
         )
         return float(trainer.fit().return_value)
 
