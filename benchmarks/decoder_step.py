@@ -13,9 +13,9 @@ from floor import measure_machine, work_of_step
 from textbook import textbook_logits
 from torch import Tensor
 
-from caption_ray.config import ModelConfig
+from caption_ray.config import ModelConfig, Precision
 from caption_ray.data.batches import CaptionBatch, PictureGroup, collate
-from caption_ray.device import Precision, autocast, resolve_precision
+from caption_ray.device import autocast, resolve_precision
 from caption_ray.model.decoder import Decoder, pack_steps
 from caption_ray.model.loss import caption_loss
 

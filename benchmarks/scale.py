@@ -63,7 +63,6 @@ class Assumed:
 
     gpu_tflops: float
     gpus_per_node: int
-    cores_per_node: int
     disk_gb_per_s: float
     network_gb_per_s: float
     driver_gb_per_s: float
@@ -144,14 +143,14 @@ def stages(
     pictures, captions, epochs = DATA_SETS[data_set]
     views = 3
     nodes = max(1, num_gpus // assumed.gpus_per_node)
-    cores, flops = nodes * assumed.cores_per_node, num_gpus * assumed.gpu_tflops * 1e12
+    flops = num_gpus * assumed.gpu_tflops * 1e12
     num_features = int(measured.feature_bytes / 2 / 49)
     weights = sum(p.numel() for p in Decoder(flickr8k().model, num_features, 2540).parameters())
     steps = captions * epochs / 80 / num_gpus  # 80 captions a step on each GPU
     cache_bytes = pictures * views * measured.feature_bytes
     seconds = {
         "cache": {
-            "decoding (cores)": pictures * views / (measured.decoded_per_s * cores),
+            "decoding (a core a GPU)": pictures * views / (measured.decoded_per_s * num_gpus),
             "encoder (GPUs)": pictures * views * ENCODER_GFLOP[backbone] * 1e9 / flops,
             "writing (one driver)": cache_bytes / (assumed.driver_gb_per_s * 1e9),
         },
@@ -183,7 +182,7 @@ def report(measured: Measured, assumed: Assumed, backbone: str) -> str:
         f"{training:.2f} GFLOP a caption trained on, {ENCODER_GFLOP[backbone]} GFLOP a picture encoded.",
         "",
         f"Assumed: a GPU gives {assumed.gpu_tflops:g} TFLOP/s on this work (a third of a P100's fp32 peak of 9.3); "
-        f"{assumed.gpus_per_node} GPUs and {assumed.cores_per_node} cores a node; {assumed.disk_gb_per_s:g} GB/s read "
+        f"{assumed.gpus_per_node} GPUs a node; {assumed.disk_gb_per_s:g} GB/s read "
         f"by a node, {assumed.network_gb_per_s:g} GB/s between nodes; the driver, through which a cache is written, "
         f"{assumed.driver_gb_per_s:g} GB/s.",
         "",
@@ -218,7 +217,6 @@ def main() -> None:
     parser.add_argument("--features", required=True, help="its feature cache")
     parser.add_argument("--gpu-tflops", type=float, default=3.0, help="what a GPU attains on this work")
     parser.add_argument("--gpus-per-node", type=int, default=2, help="GPUs of a node")
-    parser.add_argument("--cores-per-node", type=int, default=28, help="cores of a node")
     parser.add_argument("--disk-gb-per-s", type=float, default=1.0, help="what a node reads")
     parser.add_argument("--network-gb-per-s", type=float, default=3.0, help="between nodes")
     parser.add_argument("--driver-gb-per-s", type=float, default=0.5, help="what one process writes of a cache")

@@ -1,14 +1,11 @@
 """Which device to compute on, and in which number format."""
 
 from contextlib import AbstractContextManager
-from typing import Literal
 
 import torch
 
-from caption_ray.config import AskedPrecision
+from caption_ray.config import AskedPrecision, Precision
 from caption_ray.errors import UsageError
-
-Precision = Literal["fp32", "bf16", "fp16"]
 
 
 def pick_device() -> torch.device:

@@ -3,7 +3,7 @@
 from pydantic import Field
 
 from caption_ray import storage
-from caption_ray.config import AskedPrecision, EncoderConfig, Settings
+from caption_ray.config import EncoderConfig, Precision, Settings
 from caption_ray.data.feature_cache import cache_features
 from caption_ray.entry import run_job
 from caption_ray.model.encoder import build_encoder, fold_batch_norm, weights_digest
@@ -28,8 +28,10 @@ class Arguments(Settings):
     )
     view_seed: int = Field(0, ge=0, description="Seed of the crops and mirrorings.")
     batch_size: int = Field(16, ge=1, description="Pictures encoded at a time by each actor.")
-    precision: AskedPrecision = Field(
-        "auto", description="'auto': bf16 where the hardware computes in it, fp16 on other GPUs, fp32 else."
+    precision: Precision = Field(
+        "fp32",
+        description="Number format to compute in. bf16 is two to three times as fast where the hardware has it, fp16 "
+        "on GPUs; features then differ by about 1 % for ResNets, 7 % for MobileNetV2.",
     )
     overwrite: bool = Field(False, description="Replace a cache that is there already.")
 

@@ -78,7 +78,6 @@ def main(arguments: Arguments) -> dict[str, object]:
             fold_batch_norm(encoder),
             weights=encoder.state_dict(),
             weights_sha256=weights_digest(encoder),
-            precision=experiment.training.precision,
         )
         logger.info("4/6 training with %d workers", arguments.num_workers)
         outcome = train(

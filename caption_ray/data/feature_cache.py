@@ -22,7 +22,7 @@ from torch import Tensor
 
 from caption_ray import storage
 from caption_ray.cluster import actor_resources, connect
-from caption_ray.config import AskedPrecision, EncoderConfig
+from caption_ray.config import EncoderConfig, Precision
 from caption_ray.data import images
 from caption_ray.data.feature_manifest import (
     ENCODER_NAME,
@@ -71,7 +71,7 @@ def cache_features(
     num_views: int = 1,
     view_seed: int = 0,
     batch_size: int = 16,
-    precision: AskedPrecision = "auto",
+    precision: Precision = "fp32",
     overwrite: bool = False,
 ) -> FeatureManifest:
     """Run a frozen encoder over every picture of a prepared data set and write the cache to `output`.
@@ -79,9 +79,10 @@ def cache_features(
     The encoder runs in an actor pool of Ray Data: one actor a GPU, or a CPU where there is none. A complete cache
     with the same key is left as it is, which is no error. Views beyond the first are random crops, mirrored half the
     time where the captions stay true. `encoder` may be a faster equal of the one that `config` names (batch norm
-    folded, say); `weights` are those of the latter, kept for the bundle. `precision` is as in TrainingConfig.
+    folded, say); `weights` are those of the latter, kept for the bundle. In `precision` bf16 or fp16
+    it computes under autocast.
 
-    Raises UsageError where `output` holds something else.
+    Raises UsageError where `output` holds something else, and for fp16 where there is no GPU.
     """
     if config.finetune_stages:
         raise UsageError("encoder.finetune_stages: only a frozen encoder's features can be cached; set it to 0")
@@ -94,6 +95,7 @@ def cache_features(
         "data_digest": manifest.digest,
         "num_views": num_views,
         "view_seed": view_seed,
+        "precision": precision,
     }
     key = cache_key(**described)  # type: ignore[arg-type]
     if not overwrite and storage.exists(storage.join(output, MANIFEST_NAME)):
@@ -105,6 +107,8 @@ def cache_features(
         output_folder(output, marker=MANIFEST_NAME, our_files=_OUR_FILES, overwrite=overwrite) as folder,
         connect(),
     ):
+        if not ray.cluster_resources().get("GPU"):
+            resolve_precision(precision, torch.device("cpu"))  # here, since an actor's error would be wrapped by Ray
         storage.write_bytes(storage.join(folder, ENCODER_NAME), to_safetensors(weights))
         shape = (encoder.grid_side**2, encoder.num_features)
         writers = {
@@ -121,7 +125,7 @@ def cache_features(
                     writer.append(table.filter(pc.equal(table["split"], split)))
                 progress.add(table.num_rows)
         splits = {split: tuple(writer.files) for split, writer in writers.items()}
-        described |= {"precision": precision, "key": key, "shape": shape, "splits": splits}
+        described |= {"key": key, "shape": shape, "splits": splits}
         result = FeatureManifest.model_validate(described)
         storage.write_text(storage.join(folder, MANIFEST_NAME), result.model_dump_json(indent=1) + "\n")
     return result
@@ -134,7 +138,7 @@ def _load_same(output: str, key: str, manifest: object) -> FeatureManifest:
         raise UsageError(f"{error}: with --overwrite, or to another --output") from error
     if present.key != key:
         raise UsageError(
-            f"{output}: holds features of {present.encoder.backbone} with other weights, size or views; "
+            f"{output}: holds features of {present.encoder.backbone} with other weights, size, views or precision; "
             "choose another --output, or replace it with --overwrite"
         )
     return present
@@ -151,7 +155,7 @@ def _schema(shape: tuple[int, int], num_views: int) -> pa.Schema:
 def _encode(
     paths: Sequence[str],
     num_pictures: int,
-    make_actor: tuple[ray.ObjectRef, int, int, AskedPrecision],
+    make_actor: tuple[ray.ObjectRef, int, int, Precision],
     batch_size: int,
 ) -> Iterator[pa.Table]:
     """Yield the pictures' names, captions, splits and grids, in the order of the shards at `paths`."""
@@ -172,9 +176,9 @@ def _encode(
 class _EncodePictures:
     """One actor of the pool: a copy of the encoder, picture bytes to grids."""
 
-    def __init__(self, encoder_ref: ray.ObjectRef, num_views: int, view_seed: int, precision: AskedPrecision) -> None:
+    def __init__(self, encoder_ref: ray.ObjectRef, num_views: int, view_seed: int, precision: Precision) -> None:
         self.device = pick_device()
-        self.precision = resolve_precision(precision, self.device)
+        self.precision = precision
         self.encoder: FrozenEncoder = ray.get(encoder_ref).to(self.device)
         self.num_views = num_views
         self.view_seed = view_seed

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, ValidationError
 
 from caption_ray import storage
-from caption_ray.config import AskedPrecision, EncoderConfig, Settings
+from caption_ray.config import EncoderConfig, Precision, Settings
 from caption_ray.data.batches import PictureFormat
 from caption_ray.data.images import PREPROCESSING
 from caption_ray.data.shards import DatasetManifest, ShardFile, check_files
@@ -27,11 +27,7 @@ class FeatureManifest(Settings):
     weights_sha256: str = Field(description="Digest of the encoder's weights, by name and value.")
     preprocessing: str = Field(description="data.images.PREPROCESSING when the cache was made.")
     data_digest: str = Field(description="Digest of the prepared data set.")
-    precision: AskedPrecision = Field(
-        "fp32",
-        description="Number format that the encoder was asked to compute in. Not part of the key: rounding apart, "
-        "the features are the same.",
-    )
+    precision: Precision = Field("fp32", description="Number format that the encoder computed in.")
     num_views: int = Field(ge=1, description="Views a picture: itself, then random crops and mirrorings.")
     view_seed: int = Field(ge=0, description="Seed of the crops and mirrorings.")
     shape: tuple[int, int] = Field(description="Regions and features of a grid; float16, little-endian.")
@@ -51,6 +47,7 @@ def cache_key(
     data_digest: str,
     num_views: int,
     view_seed: int,
+    precision: Precision = "fp32",
 ) -> str:
     """Return the SHA-256 over everything that decides the cached numbers."""
     parts = {
@@ -60,6 +57,8 @@ def cache_key(
         "preprocessing": preprocessing,
         "data": data_digest,
         "views": [num_views, view_seed if num_views > 1 else 0],
+        # Left out where it is as it was before there was a choice, for the keys of those caches.
+        **({} if precision == "fp32" else {"precision": precision}),
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
@@ -96,6 +95,7 @@ def load_feature_manifest(folder: str, data: DatasetManifest) -> FeatureManifest
         data_digest=manifest.data_digest,
         num_views=manifest.num_views,
         view_seed=manifest.view_seed,
+        precision=manifest.precision,
     )
     if manifest.key != expected:
         raise FeatureCacheError(f"{path}: its key does not fit what it says: it was edited; {_REMEDY}")

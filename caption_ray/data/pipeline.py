@@ -38,7 +38,6 @@ _BLOCKS_PER_SPLIT = 16
 """Blocks are small enough that a split has about this many: they are what is dealt out to workers."""
 
 _MATERIALISED_SHARE = 0.4
-_SMALL_CLUSTER_CPUS = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,11 +59,7 @@ def stream_feed(folder: str, manifest: DatasetManifest, split: str, side: int, a
     paths = [storage.join(folder, file.name) for file in manifest.splits[split].files]
     dataset = _read(paths, ["name", "captions", "image"], manifest.splits[split].num_pictures * 3 * stored**2)
     decoded = dataset.map_batches(
-        _decode_pictures,
-        fn_kwargs={"side": stored},
-        batch_size=_DECODE_ROWS,
-        batch_format="pyarrow",
-        num_cpus=_cpus_to_decode(),
+        _decode_pictures, fn_kwargs={"side": stored}, batch_size=_DECODE_ROWS, batch_format="pyarrow"
     )
     return Feed(
         dataset=decoded,
@@ -95,14 +90,6 @@ def _read(paths: list[str], columns: list[str], num_bytes: int) -> ray.data.Data
     context = dataset.context
     context.target_max_block_size = min(max(num_bytes // _BLOCKS_PER_SPLIT, _MIN_BLOCK_BYTES), _MAX_BLOCK_BYTES)
     return dataset
-
-
-def _cpus_to_decode() -> float:
-    """Return the CPUs that a decoding task asks for.
-
-    Half a one on a small machine: a worker that waits for pictures leaves the CPU idle that it has reserved.
-    """
-    return 0.5 if ray.cluster_resources().get("CPU", 1) <= _SMALL_CLUSTER_CPUS else 1.0
 
 
 def _decode_pictures(table: pa.Table, side: int) -> pa.Table:

@@ -11,9 +11,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from caption_ray.config import Experiment, OptimizerConfig, TrainingConfig
+from caption_ray.config import Experiment, OptimizerConfig, Precision, TrainingConfig
 from caption_ray.data.batches import CaptionBatch
-from caption_ray.device import Precision, autocast
+from caption_ray.device import autocast
 from caption_ray.model.caption_model import CaptionModel
 from caption_ray.model.decoder import Decoder, pack_steps
 from caption_ray.model.loss import attention_penalty, caption_loss

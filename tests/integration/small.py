@@ -1,6 +1,14 @@
 """A training run of seconds, on drawn pictures."""
 
-from caption_ray.config import DecodeOptions, EncoderConfig, Experiment, ModelConfig, OptimizerConfig, TrainingConfig
+from caption_ray.config import (
+    DecodeOptions,
+    EncoderConfig,
+    Experiment,
+    ModelConfig,
+    OptimizerConfig,
+    Precision,
+    TrainingConfig,
+)
 from caption_ray.data.feature_cache import cache_features
 from caption_ray.model.encoder import build_encoder, weights_digest
 
@@ -17,7 +25,9 @@ EXPERIMENT = Experiment(
 )
 
 
-def make_cache(data: str, output: str, config: EncoderConfig = ENCODER, num_views: int = 1) -> str:
+def make_cache(
+    data: str, output: str, config: EncoderConfig = ENCODER, num_views: int = 1, precision: Precision = "fp32"
+) -> str:
     encoder = build_encoder(config)
     cache_features(
         data,
@@ -27,7 +37,7 @@ def make_cache(data: str, output: str, config: EncoderConfig = ENCODER, num_view
         weights=encoder.state_dict(),
         weights_sha256=weights_digest(encoder),
         num_views=num_views,
-        precision="fp32",
+        precision=precision,
     )
     return output
 

@@ -5,12 +5,16 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from small import ENCODER, EXPERIMENT, make_cache
 
 from caption_ray.bundle import load_bundle
 from caption_ray.config import CaptionRules, VocabularyConfig
+from caption_ray.data.feature_manifest import load_feature_manifest
 from caption_ray.data.prepare import prepare_dataset
+from caption_ray.data.shards import load_manifest
 from caption_ray.data.synthetic import write_synthetic_flickr8k
 from caption_ray.errors import FeatureCacheError, UsageError
 from caption_ray.evaluation.evaluate import evaluate
@@ -112,3 +116,24 @@ def test_a_complete_cache_is_left_alone_and_views_are_kept(data: str, features: 
     assert (Path(features) / "features.json").stat().st_mtime_ns == before
     with pytest.raises(UsageError, match="--overwrite"):
         make_cache(data, features, num_views=2)
+    with pytest.raises(UsageError, match="precision; choose another --output"):
+        make_cache(data, features, precision="bf16")
+
+
+def test_a_cache_in_bf16_says_so_and_comes_near(data: str, features: str, tmp_path: Path) -> None:
+    rounded = make_cache(data, str(tmp_path / "bf16"), precision="bf16")
+    manifests = [load_feature_manifest(folder, load_manifest(data)) for folder in (features, rounded)]
+    assert [manifest.precision for manifest in manifests] == ["fp32", "bf16"]
+    grids = []
+    for folder, manifest in zip((features, rounded), manifests, strict=True):
+        (file,) = manifest.splits["dev"]
+        table = pq.read_table(Path(folder, file.name))
+        grids.append(np.stack([manifest.picture_format.read(picture) for picture in table["picture"]]).astype("f4"))
+    error = np.linalg.norm(grids[1] - grids[0]) / np.linalg.norm(grids[0])
+    assert 1e-5 < error < 0.02
+
+
+def test_a_cache_in_fp16_needs_a_gpu(data: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="fp16 is for GPUs"):
+        make_cache(data, str(tmp_path / "fp16"), precision="fp16")
+    assert not (tmp_path / "fp16").exists()

@@ -44,7 +44,6 @@ def write_cache(folder: Path, **changes: Any) -> FeatureManifest:
     shard = ShardFile(name="train-00000.parquet", num_rows=1, num_bytes=9, sha256="ef" * 32)
     manifest = FeatureManifest(
         key=cache_key(**content),
-        precision="fp32",
         shape=(49, 512),
         splits={"train": (shard,), "dev": ()},
         **content,
@@ -139,3 +138,8 @@ def test_key_ignores_what_does_not() -> None:
     assert cache_key(**(CONTENT | {"encoder": elsewhere})) == cache_key(**CONTENT)
     single = CONTENT | {"num_views": 1}
     assert cache_key(**(single | {"view_seed": 6})) == cache_key(**single)
+
+
+def test_precision_is_part_of_the_key_but_for_single() -> None:
+    assert cache_key(**CONTENT) == cache_key(**CONTENT, precision="fp32")
+    assert len({cache_key(**CONTENT, precision=precision) for precision in ("fp32", "bf16", "fp16")}) == 3
