@@ -41,7 +41,7 @@ def figures_in_turn(ways: Sequence[str], rounds: int, figure: str) -> dict[str, 
 
 def rate_ratio(rates: Mapping[str, list[float]], slow: str, fast: str) -> float:
     """Return how many times the rate of `slow` that of `fast` is: the median over rounds, as `ratio`."""
-    return statistics.median(b / a for a, b in zip(rates[slow], rates[fast], strict=True))
+    return ratio(rates, fast, slow)
 
 
 def ratio(taken: Mapping[str, list[float]], slow: str, fast: str) -> float:

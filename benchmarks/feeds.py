@@ -19,17 +19,18 @@ from typing import Any
 import numpy as np
 import psutil
 import pyarrow.parquet as pq
-import ray.train.torch
+import ray.train
 import torch
 from compare import figures_in_turn, rate_ratio, report
 from torch.utils.data import DataLoader, Dataset
+from workers import run_in_workers
 
 from caption_ray import storage
 from caption_ray.cluster import connect
 from caption_ray.data import images
 from caption_ray.data.batches import CaptionBatch, PictureFormat, PictureGroup, collate
 from caption_ray.data.feature_manifest import FeatureManifest, load_feature_manifest
-from caption_ray.data.pipeline import BatchPlan, ExactSplit, Feed, cached_feed, shard_tables, stream_feed
+from caption_ray.data.pipeline import BatchPlan, Feed, cached_feed, shard_tables, stream_feed
 from caption_ray.data.shards import DatasetManifest, load_manifest, read_vocabulary
 from caption_ray.text.tokenizer import tokenize
 from caption_ray.text.vocabulary import Vocabulary
@@ -64,20 +65,8 @@ def through_ray(feed: Feed, vocabulary: str) -> float:
         shard = ray.train.get_dataset_shard("train")
         return rate(plan.train_batches(shard_tables(shard), epoch) for epoch in range(2))
 
-    with tempfile.TemporaryDirectory() as runs:
-        trainer = ray.train.torch.TorchTrainer(
-            loop,
-            train_loop_config={
-                "shape": feed.picture_format.shape,
-                "dtype": feed.picture_format.dtype,
-                "vocabulary": vocabulary,
-            },
-            scaling_config=ray.train.ScalingConfig(num_workers=1, resources_per_worker={"CPU": 1}),
-            datasets={"train": feed.dataset},
-            dataset_config=ExactSplit(),
-            run_config=ray.train.RunConfig(storage_path=runs),
-        )
-        return float(trainer.fit().return_value)
+    config = {"shape": feed.picture_format.shape, "dtype": feed.picture_format.dtype, "vocabulary": vocabulary}
+    return run_in_workers(loop, config, feed.dataset)
 
 
 def encode(captions: list[str], vocabulary: Vocabulary) -> tuple[tuple[int, ...], ...]:

@@ -8,7 +8,6 @@ threads each. Each way is a process of its own, measured in turn, without the fi
 import argparse
 import itertools
 import statistics
-import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -20,12 +19,13 @@ import ray.train
 import ray.train.torch
 import torch
 from compare import figures_in_turn, rate_ratio, report
+from workers import run_in_workers
 
 from caption_ray import storage
 from caption_ray.cluster import connect
 from caption_ray.data.batches import CaptionBatch
 from caption_ray.data.feature_manifest import FeatureManifest, load_feature_manifest
-from caption_ray.data.pipeline import BatchPlan, ExactSplit, cached_feed, shard_tables
+from caption_ray.data.pipeline import BatchPlan, cached_feed, shard_tables
 from caption_ray.data.shards import load_manifest, read_vocabulary
 from caption_ray.device import resolve_precision
 from caption_ray.model.caption_model import CaptionModel
@@ -41,7 +41,6 @@ from caption_ray.train.steps import (
     idle_batch,
     make_scaler,
 )
-from caption_ray.train.trainer import WORKER_ENVIRONMENT
 
 WAYS = ("plain", "one_worker", "two_workers")
 WARM_UP = 20
@@ -115,16 +114,9 @@ def under_ray(settings: dict[str, Any], features: str, threads: int, workers: in
         tables = shard_tables(ray.train.get_dataset_shard("train"))
         return captions_per_s(config, tables, threads // workers, context.get_world_rank(), workers)
 
-    with connect(), tempfile.TemporaryDirectory() as runs:
-        trainer = ray.train.torch.TorchTrainer(
-            loop,
-            train_loop_config=settings,
-            scaling_config=ray.train.ScalingConfig(num_workers=workers, resources_per_worker={"CPU": 1 / workers}),
-            datasets={"train": cached_feed(features, manifest, "train", augment=False).dataset},
-            dataset_config=ExactSplit(),
-            run_config=ray.train.RunConfig(storage_path=runs, worker_runtime_env={"env_vars": WORKER_ENVIRONMENT}),
-        )
-        return float(trainer.fit().return_value)
+    with connect():
+        feed = cached_feed(features, manifest, "train", augment=False)
+        return run_in_workers(loop, settings, feed.dataset, workers)
 
 
 def main() -> None:

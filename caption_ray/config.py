@@ -20,7 +20,7 @@ BeamWidth = Annotated[int, Field(ge=1, le=20)]
 CaptionLength = Annotated[int, Field(ge=1, le=100)]
 LengthPenalty = Annotated[float, Field(ge=0, le=2)]
 Precision = Literal["fp32", "bf16", "fp16"]
-AskedPrecision = Literal["auto", "fp32", "bf16", "fp16"]
+AskedPrecision = Literal["auto", Precision]
 
 
 class CaptionRules(Settings):

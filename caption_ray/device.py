@@ -15,17 +15,17 @@ def pick_device() -> torch.device:
     return device
 
 
-def resolve_precision(asked: AskedPrecision, device: torch.device) -> Precision:
+def resolve_precision(asked: AskedPrecision, device: torch.device, setting: str = "training.precision") -> Precision:
     """Return the format for `asked`, where 'auto' is bf16 if the hardware computes in it, else fp16 on a GPU.
 
-    Raises UsageError for fp16 on a CPU, which has no use for it.
+    Raises UsageError, naming the `setting`, for fp16 on a CPU, which has no use for it.
     """
     if asked == "auto":
         if _has_bf16(device):
             return "bf16"
         return "fp16" if device.type == "cuda" else "fp32"
     if asked == "fp16" and device.type == "cpu":
-        raise UsageError("precision: fp16 is for GPUs; use fp32, or bf16 on a CPU that has it")
+        raise UsageError(f"{setting}: fp16 is for GPUs; use fp32, or bf16 on a CPU that has it")
     return asked
 
 

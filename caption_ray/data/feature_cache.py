@@ -108,7 +108,8 @@ def cache_features(
         connect(),
     ):
         if not ray.cluster_resources().get("GPU"):
-            resolve_precision(precision, torch.device("cpu"))  # here, since an actor's error would be wrapped by Ray
+            # Here, since Ray would wrap an actor's error.
+            resolve_precision(precision, torch.device("cpu"), "--precision")
         storage.write_bytes(storage.join(folder, ENCODER_NAME), to_safetensors(weights))
         shape = (encoder.grid_side**2, encoder.num_features)
         writers = {

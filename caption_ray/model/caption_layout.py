@@ -34,6 +34,7 @@ class CaptionLayout:
         self.num_steps, self.per_picture = len(self.active), max(taken)
         device = picture_index.device
         self.ranked = torch.tensor(list(ranks), device=device)  # pictures by rank
+        self.in_order = list(ranks) == list(range(num_pictures))
         places = torch.tensor(place_of_row, device=device)
         self.rank = torch.tensor(rank_of_row, device=device)
         self.slot = self.rank * self.per_picture + places  # of (p, K)
@@ -55,9 +56,7 @@ class CaptionLayout:
 
     def by_rank(self, values: Tensor) -> Tensor:
         """Return (P, ...) values of all pictures with those of the ranked ones, in their order."""
-        if torch.equal(self.ranked, torch.arange(values.shape[0], device=values.device)):
-            return values
-        return values.index_select(0, self.ranked)
+        return values if self.in_order else values.index_select(0, self.ranked)
 
     def by_row(self, values: Tensor) -> Tensor:
         """Return the (N, ...) rows' own of (P, ...) values by rank."""

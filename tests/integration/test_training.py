@@ -134,6 +134,6 @@ def test_a_cache_in_bf16_says_so_and_comes_near(data: str, features: str, tmp_pa
 
 
 def test_a_cache_in_fp16_needs_a_gpu(data: str, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="fp16 is for GPUs"):
+    with pytest.raises(UsageError, match="--precision: fp16 is for GPUs"):
         make_cache(data, str(tmp_path / "fp16"), precision="fp16")
     assert not (tmp_path / "fp16").exists()

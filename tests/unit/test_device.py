@@ -22,7 +22,7 @@ def test_auto_follows_the_cpus_flags() -> None:
 
 
 def test_half_precision_needs_a_gpu() -> None:
-    with pytest.raises(UsageError, match="precision: fp16 is for GPUs"):
+    with pytest.raises(UsageError, match=r"training\.precision: fp16 is for GPUs"):
         resolve_precision("fp16", CPU)
     assert resolve_precision("fp16", torch.device("cuda")) == "fp16"
 
