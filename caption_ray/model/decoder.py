@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from caption_ray.config import ModelConfig
 from caption_ray.model.attention import AdditiveAttention
 from caption_ray.model.caption_layout import CaptionLayout
+from caption_ray.model.dropout import Dropout
 from caption_ray.model.recurrence import StepWeights, multiplies_less_first, unroll
 from caption_ray.special_ids import UNKNOWN_ID
 
@@ -69,7 +70,7 @@ class Decoder(nn.Module):
                 nn.Linear(num_features, value_size),
                 nn.LayerNorm(value_size),
                 nn.ReLU(),
-                nn.Dropout(config.feature_dropout),
+                Dropout(config.feature_dropout),
             )
             if config.feature_size
             else nn.Identity()
@@ -79,8 +80,8 @@ class Decoder(nn.Module):
         self.context_gate = nn.Linear(hidden, 1)
         self.initial_state = nn.Linear(value_size, 2 * hidden)
         self.lstm = nn.LSTMCell(embedding + value_size, hidden)
-        self.embedding_dropout = nn.Dropout(config.embedding_dropout)
-        self.dropout = nn.Dropout(config.dropout)
+        self.embedding_dropout = Dropout(config.embedding_dropout)
+        self.dropout = Dropout(config.dropout)
         readout_size = hidden
         if config.deep_output:
             self.deep = nn.Linear(hidden + value_size, embedding)

@@ -22,7 +22,7 @@ from torch.autograd.function import once_differentiable
 from caption_ray.model.caption_layout import Averaging, CaptionLayout
 
 _softmax_backward = torch.ops.aten._softmax_backward_data
-_tanh_backward = torch.ops.aten.tanh_backward
+_sigmoid_backward = torch.ops.aten.sigmoid_backward
 
 
 class StepWeights(NamedTuple):
@@ -62,7 +62,8 @@ class Recurrence(torch.autograd.Function):
         value_size, hidden_size = values.shape[-1], hidden.shape[-1]
         input_size = recurrent.shape[1] - hidden_size  # of values that are still to be multiplied
         exact = torch.promote_types(keys.dtype, torch.float32)
-        row_keys = layout.by_row(keys)
+        # tanh(x) = 2 sigmoid(2x) - 1, in a third of tanh's time on a CPU; the constant does not change the softmax.
+        row_keys = layout.by_row(2 * keys)
         averaging = Averaging(layout, values)
         energy = keys.new_empty(num_words, num_regions, keys.shape[-1])
         attention = keys.new_empty(num_words, num_regions)
@@ -73,7 +74,8 @@ class Recurrence(torch.autograd.Function):
         cells = cell.new_empty(num_rows + num_words, hidden_size)  # the first states, then every word's
         shown = cell.new_empty(num_words, hidden_size)
         hiddens = hidden.new_empty(num_words, hidden_size)
-        query_and_gate = torch.cat((query, gate))
+        query_and_gate = torch.cat((2 * query, gate))
+        twice_score = 2 * score
         bias = torch.cat((gate_bias.new_zeros(query.shape[0]), gate_bias))
         state, before = layout.by_row(hidden), cells[:num_rows]
         before.copy_(layout.by_row(cell))
@@ -84,8 +86,8 @@ class Recurrence(torch.autograd.Function):
             rows = layout.active[step]
             state, before = state[:rows], before[:rows]
             projected = torch.addmm(bias, state, query_and_gate.t())
-            torch.add(row_keys[:rows], projected[:, None, :-1], out=heat).tanh_()
-            weights.copy_(torch.softmax(torch.matmul(heat, score), dim=-1, dtype=exact))
+            torch.add(row_keys[:rows], projected[:, None, :-1], out=heat).sigmoid_()
+            weights.copy_(torch.softmax(torch.matmul(heat, twice_score), dim=-1, dtype=exact))
             averaging.average(step, weights, out=average)
             torch.sigmoid(projected[:, -1:], out=gated)
             entry[:, input_size:] = state
@@ -126,6 +128,7 @@ class Recurrence(torch.autograd.Function):
         layout: CaptionLayout = ctx.layout
         values, spread, energy, attention, context, opening, inputs, gates, cells, shown, *weights = ctx.saved_tensors
         query_and_gate, score, recurrent = weights
+        twice_score = 2 * score
         averaging = Averaging(layout, values, spread)
         num_rows, num_words = len(layout.rank), inputs.shape[0]
         hidden_size = recurrent.shape[0] // 4
@@ -136,13 +139,13 @@ class Recurrence(torch.autograd.Function):
         context_by_gate = context * (opening * (1 - opening))
         d_gates = inputs.new_empty(num_words, 4, hidden_size)
         d_projected = inputs.new_empty(num_words, query_and_gate.shape[0])
-        d_scores = torch.empty_like(attention)
+        d_score_rows = inputs.new_empty(num_words, 1, score.shape[0])
         d_row_keys = energy.new_zeros(num_rows, *energy.shape[1:])
         d_state = inputs.new_zeros(num_rows, hidden_size)
         d_cell = cells.new_zeros(num_rows, hidden_size)
         given = [None if d is None else d.split(layout.active) for d in (d_hidden, d_attended, d_attention)]
         buffers = (by_cell, by_hidden, cell_by_hidden, forget, context_by_gate, opening, attention, energy)
-        parts = [buffer.split(layout.active) for buffer in (*buffers, d_gates, d_projected, d_scores)]
+        parts = [buffer.split(layout.active) for buffer in (*buffers, d_gates, d_projected, d_score_rows)]
         for step in reversed(range(layout.num_steps)):
             rows = layout.active[step]
             to_hidden, to_attended, to_attention = (None if d is None else d[step] for d in given)
@@ -163,8 +166,9 @@ class Recurrence(torch.autograd.Function):
             d_weights = averaging.d_weights(step, d_gated, gated)
             if to_attention is not None:
                 d_weights = d_weights + to_attention
-            d_score.copy_(_softmax_backward(d_weights, weights, -1, weights.dtype))
-            d_energy = _tanh_backward(d_score.unsqueeze(-1) * score, heat)
+            d_heat = _softmax_backward(d_weights, weights, -1, weights.dtype)
+            torch.bmm(d_heat.unsqueeze(1), heat, out=d_score)
+            d_energy = _sigmoid_backward(d_heat.unsqueeze(-1) * twice_score, heat)
             d_row_keys[:rows] += d_energy
             torch.sum(d_energy, 1, out=d_project[:, :-1])
             torch.addmm(d_inputs[:, input_size:], d_project, query_and_gate, out=d_state[:rows])
@@ -173,12 +177,12 @@ class Recurrence(torch.autograd.Function):
         return (
             None,
             d_gates.flatten(1),
-            layout.sum_by_picture(d_row_keys),
+            layout.sum_by_picture(d_row_keys).mul_(2),
             averaging.d_values() if ctx.needs_input_grad[3] else None,
             layout.sum_by_picture(d_state),
             layout.sum_by_picture(d_cell),
-            d_query_and_gate[:-1],
-            torch.mv(energy.flatten(0, 1).t(), d_scores.flatten()),
+            d_query_and_gate[:-1].mul_(2),
+            2 * d_score_rows.flatten(0, 1).sum(0),
             d_query_and_gate[-1:],
             d_projected[:, -1].sum().unsqueeze(0),
             torch.mm(d_gates.flatten(1).t(), inputs),
