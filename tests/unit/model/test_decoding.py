@@ -28,7 +28,7 @@ class TreeDecoder:
         self.trees = trees
         self.num_regions = num_regions
 
-    def prepare(self, features: Tensor) -> tuple[PictureContext, DecoderState]:
+    def start(self, features: Tensor) -> tuple[PictureContext, DecoderState]:
         keys = torch.zeros(len(features), self.num_regions, 1)
         return PictureContext(keys, keys), DecoderState(features[:, 0, :1], torch.zeros(len(features), 0))
 
