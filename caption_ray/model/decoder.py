@@ -133,7 +133,8 @@ class Decoder(nn.Module):
         features: (P, R, F).
         """
         if self.config.standardise_features:
-            features = (features - self.feature_mean) / self.feature_deviation
+            scale = 1 / self.feature_deviation
+            features = torch.addcmul(-self.feature_mean * scale, features, scale)  # one pass over them
         values = self._project(features)
         hidden, cell = torch.tanh(self.initial_state(values.mean(1))).chunk(2, dim=-1)
         return PictureContext(self.attention.project(values), values), DecoderState(hidden, cell)
@@ -150,6 +151,7 @@ class Decoder(nn.Module):
         if not isinstance(self.feature_projection, nn.Sequential):
             return features
         first, *others = self.feature_projection
+        assert isinstance(first, nn.Linear)
         values = linear(features, first.weight, first.bias)
         for part in others:
             values = part(values)
@@ -170,7 +172,8 @@ class Decoder(nn.Module):
     def step(self, ids: Tensor, state: DecoderState, context: PictureContext) -> tuple[Tensor, DecoderState, Tensor]:
         """Take one word per row and score the next. For decoding: dropout has no part in it.
 
-        ids: (B,), with B = P * K rows, those of a picture side by side.
+        ids: (B,), with B = P * K rows, those of a picture side by side.  context: from `start`; that of `prepare` will
+        do for a single step, which then lays the products out for itself.
         Returns logits (B, V), the new state, and attention (B, R), whose rows sum to 1.
         """
         products = context.products or self._step_products()

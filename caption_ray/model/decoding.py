@@ -16,9 +16,6 @@ from caption_ray.config import DecodeOptions
 from caption_ray.model.decoder import DecoderState, PictureContext
 from caption_ray.special_ids import END_ID, PAD_ID, START_ID, UNKNOWN_ID
 
-_SHRINK_AT = 0.85
-"""Share of a batch's pictures that still run at which the others' rows are dropped: each time costs a copy."""
-
 _NEVER_WRITTEN = (PAD_ID, START_ID, UNKNOWN_ID)
 
 
@@ -97,7 +94,7 @@ def beam_search(decoder: StepDecoder, features: Tensor, options: DecodeOptions) 
     At every step the K best continuations of a picture count: those by <end> leave the beam as captions, and the best
     of the others fill it up again. A picture is done when K captions have ended and none that still runs ranks above
     the worst of them. What runs into `max_words` is closed as it stands, and counts only where no caption has ended.
-    Width 1 is greedy search. Pictures that are done leave the batch, some at a time.
+    Width 1 is greedy search. Pictures that are done leave the batch at once.
     features: (P, R, F).
     """
     num_pictures, width, device = features.shape[0], options.beam_width, features.device
@@ -127,7 +124,7 @@ def beam_search(decoder: StepDecoder, features: Tensor, options: DecodeOptions) 
         going = [picture for picture, is_done in enumerate(done) if not is_done]
         if not going:
             return [beam.ended for beam in beams]
-        if len(going) <= _SHRINK_AT * len(searched):
+        if len(going) < len(searched):
             searched = [searched[picture] for picture in going]
             kept = torch.tensor(going, device=device)
             origin, scores, chosen = (values.index_select(0, kept) for values in (origin, scores, chosen))
