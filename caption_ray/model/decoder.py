@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from caption_ray.config import ModelConfig
+from caption_ray.model.arithmetic import Product, linear, tanh
 from caption_ray.model.attention import AdditiveAttention
 from caption_ray.model.caption_layout import CaptionLayout
 from caption_ray.model.dropout import Dropout
@@ -29,11 +30,30 @@ class DecoderState(NamedTuple):
     cell: Tensor
 
 
+class StepProducts(NamedTuple):
+    """The products of a step, by what they multiply. Those that share inputs are one.
+
+    word: E to 4H, the LSTM's biases included.  hidden: H to A + 1 + 4H, the query, the context's gate and the LSTM's.
+    context: D to 4H.  deep: H + D to E, where there is deep output.  output: to V.
+    """
+
+    word: Product
+    hidden: Product
+    context: Product
+    deep: Product | None
+    output: Product
+
+
 class PictureContext(NamedTuple):
-    """What attention needs of P pictures, computed once: keys (P, R, A) and values (P, R, D)."""
+    """What steps need of P pictures, computed once: keys (P, R, A), values (P, R, D); and the products of a step."""
 
     keys: Tensor
     values: Tensor
+    products: StepProducts | None = None
+
+    def of(self, pictures: Tensor) -> "PictureContext":
+        """Return the context of some of the pictures, by their numbers."""
+        return self._replace(keys=self.keys.index_select(0, pictures), values=self.values.index_select(0, pictures))
 
 
 class DecoderWeights(NamedTuple):
@@ -114,21 +134,70 @@ class Decoder(nn.Module):
         features: (P, R, F).
         """
         if self.config.standardise_features:
-            features = (features - self.feature_mean) / self.feature_deviation
-        values = self.feature_projection(features)
+            scale = 1 / self.feature_deviation
+            features = torch.addcmul(-self.feature_mean * scale, features, scale)  # one pass over them
+        values = self._project(features)
         hidden, cell = torch.tanh(self.initial_state(values.mean(1))).chunk(2, dim=-1)
         return PictureContext(self.attention.project(values), values), DecoderState(hidden, cell)
 
-    def step(self, ids: Tensor, state: DecoderState, context: PictureContext) -> tuple[Tensor, DecoderState, Tensor]:
-        """Take one word per row and score the next.
+    def start(self, features: Tensor) -> tuple[PictureContext, DecoderState]:
+        """Prepare for many steps: as `prepare`, with the products laid out for them once.
 
-        ids: (B,), with B = P * K rows, those of a picture side by side.
+        The decoder's weights must stay as they are until the last step.
+        """
+        context, first = self.prepare(features)
+        return context._replace(products=self._step_products()), first
+
+    def _project(self, features: Tensor) -> Tensor:
+        if not isinstance(self.feature_projection, nn.Sequential):
+            return features
+        first, *others = self.feature_projection
+        assert isinstance(first, nn.Linear)
+        values = linear(features, first.weight, first.bias)
+        for part in others:
+            values = part(values)
+        return values
+
+    def _step_products(self) -> StepProducts:
+        weights = self._split_weights()
+        query, gate = self.attention.query.weight, self.context_gate
+        gate_bias = F.pad(gate.bias, (len(query), len(weights.state)))
+        return StepProducts(
+            word=Product(weights.word, self.lstm.bias_ih + self.lstm.bias_hh),
+            hidden=Product(torch.cat((query, gate.weight, weights.state)), gate_bias),
+            context=Product(weights.context),
+            deep=Product(self.deep.weight, self.deep.bias) if self.config.deep_output else None,
+            output=Product(self.output.weight, self.output.bias),
+        )
+
+    def step(self, ids: Tensor, state: DecoderState, context: PictureContext) -> tuple[Tensor, DecoderState, Tensor]:
+        """Take one word per row and score the next. For decoding: dropout has no part in it.
+
+        ids: (B,), with B = P * K rows, those of a picture side by side.  context: from `start`; that of `prepare` will
+        do for a single step, which then lays the products out for itself.
         Returns logits (B, V), the new state, and attention (B, R), whose rows sum to 1.
         """
-        weights = self._split_weights()
-        word_gates = self._word_gates(self.embedding(ids), weights)
-        state, attended, attention = self._advance(word_gates, state, context, weights)
-        return self._readout(state.hidden, attended), state, attention
+        products = context.products or self._step_products()
+        config, num_pictures = self.config, context.keys.shape[0]
+        # Each word once: beams share most of theirs. On a GPU, counting them would take longer than it saves.
+        words, place = torch.unique(ids, return_inverse=True) if ids.device.type == "cpu" else (ids, None)
+        gates = products.word(self.embedding(words))
+        if place is not None:
+            gates = gates.index_select(0, place)
+
+        sizes = [config.attention_size, 1, 4 * config.hidden_size]
+        query, gate, hidden_gates = products.hidden(state.hidden).split(sizes, dim=-1)
+        attention = self.attention.attend(query.unflatten(0, (num_pictures, -1)), context.keys)  # (P, K, R)
+        attended = torch.matmul(attention, context.values).flatten(0, 1)  # (B, D)
+        attended = torch.sigmoid(gate) * attended  # Xu et al. 2015, sec. 4.2.1
+        gates = products.context(attended).add_(gates).add_(hidden_gates)
+        enter, forget, candidate, leave = gates.chunk(4, dim=-1)  # nn.LSTMCell's order
+        cell = torch.sigmoid(forget) * state.cell + torch.sigmoid(enter) * tanh(candidate)
+        hidden = torch.sigmoid(leave) * tanh(cell)
+        read = hidden
+        if products.deep is not None:
+            read = tanh(products.deep(torch.cat((hidden, attended), dim=-1)))
+        return products.output(read), DecoderState(hidden, cell), attention.flatten(0, 1)
 
     def forward(self, features: Tensor, ids: Tensor, lengths: Sequence[int], picture_index: Tensor) -> TeacherForcing:
         """Score every next word of whole captions, the true words being fed in (teacher forcing).
@@ -173,21 +242,6 @@ class Decoder(nn.Module):
 
     def _word_gates(self, embedded: Tensor, weights: DecoderWeights) -> Tensor:
         return F.linear(embedded, weights.word, self.lstm.bias_ih + self.lstm.bias_hh)
-
-    def _advance(
-        self, word_gates: Tensor, state: DecoderState, context: PictureContext, weights: DecoderWeights
-    ) -> tuple[DecoderState, Tensor, Tensor]:
-        """One step of attention and LSTM. Returns the new state, the gated context (B, D) and attention (B, R)."""
-        num_pictures = context.keys.shape[0]
-        grouped = state.hidden.view(num_pictures, -1, state.hidden.shape[-1])  # (P, K, H)
-        attention = self.attention(grouped, context.keys)  # (P, K, R)
-        attended = torch.matmul(attention, context.values).flatten(0, 1)  # (B, D)
-        attended = torch.sigmoid(self.context_gate(state.hidden)) * attended  # Xu et al. 2015, sec. 4.2.1
-        gates = word_gates + F.linear(attended, weights.context) + F.linear(state.hidden, weights.state)
-        enter, forget, candidate, leave = gates.chunk(4, dim=-1)  # nn.LSTMCell's order
-        cell = torch.sigmoid(forget) * state.cell + torch.sigmoid(enter) * torch.tanh(candidate)
-        hidden = torch.sigmoid(leave) * torch.tanh(cell)
-        return DecoderState(hidden, cell), attended, attention.flatten(0, 1)
 
     def _readout(self, hidden: Tensor, attended: Tensor) -> Tensor:
         if self.config.deep_output:

@@ -4,6 +4,7 @@ Shape letters: P pictures, K beams, B = P * K rows (picture-major), T words so f
 """
 
 import math
+from bisect import insort
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
@@ -15,16 +16,13 @@ from caption_ray.config import DecodeOptions
 from caption_ray.model.decoder import DecoderState, PictureContext
 from caption_ray.special_ids import END_ID, PAD_ID, START_ID, UNKNOWN_ID
 
-_SHRINK_AT = 0.85
-"""Share of a batch's pictures that still run at which the others' rows are dropped: each time costs a copy."""
-
 _NEVER_WRITTEN = (PAD_ID, START_ID, UNKNOWN_ID)
 
 
 class StepDecoder(Protocol):
     """What a search needs of a decoder (`model.decoder.Decoder` has it)."""
 
-    def prepare(self, features: Tensor) -> tuple[PictureContext, DecoderState]:
+    def start(self, features: Tensor) -> tuple[PictureContext, DecoderState]:
         """Return what all steps share, and the first state."""
 
     def step(self, ids: Tensor, state: DecoderState, context: PictureContext) -> tuple[Tensor, DecoderState, Tensor]:
@@ -51,7 +49,8 @@ def _log_probabilities(logits: Tensor, first: bool) -> Tensor:
     A caption has at least one word, so `<end>` is among them at the first step.
     """
     log_p = torch.log_softmax(logits.float(), dim=-1)
-    log_p[:, [*_NEVER_WRITTEN, END_ID] if first else list(_NEVER_WRITTEN)] = -torch.inf
+    for word in (*_NEVER_WRITTEN, END_ID) if first else _NEVER_WRITTEN:
+        log_p[:, word] = -torch.inf
     return log_p
 
 
@@ -75,7 +74,7 @@ def greedy_steps(decoder: StepDecoder, features: Tensor, max_words: int) -> Iter
 
     After a picture's <end> its ids are <pad> and its log p 0. features: (P, R, F).
     """
-    context, state = decoder.prepare(features)
+    context, state = decoder.start(features)
     ids = torch.full((features.shape[0],), START_ID, device=features.device)
     ended = torch.zeros_like(ids, dtype=torch.bool)
     for step in range(max_words):
@@ -95,54 +94,56 @@ def beam_search(decoder: StepDecoder, features: Tensor, options: DecodeOptions) 
     At every step the K best continuations of a picture count: those by <end> leave the beam as captions, and the best
     of the others fill it up again. A picture is done when K captions have ended and none that still runs ranks above
     the worst of them. What runs into `max_words` is closed as it stands, and counts only where no caption has ended.
-    Width 1 is greedy search. Pictures that are done leave the batch, some at a time.
+    Width 1 is greedy search. Pictures that are done leave the batch at once.
     features: (P, R, F).
     """
     num_pictures, width, device = features.shape[0], options.beam_width, features.device
-    context, state = decoder.prepare(features)
+    context, state = decoder.start(features)
     ids = torch.full((num_pictures,), START_ID, device=device)
     scores = torch.zeros((num_pictures, 1), device=device)  # a single row a picture at first, K from then on
-    words = torch.empty((num_pictures, 1, 0), dtype=torch.long, device=device)
-    attended = torch.empty((num_pictures, 1, 0, context.keys.shape[1]), device=device)
+    words = torch.empty((num_pictures, 0), dtype=torch.long, device=device)  # (B, T)
+    attended = torch.empty((num_pictures, 0, context.keys.shape[1]), device=device)  # (B, T, R)
     beams = [_Beam(options) for _ in range(num_pictures)]
     searched = beams  # those whose rows are in the tensors
 
     for step in range(options.max_words):
         logits, state, attention = decoder.step(ids, state, context)
-        log_p = _log_probabilities(logits, first=step == 0).view(*scores.shape, -1)
+        log_p = _log_probabilities(logits, first=step == 0)
+        vocabulary_size = log_p.shape[1]
         # Of 2K candidates at most K are <end>, one per row, so K remain to go on with.
-        totals = (scores.unsqueeze(-1) + log_p).flatten(1)
+        totals = log_p.add_(scores.view(-1, 1)).view(len(searched), -1)
         total, flat = totals.topk(min(2 * width, totals.shape[1]), dim=-1)  # (P, 2K)
-        origin, chosen = flat // log_p.shape[-1], flat % log_p.shape[-1]
+        first_rows = torch.arange(len(searched), device=device).unsqueeze(1) * scores.shape[1]
+        origin, chosen = first_rows + flat // vocabulary_size, flat % vocabulary_size
         ends = chosen == END_ID
         _collect_ended(searched, total[:, :width], origin[:, :width], ends[:, :width], words, attended)
-        going_on = (~ends).int().sort(dim=-1, descending=True, stable=True).indices[:, :width]
-        first_rows = torch.arange(len(searched), device=device).unsqueeze(1) * scores.shape[1]
+        going_on = ends.int().sort(dim=-1, stable=True).indices[:, :width]
         scores, origin, chosen = (values.gather(1, going_on) for values in (total, origin, chosen))
 
-        words = torch.cat((_take(words, origin), chosen.unsqueeze(-1)), dim=2)
-        seen = torch.cat((attended, attention.float().view(*attended.shape[:2], 1, -1)), dim=2)
-        attended = _take(seen, origin)
         done = [beam.is_done(best, step + 1) for beam, best in zip(searched, scores[:, 0].tolist(), strict=True)]
         going = [picture for picture, is_done in enumerate(done) if not is_done]
         if not going:
-            return [beam.ranked() for beam in beams]
-        rows = first_rows + origin
-        if len(going) <= _SHRINK_AT * len(searched):
+            return [beam.ended for beam in beams]
+        if len(going) < len(searched):
             searched = [searched[picture] for picture in going]
             kept = torch.tensor(going, device=device)
-            rows, scores, chosen, words, attended = (v[kept] for v in (rows, scores, chosen, words, attended))
-            context = PictureContext(*(part[kept] for part in context))
-        state = DecoderState(*(part[rows.flatten()] for part in state))
-        ids = chosen.flatten()
-    rows = torch.arange(scores.shape[1], device=device).expand_as(scores)
+            origin, scores, chosen = (values.index_select(0, kept) for values in (origin, scores, chosen))
+            context = context.of(kept)
+        rows, ids = origin.flatten(), chosen.flatten()
+        words, attended, attention, hidden, cell = (
+            part.index_select(0, rows) for part in (words, attended, attention.float(), *state)
+        )
+        words = torch.cat((words, ids.unsqueeze(1)), dim=1)
+        attended = torch.cat((attended, attention.unsqueeze(1)), dim=1)
+        state = DecoderState(hidden, cell)
+    rows = torch.arange(len(words), device=device).view_as(scores)
     unanswered = torch.tensor([[not beam.ended] for beam in searched], device=device).expand_as(scores)
     _collect_ended(searched, scores, rows, unanswered, words, attended)
-    return [beam.ranked() for beam in beams]
+    return [beam.ended for beam in beams]
 
 
 class _Beam:
-    """The hypotheses of one picture that have ended."""
+    """The hypotheses of one picture that have ended: the K best, best first; of equals the one found first."""
 
     def __init__(self, options: DecodeOptions) -> None:
         self.options = options
@@ -152,17 +153,15 @@ class _Beam:
     def add(self, ids: list[int], log_probability: float, attention: Tensor) -> None:
         """Take in a hypothesis."""
         score = rank_score(log_probability, len(ids) + 1, self.options.length_penalty)
-        self.ended.append(Hypothesis(ids=tuple(ids), log_probability=log_probability, score=score, attention=attention))
-
-    def ranked(self) -> list[Hypothesis]:
-        """Return the K best, best first; of equals the one found first."""
-        return sorted(self.ended, key=lambda hypothesis: -hypothesis.score)[: self.options.beam_width]
+        found = Hypothesis(ids=tuple(ids), log_probability=log_probability, score=score, attention=attention)
+        insort(self.ended, found, key=lambda hypothesis: -hypothesis.score)
+        del self.ended[self.options.beam_width :]
 
     def is_done(self, best_running: float, num_tokens: int) -> bool:
         """Tell whether the picture has its K captions, given the best log p of those that run on."""
-        if not self.closed and len(self.ended) >= self.options.beam_width:
+        if not self.closed and len(self.ended) == self.options.beam_width:
             running = rank_score(best_running, num_tokens, self.options.length_penalty)
-            self.closed = running <= self.ranked()[-1].score
+            self.closed = running <= self.ended[-1].score
         return self.closed
 
 
@@ -172,15 +171,20 @@ def _collect_ended(
     """Give each picture's beam those of its candidates that end: log p `totals`, rows `origin`, all (P, K).
 
     A picture that is done takes no more, though others of its batch keep its rows going.
+    words: (B, T).  attended: (B, T, R).
     """
-    total_of, row_of = totals.tolist(), origin.tolist()  # two transfers, rather than two for each that has ended
-    for picture, candidate in ends.nonzero().tolist():
-        total, row = total_of[picture][candidate], row_of[picture][candidate]
-        if total > -torch.inf and not beams[picture].closed:
-            beams[picture].add(words[picture, row].tolist(), total, attended[picture, row].cpu())
-
-
-def _take(values: Tensor, origin: Tensor) -> Tensor:
-    """Return values (P, K, ...) with each picture's rows re-ordered by origin (P, K)."""
-    pictures = torch.arange(values.shape[0], device=values.device).unsqueeze(1)
-    return values[pictures, origin]
+    pictures, candidates = (ends & (totals > -torch.inf)).nonzero(as_tuple=True)
+    if not len(pictures):
+        return
+    # A few transfers, rather than a few for each that has ended.
+    rows = origin[pictures, candidates]
+    found = zip(
+        pictures.tolist(),
+        totals[pictures, candidates].tolist(),
+        words.index_select(0, rows).tolist(),
+        attended.index_select(0, rows).cpu(),
+        strict=True,
+    )
+    for picture, total, ids, attention in found:
+        if not beams[picture].closed:
+            beams[picture].add(ids, total, attention)

@@ -67,3 +67,16 @@ def test_regions_may_come_in_any_order() -> None:
     weights = attention(hidden, attention.project(features))
     shuffled = attention(hidden, attention.project(features[:, order]))
     assert torch.allclose(shuffled, weights[..., order], atol=1e-6)
+
+
+@torch.no_grad()
+def test_single_precision_agrees_with_double(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Single precision takes sigmoids for tanh, and here three blocks of pictures, the last of them smaller."""
+    monkeypatch.setattr("caption_ray.model.attention._BLOCK_NUMBERS", 2 * K * R * A)
+    exact = build()
+    features, hidden = torch.randn(5, R, F).double(), torch.randn(5, K, H).double() * 3
+    expected = exact(hidden, exact.project(features))
+    single = build().float()
+    weights = single(hidden.float(), single.project(features.float()))
+    assert float(expected.max() - expected.min()) > 0.1
+    assert torch.allclose(weights.double(), expected, atol=2e-6)

@@ -28,6 +28,7 @@ CONFIGS = {
 CAPTIONS = [(1, [5, 6, 7, 8]), (0, [9, 4, 12]), (1, [4, 4, 10]), (0, [11, 5]), (1, [6])]
 LENGTHS = [5, 4, 4, 3, 2]
 PICTURES = torch.tensor([1, 0, 1, 0, 1])
+PICTURE_OF_ROW = torch.tensor([0, 0, 1, 1])
 
 
 def build(config: ModelConfig) -> Decoder:
@@ -117,6 +118,38 @@ def test_forward_equals_step_word_by_word(name: str) -> None:
             total += attention[0]
         assert torch.allclose(result.attention_sums[row], total, atol=1e-6)
         assert float(total.sum()) == pytest.approx(len(words) + 1, abs=1e-5)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@torch.no_grad()
+def test_a_search_in_single_precision_agrees_with_forward_in_double(name: str) -> None:
+    """`start` lays out weights for kernels of single precision, and `step` takes each word's gates once."""
+    exact, grids = build(CONFIGS[name]), features()
+    inputs = [[1, 5, 5, 9], [1, 5, 6, 9], [1, 4, 5, 5], [1, 5, 7, 7]]  # two rows for each of two pictures
+    logits = by_caption(
+        exact(grids, torch.tensor([[*row, 2] for row in inputs]), [4] * 4, PICTURE_OF_ROW).logits, [4] * 4
+    )
+    decoder = build(CONFIGS[name]).float()
+    context, state = decoder.start(grids.float())
+    state = DecoderState(*(part[PICTURE_OF_ROW] for part in state))
+    for step in range(4):
+        found, state, attention = decoder.step(torch.tensor([row[step] for row in inputs]), state, context)
+        assert found.dtype == torch.float32
+        assert torch.allclose(found.double(), torch.stack([rows[step] for rows in logits]), atol=1e-5)
+        assert torch.allclose(attention.sum(-1), torch.ones(4))
+    assert torch.equal(context.of(torch.tensor([1])).keys, context.keys[1:])
+
+
+@torch.no_grad()
+def test_every_start_sees_the_weights_as_they_are() -> None:
+    decoder = build(CONFIGS["6-deep-untied"]).float()
+    ids = torch.tensor([4, 5])
+    context, first = decoder.start(features().float())
+    before, *_ = decoder.step(ids, first, context)
+    decoder.output.bias[7] += 1.0
+    context, first = decoder.start(features().float())
+    after, *_ = decoder.step(ids, first, context)
+    assert (after - before)[:, 7].tolist() == pytest.approx([1.0, 1.0], abs=1e-5)
 
 
 def test_no_peeking_at_later_words() -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from caption_ray.config import DecodeOptions, ModelConfig
 from caption_ray.model.decoder import Decoder, DecoderState, PictureContext
 from caption_ray.model.decoding import Hypothesis, beam_search, greedy_steps, rank_score
-from caption_ray.special_ids import END_ID
+from caption_ray.special_ids import END_ID, START_ID, UNKNOWN_ID
 
 A, B, C, D = 4, 5, 6, 7
 Tree = Mapping[tuple[int, ...], Mapping[int, float]]
@@ -28,7 +28,7 @@ class TreeDecoder:
         self.trees = trees
         self.num_regions = num_regions
 
-    def prepare(self, features: Tensor) -> tuple[PictureContext, DecoderState]:
+    def start(self, features: Tensor) -> tuple[PictureContext, DecoderState]:
         keys = torch.zeros(len(features), self.num_regions, 1)
         return PictureContext(keys, keys), DecoderState(features[:, 0, :1], torch.zeros(len(features), 0))
 
@@ -127,9 +127,16 @@ def test_wide_beam_equals_exhaustive_search(table: list[list[int]]) -> None:
     assert [h.score for h in found] == sorted((h.score for h in found), reverse=True)
 
 
-def build_decoder(seed: int) -> Decoder:
+PLAIN = ModelConfig(embedding_size=3, hidden_size=5, attention_size=2)
+DECODERS = {
+    "plain": PLAIN,
+    "tied": ModelConfig(embedding_size=5, hidden_size=5, attention_size=2, tie_embeddings=True),
+    "deep": ModelConfig(embedding_size=3, hidden_size=5, attention_size=2, deep_output=True, feature_size=4),
+}
+
+
+def build_decoder(seed: int, config: ModelConfig = PLAIN) -> Decoder:
     torch.manual_seed(seed)
-    config = ModelConfig(embedding_size=3, hidden_size=5, attention_size=2)
     decoder = Decoder(config, num_features=7, vocabulary_size=11).eval().requires_grad_(False)
     with torch.no_grad():
         for weight in decoder.parameters():
@@ -179,6 +186,45 @@ def test_other_pictures_of_the_batch_do_not_matter(length_penalty: float) -> Non
         assert [h.score for h in found] == pytest.approx([h.score for h in alone], abs=1e-4)
         for mine, theirs in zip(found, alone, strict=True):
             assert torch.allclose(mine.attention, theirs.attention, atol=1e-5)
+
+
+def plain_beam_search(decoder: Decoder, grid: Tensor, options: DecodeOptions) -> list[tuple[float, tuple[int, ...]]]:
+    """Beam search over Python lists for one picture (1, R, F), one hypothesis at a time, in double precision."""
+    context, first = decoder.prepare(grid)
+    width, penalty = options.beam_width, options.length_penalty
+    running = [(0.0, (), first)]
+    ended: list[tuple[float, tuple[int, ...]]] = []
+    for step in range(options.max_words):
+        candidates = []
+        for total, words, state in running:
+            logits, after, _ = decoder.step(torch.tensor([words[-1] if words else START_ID]), state, context)
+            for word, log_p in enumerate(torch.log_softmax(logits[0], dim=0).tolist()):
+                if word > UNKNOWN_ID or (word == END_ID and step):
+                    candidates.append((total + log_p, (*words, word), after))
+        candidates.sort(key=lambda candidate: -candidate[0])
+        ended += [(rank_score(s, len(w), penalty), w[:-1]) for s, w, _ in candidates[:width] if w[-1] == END_ID]
+        ended = sorted(ended, key=lambda found: -found[0])[:width]
+        running = [candidate for candidate in candidates if candidate[1][-1] != END_ID][:width]
+        if len(ended) == width and rank_score(running[0][0], step + 1, penalty) <= ended[-1][0]:
+            break
+    return ended or [(rank_score(s, len(w) + 1, penalty), w) for s, w, _ in running]
+
+
+@pytest.mark.parametrize("length_penalty", [0.0, 0.7])
+@pytest.mark.parametrize("name", DECODERS)
+def test_all_hypotheses_are_those_of_a_plain_search(name: str, length_penalty: float) -> None:
+    decoder, features = (
+        build_decoder(3, DECODERS[name]),
+        torch.randn(9, 3, 7, generator=torch.Generator().manual_seed(4)),
+    )
+    options = DecodeOptions(beam_width=3, max_words=8, length_penalty=length_penalty)
+    together = beam_search(decoder, features, options)
+    assert len({found[0].ids for found in together}) > 2
+    exact = build_decoder(3, DECODERS[name]).double()
+    for picture, found in zip(features.double().split(1), together, strict=True):
+        expected = plain_beam_search(exact, picture, options)
+        assert [h.ids for h in found] == [words for _, words in expected]
+        assert [h.score for h in found] == pytest.approx([score for score, _ in expected], abs=1e-4)
 
 
 @pytest.mark.parametrize("place", [0, 1])
