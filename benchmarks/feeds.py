@@ -28,9 +28,10 @@ from workers import run_in_workers
 from caption_ray import storage
 from caption_ray.cluster import connect
 from caption_ray.data import images
+from caption_ray.data.batch_plan import BatchPlan
 from caption_ray.data.batches import CaptionBatch, PictureFormat, PictureGroup, collate
 from caption_ray.data.feature_manifest import FeatureManifest, load_feature_manifest
-from caption_ray.data.pipeline import BatchPlan, Feed, cached_feed, shard_tables, stream_feed
+from caption_ray.data.pipeline import Feed, Share, cached_feed, stream_feed
 from caption_ray.data.shards import DatasetManifest, load_manifest, read_vocabulary
 from caption_ray.text.tokenizer import tokenize
 from caption_ray.text.vocabulary import Vocabulary
@@ -62,10 +63,15 @@ def through_ray(feed: Feed, vocabulary: str) -> float:
             seed=0,
             rank=0,
         )
-        shard = ray.train.get_dataset_shard("train")
-        return rate(plan.train_batches(shard_tables(shard), epoch) for epoch in range(2))
+        share = Share(ray.train.get_dataset_shard("train"), plan.read, resident=config["resident"])
+        return rate(plan.train_batches(share, epoch, resident=share.resident) for epoch in range(2))
 
-    config = {"shape": feed.picture_format.shape, "dtype": feed.picture_format.dtype, "vocabulary": vocabulary}
+    config = {
+        "shape": feed.picture_format.shape,
+        "dtype": feed.picture_format.dtype,
+        "resident": feed.resident,
+        "vocabulary": vocabulary,
+    }
     return run_in_workers(loop, config, feed.dataset)
 
 

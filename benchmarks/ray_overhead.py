@@ -23,9 +23,10 @@ from workers import run_in_workers
 
 from caption_ray import storage
 from caption_ray.cluster import connect
+from caption_ray.data.batch_plan import BatchPlan
 from caption_ray.data.batches import CaptionBatch
 from caption_ray.data.feature_manifest import FeatureManifest, load_feature_manifest
-from caption_ray.data.pipeline import BatchPlan, cached_feed, shard_tables
+from caption_ray.data.pipeline import cached_feed, shard_tables
 from caption_ray.data.shards import load_manifest, read_vocabulary
 from caption_ray.device import resolve_precision
 from caption_ray.model.caption_model import CaptionModel
@@ -80,7 +81,8 @@ def captions_per_s(
         seed=0,
         rank=rank,
     )
-    batches: Iterator[CaptionBatch] = plan.train_batches(tables, epoch=0)
+    parts = list(plan.read(tables))
+    batches: Iterator[CaptionBatch] = plan.train_batches(parts, epoch=0, resident=True)
     num_captions, started = 0, time.perf_counter()
     for step, batch in enumerate(itertools.islice(batches, WARM_UP + settings["steps"])):
         if step == WARM_UP:

@@ -124,10 +124,13 @@ def augment(
     """Return a random (3, side, side) crop of a larger square picture, mirrored half the time if `mirror`."""
     margin = picture.shape[1] - side
     top, left = generator.integers(0, margin + 1, size=2)
-    crop = picture[:, top : top + side, left : left + side]
-    if mirror and generator.random() < 0.5:
-        crop = crop[:, :, ::-1]
-    return np.ascontiguousarray(crop)
+    return crop(picture, side, top, left, mirror and generator.random() < 0.5)
+
+
+def crop(picture: npt.NDArray[np.uint8], side: int, top: int, left: int, mirrored: bool) -> npt.NDArray[np.uint8]:
+    """Return a (3, side, side) window of a picture, mirrored or not, as a copy."""
+    window = picture[:, top : top + side, left : left + side]
+    return (window[:, :, ::-1] if mirrored else window).copy()
 
 
 def stack_pictures(pictures: Sequence[npt.NDArray[np.uint8]]) -> torch.Tensor:

@@ -5,6 +5,7 @@ Both feeds give tables with `name`, `captions` and a fixed-size binary `picture`
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -14,22 +15,10 @@ import ray.train
 
 from caption_ray import storage
 from caption_ray.data import images
-from caption_ray.data.batches import (
-    CaptionBatch,
-    PictureFormat,
-    PictureGroup,
-    PictureRow,
-    batched,
-    collate,
-    draw_shuffled,
-    group_captions,
-    read_rows,
-)
+from caption_ray.data.batches import PictureFormat
 from caption_ray.data.feature_manifest import FeatureManifest
 from caption_ray.data.shards import DatasetManifest
 from caption_ray.data.tables import read_shards
-from caption_ray.text.tokenizer import tokenize
-from caption_ray.text.vocabulary import Vocabulary
 
 _DECODE_ROWS = 32
 _MAX_BLOCK_BYTES = 8 << 20
@@ -37,7 +26,10 @@ _MIN_BLOCK_BYTES = 64 << 10
 _BLOCKS_PER_SPLIT = 16
 """Blocks are small enough that a split has about this many: they are what is dealt out to workers."""
 
-_MATERIALISED_SHARE = 0.4
+_RESIDENT_SHARE = 0.4
+"""Of a node's object store, what a feed may take for good."""
+
+_Item = TypeVar("_Item")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +40,8 @@ class Feed:
     picture_format: PictureFormat
     crop_to: int | None
     """Side to which workers crop at random, or None where pictures are taken as they come."""
+    resident: bool
+    """It is small enough for each worker to fetch its share once and hold it."""
 
 
 def stream_feed(folder: str, manifest: DatasetManifest, split: str, side: int, augment: bool) -> Feed:
@@ -65,13 +59,15 @@ def stream_feed(folder: str, manifest: DatasetManifest, split: str, side: int, a
         dataset=decoded,
         picture_format=PictureFormat(shape=(3, stored, stored), dtype="|u1"),
         crop_to=side if augment else None,
+        resident=False,
     )
 
 
 def cached_feed(folder: str, manifest: FeatureManifest, split: str, augment: bool) -> Feed:
     """Return the cached features of a split; with `augment` all their views.
 
-    They are read once into the object store where they take a small part of it, and else anew in every epoch.
+    Workers hold them where they take a small part of every node's object store, and else have them read anew in every
+    epoch.
     """
     files = manifest.splits[split]
     views = manifest.num_views if augment and split == "train" else 1
@@ -79,9 +75,18 @@ def cached_feed(folder: str, manifest: FeatureManifest, split: str, augment: boo
     paths = [storage.join(folder, file.name) for file in files]
     num_bytes = sum(file.num_rows for file in files) * 2 * int(np.prod(manifest.shape)) * views
     dataset = _read(paths, columns, num_bytes)
-    if num_bytes < _MATERIALISED_SHARE * ray.cluster_resources().get("object_store_memory", 0):
-        dataset = dataset.materialize()
-    return Feed(dataset=dataset, picture_format=manifest.picture_format, crop_to=None)
+    return Feed(
+        dataset=dataset,
+        picture_format=manifest.picture_format,
+        crop_to=None,
+        resident=num_bytes < _RESIDENT_SHARE * _smallest_object_store(),
+    )
+
+
+def _smallest_object_store() -> float:
+    """Return the bytes of the smallest object store of the cluster's nodes."""
+    stores = (node["Resources"].get("object_store_memory", 0.0) for node in ray.nodes() if node["Alive"])
+    return min(stores, default=0.0)
 
 
 def _read(paths: list[str], columns: list[str], num_bytes: int) -> ray.data.Dataset:
@@ -128,59 +133,28 @@ class ExactSplit(ray.train.DataConfig):  # type: ignore[misc]
         return shards
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BatchPlan:
-    """How a worker makes batches of its share."""
+class Share(Generic[_Item]):
+    """A worker's share of a dataset as what `read` makes of its tables; each pass has the same in the same order.
 
-    picture_format: PictureFormat
-    crop_to: int | None
-    vocabulary: Vocabulary
-    captions_per_picture: int
-    groups_per_batch: int
-    shuffle_buffer: int
-    seed: int
-    rank: int
+    A resident share is fetched once; its tables lie in the node's object store and are gone over again without Ray.
+    """
 
-    def train_batches(self, tables: Iterable[pa.Table], epoch: int) -> Iterator[CaptionBatch]:
-        """Yield an epoch's batches in an order that depends on seed, epoch and rank alone."""
-        generator = images.seeded_generator(self.seed, "order", epoch, self.rank)
-        rows = read_rows(tables, self.picture_format, self._choose_view(epoch))
-        groups = (
-            group
-            for row in rows
-            for group in group_captions(
-                self._augmented(row, epoch), self._ids(row), self.captions_per_picture, generator
-            )
-        )
-        shuffled = draw_shuffled(groups, self.shuffle_buffer, generator)
-        for batch in batched(shuffled, self.groups_per_batch):
-            yield collate(batch)
+    def __init__(
+        self, shard: ray.data.DataIterator, read: Callable[[Iterable[pa.Table]], Iterator[_Item]], *, resident: bool
+    ) -> None:
+        self.resident = resident
+        self._shard = shard
+        self._read = read
+        self._held: list[_Item] | None = None
 
-    def rows(self, tables: Iterable[pa.Table]) -> Iterator[PictureRow]:
-        """Yield a share's pictures in order, as they are."""
-        return read_rows(tables, self.picture_format, lambda _name, _views: 0)
-
-    def whole_batch(self, rows: Iterable[PictureRow]) -> CaptionBatch:
-        """Return the batch of all captions of some pictures, for the dev loss."""
-        return collate([PictureGroup(picture=row.picture, captions=tuple(map(tuple, self._ids(row)))) for row in rows])
-
-    def _ids(self, row: PictureRow) -> list[list[int]]:
-        return [self.vocabulary.encode(tokenize(caption)) for caption in row.captions]
-
-    def _choose_view(self, epoch: int) -> Callable[[str, int], int]:
-        def choose(name: str, num_views: int) -> int:
-            return int(images.seeded_generator(self.seed, "view", epoch, name).integers(num_views))
-
-        return choose
-
-    def _augmented(self, row: PictureRow, epoch: int) -> PictureRow:
-        if self.crop_to is None:
-            return row
-        generator = images.seeded_generator(self.seed, "crop", epoch, row.name)
-        picture = images.augment(
-            row.picture.astype(np.uint8, copy=False), self.crop_to, images.may_mirror(row.captions), generator
-        )
-        return PictureRow(name=row.name, picture=picture, captions=row.captions)
+    def __iter__(self) -> Iterator[_Item]:
+        if self._held is not None:
+            return iter(self._held)
+        items = self._read(shard_tables(self._shard))
+        if not self.resident:
+            return items
+        self._held = list(items)
+        return iter(self._held)
 
 
 def shard_tables(shard: ray.data.DataIterator) -> Iterator[pa.Table]:

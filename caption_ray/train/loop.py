@@ -11,9 +11,10 @@ import ray.train
 import ray.train.torch
 import torch
 
+from caption_ray.data.batch_plan import BatchPlan
 from caption_ray.data.batches import CaptionBatch, PictureFormat, batched
 from caption_ray.data.images import seeded_generator
-from caption_ray.data.pipeline import BatchPlan, shard_tables
+from caption_ray.data.pipeline import Share
 from caption_ray.data.shards import first_pictures
 from caption_ray.device import check_kernels, resolve_precision
 from caption_ray.errors import UsageError
@@ -110,7 +111,15 @@ class _Worker:
             device=self.device,
             idle=_idle_batch(plan.train_feed),
         )
-        self.shards = {split: ray.train.get_dataset_shard(split) for split in ("train", "dev")}
+        self.train_plan, self.dev_plan = self._plan_batches(plan.train_feed), self._plan_batches(plan.dev_feed)
+        # Every worker asks for the shards in the same order: Ray has them wait for each other.
+        self.train_share, self.dev_share = (
+            Share(ray.train.get_dataset_shard(split), read, resident=feed.resident)
+            for split, read, feed in (
+                ("train", self.train_plan.read, plan.train_feed),
+                ("dev", self.dev_plan.rows, plan.dev_feed),
+            )
+        )
         if self.rank == 0:
             logger.info("%d worker(s) on %s, %s", self.num_workers, self.device.type, precision)
 
@@ -136,8 +145,8 @@ class _Worker:
         totals = torch.zeros(2, dtype=torch.float64, device=self.device)  # loss sum, words
         meter = _Meter(epoch, self.plan)
         factor = 1.0
-        tables = shard_tables(self.shards["train"])
-        batches = self._plan_batches(self.plan.train_feed).train_batches(tables, epoch)
+        share = self.train_share
+        batches = self.train_plan.train_batches(share, epoch, resident=share.resident)
         for batch in itertools.chain(batches, itertools.repeat(None)):
             counts = count_step(batch, self.device)
             if counts.num_words == 0:  # nothing left on any worker
@@ -161,11 +170,10 @@ class _Worker:
     def decode_dev(self, show: frozenset[str]) -> DevResult:
         """Decode the whole dev split, each worker its share."""
         training, decode = self.plan.experiment.training, self.plan.experiment.decode
-        plan = self._plan_batches(self.plan.dev_feed)
-        rows = batched(plan.rows(shard_tables(self.shards["dev"])), _DEV_BATCH)
+        rows = batched(self.dev_share, _DEV_BATCH)
         share = decode_share(
             evaluated_model(self.stepper),
-            ((own, plan.whole_batch(own)) for own in rows),
+            ((own, self.dev_plan.whole_batch(own)) for own in rows),
             vocabulary=self.vocabulary,
             options=decode.model_copy(update={"beam_width": training.dev_beam_width}),
             show=show,

@@ -18,6 +18,7 @@ class FeedPlan(Settings):
     shape: tuple[int, ...]
     dtype: str
     crop_to: int | None = None
+    resident: bool = False
 
 
 class FeatureStatistics(Settings):

@@ -217,7 +217,12 @@ def _build_feeds(
 
 
 def _describe(feed: Feed) -> FeedPlan:
-    return FeedPlan(shape=feed.picture_format.shape, dtype=feed.picture_format.dtype, crop_to=feed.crop_to)
+    return FeedPlan(
+        shape=feed.picture_format.shape,
+        dtype=feed.picture_format.dtype,
+        crop_to=feed.crop_to,
+        resident=feed.resident,
+    )
 
 
 def _last_line(error: BaseException) -> str:
