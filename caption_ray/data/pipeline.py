@@ -3,12 +3,13 @@
 Both feeds give tables with `name`, `captions` and a fixed-size binary `picture`, so that one training function serves.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import ray
 import ray.data
 import ray.train
@@ -17,14 +18,24 @@ from caption_ray import storage
 from caption_ray.data import images
 from caption_ray.data.batches import PictureFormat
 from caption_ray.data.feature_manifest import FeatureManifest
-from caption_ray.data.shards import DatasetManifest
-from caption_ray.data.tables import read_shards
+from caption_ray.data.shards import MAX_GROUP_ROWS, DatasetManifest, ShardFile
 
-_DECODE_ROWS = 32
-_MAX_BLOCK_BYTES = 8 << 20
-_MIN_BLOCK_BYTES = 64 << 10
-_BLOCKS_PER_SPLIT = 16
+_ROWS_PER_TASK = MAX_GROUP_ROWS
+_MAX_BLOCK_BYTES = 16 << 20
+_BLOCKS_PER_SPLIT = 64
 """Blocks are small enough that a split has about this many: they are what is dealt out to workers."""
+
+_BLOCKS_PER_CPU = 8
+"""Blocks that may wait for the workers, for each CPU that fills them."""
+
+KEEP_MEMORY = {
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
+    "MALLOC_TRIM_THRESHOLD_": str(256 << 20),
+    "MALLOC_TOP_PAD_": str(16 << 20),
+}
+"""Environment in which glibc's malloc does not give a block's or a step's memory back to the system only to have it
+faulted in, page by page, for the next one."""
 
 _RESIDENT_SHARE = 0.4
 """Of a node's object store, what a feed may take for good."""
@@ -50,13 +61,9 @@ def stream_feed(folder: str, manifest: DatasetManifest, split: str, side: int, a
     With `augment` they come larger than `side`, for workers to take random crops of.
     """
     stored = images.padded_side(side) if augment else side
-    paths = [storage.join(folder, file.name) for file in manifest.splits[split].files]
-    dataset = _read(paths, ["name", "captions", "image"], manifest.splits[split].num_pictures * 3 * stored**2)
-    decoded = dataset.map_batches(
-        _decode_pictures, fn_kwargs={"side": stored}, batch_size=_DECODE_ROWS, batch_format="pyarrow"
-    )
+    reading = _Reading(columns=["name", "captions", "image"], picture_bytes=3 * stored**2, decode_to=stored)
     return Feed(
-        dataset=decoded,
+        dataset=_read(folder, manifest.splits[split].files, reading),
         picture_format=PictureFormat(shape=(3, stored, stored), dtype="|u1"),
         crop_to=side if augment else None,
         resident=False,
@@ -71,12 +78,14 @@ def cached_feed(folder: str, manifest: FeatureManifest, split: str, augment: boo
     """
     files = manifest.splits[split]
     views = manifest.num_views if augment and split == "train" else 1
-    columns = ["name", "captions", "picture", *(f"view_{view}" for view in range(1, views))]
-    paths = [storage.join(folder, file.name) for file in files]
-    num_bytes = sum(file.num_rows for file in files) * 2 * int(np.prod(manifest.shape)) * views
-    dataset = _read(paths, columns, num_bytes)
+    reading = _Reading(
+        columns=["name", "captions", "picture", *(f"view_{view}" for view in range(1, views))],
+        picture_bytes=2 * int(np.prod(manifest.shape)) * views,
+        decode_to=None,
+    )
+    num_bytes = sum(file.num_rows for file in files) * reading.picture_bytes
     return Feed(
-        dataset=dataset,
+        dataset=_read(folder, files, reading),
         picture_format=manifest.picture_format,
         crop_to=None,
         resident=num_bytes < _RESIDENT_SHARE * _smallest_object_store(),
@@ -89,18 +98,60 @@ def _smallest_object_store() -> float:
     return min(stores, default=0.0)
 
 
-def _read(paths: list[str], columns: list[str], num_bytes: int) -> ray.data.Dataset:
-    dataset = read_shards(paths, columns)
-    # Whole files would be too coarse to deal out.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Reading:
+    """What is read of each shard: the columns, what a picture takes in memory, and the side that it is decoded to."""
+
+    columns: list[str]
+    picture_bytes: int
+    decode_to: int | None
+
+
+def _read(folder: str, files: Sequence[ShardFile], reading: _Reading) -> ray.data.Dataset:
+    """Return the rows of some shards in order.
+
+    A task reads some row groups of a file, decodes them and hands out a block at a time: pictures' bytes go from the
+    file into the block, and no plan is made of the shards anew in every epoch, as Ray's own reader does.
+    """
+    pieces = []
+    for file in files:
+        of = -(-file.num_rows // _ROWS_PER_TASK)
+        pieces += [{"location": storage.join(folder, file.name), "piece": piece, "of": of} for piece in range(of)]
+    num_bytes = sum(file.num_rows for file in files) * reading.picture_bytes
+    block_rows = max(1, min(num_bytes // _BLOCKS_PER_SPLIT, _MAX_BLOCK_BYTES) // reading.picture_bytes)
+    dataset = ray.data.from_items(pieces, override_num_blocks=len(pieces)).map_batches(
+        _read_pieces,
+        fn_args=(reading, block_rows),
+        batch_size=None,
+        batch_format="pyarrow",
+        runtime_env={"env_vars": KEEP_MEMORY},
+    )
     context = dataset.context
-    context.target_max_block_size = min(max(num_bytes // _BLOCKS_PER_SPLIT, _MIN_BLOCK_BYTES), _MAX_BLOCK_BYTES)
+    context.target_max_block_size = block_rows * reading.picture_bytes
+    context.execution_options.preserve_order = True
+    # Else Ray fills its object store with what the workers will want later.
+    waiting = _BLOCKS_PER_CPU * int(ray.cluster_resources().get("CPU", 1)) * context.target_max_block_size
+    context.execution_options.resource_limits = ray.data.ExecutionResources(object_store_memory=waiting)
     return dataset
 
 
+def _read_pieces(pieces: pa.Table, reading: _Reading, block_rows: int) -> Iterator[pa.Table]:
+    """Yield the rows of pieces of shards, `block_rows` at a time."""
+    for piece in pieces.to_pylist():
+        filesystem, path = storage.open_location(piece["location"])
+        with filesystem.open_input_file(path) as stream:
+            file = pq.ParquetFile(stream)
+            first, last = (
+                number * file.num_row_groups // piece["of"] for number in (piece["piece"], piece["piece"] + 1)
+            )
+            groups = list(range(first, last))
+            for rows in file.iter_batches(block_rows, row_groups=groups, columns=reading.columns):
+                table = pa.Table.from_batches([rows]).select(reading.columns)
+                yield table if reading.decode_to is None else _decode_pictures(table, reading.decode_to)
+
+
 def _decode_pictures(table: pa.Table, side: int) -> pa.Table:
-    squares = np.empty((table.num_rows, 3, side, side), dtype=np.uint8)
-    for square, data in zip(squares, table["image"], strict=True):
-        square[:] = images.decode_square(data.as_py(), side)
+    squares = images.decode_squares(table["image"].to_pylist(), side)
     # Arrow takes the array's memory as it is: bytes row by row would be copied twice.
     pictures = pa.FixedSizeBinaryArray.from_buffers(
         pa.binary(3 * side * side), table.num_rows, [None, pa.py_buffer(squares)]
