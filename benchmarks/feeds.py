@@ -3,8 +3,8 @@
 Pictures streamed through Ray Data to a Ray Train worker against torch's DataLoader with two workers, which decodes,
 resizes and batches the same files by the same functions; cached features through Ray Data against the same numbers in
 a memory-mapped array, captions ready as ids. Nothing is done with the batches. Each way is a process of its own,
-measured in turn, over whole epochs after its first, their starts included. `--repeat 20` feeds the shards twenty times over; with `--way` and a feed
-through Ray, the peak of memory is reported too.
+measured in turn, over whole epochs after its first, their starts included. `--repeat 20` feeds the shards twenty times
+over; with `--way` and a feed through Ray, the peak of memory is reported too.
 """
 
 import argparse
