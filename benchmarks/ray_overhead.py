@@ -33,6 +33,7 @@ from caption_ray.model.caption_model import CaptionModel
 from caption_ray.model.decoder import Decoder
 from caption_ray.presets import flickr8k
 from caption_ray.text.vocabulary import Vocabulary
+from caption_ray.train.setup import DDP_OPTIONS
 from caption_ray.train.steps import (
     Stepper,
     average_weights,
@@ -62,7 +63,7 @@ def captions_per_s(
     model = CaptionModel(None, Decoder(experiment.model, manifest.shape[1], len(vocabulary)))
     stepper = Stepper(
         model=model,
-        wrapped=ray.train.torch.prepare_model(model) if workers > 1 else model,
+        wrapped=ray.train.torch.prepare_model(model, parallel_strategy_kwargs=DDP_OPTIONS) if workers > 1 else model,
         optimizer=build_optimizer(model, experiment.optimizer),
         scaler=make_scaler(precision, device),
         average=average_weights(model, experiment.training.average_decay),

@@ -118,7 +118,8 @@ class BatchPlan:
     def _draw(self, what: str, epoch: int, keys: _Keys, high: int) -> npt.NDArray[np.uint64]:
         """Return a number below `high` for each key, which depends on seed, `what`, epoch and key alone."""
         stream = images.seeded_generator(self.seed, what, epoch).integers(1 << 64, dtype=np.uint64)
-        return mix(keys ^ stream) % np.uint64(high)
+        numbers: _Keys = mix(keys ^ stream) % np.uint64(high)
+        return numbers
 
 
 def hash_names(names: Iterable[str]) -> _Keys:
@@ -131,7 +132,8 @@ def mix(values: _Keys) -> _Keys:
     """Return values that look random though their arguments are alike: splitmix64's finaliser (Steele et al. 2014)."""
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
+    mixed: _Keys = values ^ (values >> np.uint64(31))
+    return mixed
 
 
 def _parts(tables: Iterable[pa.Table]) -> Iterator[pa.RecordBatch]:

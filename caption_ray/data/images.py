@@ -100,7 +100,8 @@ def _square(image: Image.Image, side: int) -> npt.NDArray[np.uint8]:
     """Return the same, channels last in memory."""
     if image.size != (side, side):
         image = image.resize((side, side), Image.Resampling.BILINEAR)
-    return np.asarray(image).transpose(2, 0, 1)
+    pixels: npt.NDArray[np.uint8] = np.asarray(image).transpose(2, 0, 1)
+    return pixels
 
 
 def decode_square(data: bytes, side: int) -> npt.NDArray[np.uint8]:
@@ -144,7 +145,7 @@ def augment(
 def crop(picture: npt.NDArray[np.uint8], side: int, top: int, left: int, mirrored: bool) -> npt.NDArray[np.uint8]:
     """Return a (3, side, side) window of a picture, mirrored or not, as a copy."""
     window = picture[:, top : top + side, left : left + side]
-    return (window[:, :, ::-1] if mirrored else window).copy()
+    return np.ascontiguousarray(window[:, :, ::-1]) if mirrored else window.copy()
 
 
 def stack_pictures(pictures: Sequence[npt.NDArray[np.uint8]]) -> torch.Tensor:

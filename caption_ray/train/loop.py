@@ -4,9 +4,11 @@ import itertools
 import logging
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import TypeVar
 
+import pyarrow as pa
 import ray.train
 import ray.train.torch
 import torch
@@ -25,7 +27,7 @@ from caption_ray.train.board import NUM_SHOWN, Board
 from caption_ray.train.dev import DevResult, decode_share, gather_result
 from caption_ray.train.encoder_source import load_encoder
 from caption_ray.train.schedule import learning_rate_factor
-from caption_ray.train.setup import FeedPlan, RunPlan, build_training_model
+from caption_ray.train.setup import DDP_OPTIONS, FeedPlan, RunPlan, build_training_model
 from caption_ray.train.state import Progress, evaluated_model, load_state, save_state
 from caption_ray.train.steps import (
     NonFiniteLossError,
@@ -45,6 +47,8 @@ logger = logging.getLogger(__name__)
 
 _LOG_INTERVAL_S = 10.0
 _DEV_BATCH = 32
+
+_Item = TypeVar("_Item")
 
 
 def train_loop(config: dict[str, object]) -> dict[str, object]:
@@ -102,7 +106,7 @@ class _Worker:
         model = build_training_model(plan, _load_encoder(plan), len(self.vocabulary)).to(self.device)
         self.stepper = Stepper(
             model=model,
-            wrapped=ray.train.torch.prepare_model(model),
+            wrapped=ray.train.torch.prepare_model(model, parallel_strategy_kwargs=DDP_OPTIONS),
             optimizer=build_optimizer(model, experiment.optimizer),
             scaler=make_scaler(precision, self.device),
             average=average_weights(model, experiment.training.average_decay),
@@ -112,14 +116,9 @@ class _Worker:
             idle=_idle_batch(plan.train_feed),
         )
         self.train_plan, self.dev_plan = self._plan_batches(plan.train_feed), self._plan_batches(plan.dev_feed)
-        # Every worker asks for the shards in the same order: Ray has them wait for each other.
-        self.train_share, self.dev_share = (
-            Share(ray.train.get_dataset_shard(split), read, resident=feed.resident)
-            for split, read, feed in (
-                ("train", self.train_plan.read, plan.train_feed),
-                ("dev", self.dev_plan.rows, plan.dev_feed),
-            )
-        )
+        # Ray has the workers wait for each other at every shard: all ask for them in the same order.
+        self.train_share = _share("train", self.train_plan.read, plan.train_feed)
+        self.dev_share = _share("dev", self.dev_plan.rows, plan.dev_feed)
         if self.rank == 0:
             logger.info("%d worker(s) on %s, %s", self.num_workers, self.device.type, precision)
 
@@ -216,6 +215,10 @@ def _load_encoder(plan: RunPlan) -> Encoder | None:
     if plan.cached:
         return None
     return load_encoder(plan.run_folder, plan.experiment.encoder, plan.encoder_sha256, "use another --name")
+
+
+def _share(split: str, read: Callable[[Iterable[pa.Table]], Iterator[_Item]], feed: FeedPlan) -> Share[_Item]:
+    return Share(ray.train.get_dataset_shard(split), read, resident=feed.resident)
 
 
 def _idle_batch(feed: FeedPlan) -> CaptionBatch:
