@@ -11,7 +11,6 @@ from caption_ray.model.caption_model import CaptionModel
 from caption_ray.model.decoder import Decoder
 from caption_ray.model.encoder import Encoder
 
-
 DDP_OPTIONS = {"gradient_as_bucket_view": True, "bucket_cap_mb": 8}
 """How DistributedDataParallel goes about a decoder of some ten million weights: buckets small enough for the first to
 be on their way while the recurrence runs backwards, and no copy of the gradients. Two workers of a core each did 6 %
