@@ -23,15 +23,17 @@ from workers import run_in_workers
 
 from caption_ray import storage
 from caption_ray.cluster import connect
+from caption_ray.data.batch_plan import BatchPlan
 from caption_ray.data.batches import CaptionBatch
 from caption_ray.data.feature_manifest import FeatureManifest, load_feature_manifest
-from caption_ray.data.pipeline import BatchPlan, cached_feed, shard_tables
+from caption_ray.data.pipeline import cached_feed, shard_tables
 from caption_ray.data.shards import load_manifest, read_vocabulary
 from caption_ray.device import resolve_precision
 from caption_ray.model.caption_model import CaptionModel
 from caption_ray.model.decoder import Decoder
 from caption_ray.presets import flickr8k
 from caption_ray.text.vocabulary import Vocabulary
+from caption_ray.train.setup import DDP_OPTIONS
 from caption_ray.train.steps import (
     Stepper,
     average_weights,
@@ -61,7 +63,7 @@ def captions_per_s(
     model = CaptionModel(None, Decoder(experiment.model, manifest.shape[1], len(vocabulary)))
     stepper = Stepper(
         model=model,
-        wrapped=ray.train.torch.prepare_model(model) if workers > 1 else model,
+        wrapped=ray.train.torch.prepare_model(model, parallel_strategy_kwargs=DDP_OPTIONS) if workers > 1 else model,
         optimizer=build_optimizer(model, experiment.optimizer),
         scaler=make_scaler(precision, device),
         average=average_weights(model, experiment.training.average_decay),
@@ -80,7 +82,8 @@ def captions_per_s(
         seed=0,
         rank=rank,
     )
-    batches: Iterator[CaptionBatch] = plan.train_batches(tables, epoch=0)
+    parts = list(plan.read(tables))
+    batches: Iterator[CaptionBatch] = plan.train_batches(parts, epoch=0, resident=True)
     num_captions, started = 0, time.perf_counter()
     for step, batch in enumerate(itertools.islice(batches, WARM_UP + settings["steps"])):
         if step == WARM_UP:

@@ -5,7 +5,6 @@ network do is assumed (see --help). Writes Markdown to standard output; `benchma
 """
 
 import argparse
-import itertools
 import json
 import sys
 import time
@@ -21,9 +20,9 @@ from floor import work_of_step
 from caption_ray import storage
 from caption_ray.config import ModelConfig
 from caption_ray.data import images
+from caption_ray.data.batch_plan import BatchPlan
 from caption_ray.data.batches import PictureFormat
 from caption_ray.data.feature_manifest import load_feature_manifest
-from caption_ray.data.pipeline import BatchPlan
 from caption_ray.data.shards import load_manifest, read_vocabulary
 from caption_ray.model.decoder import Decoder, pack_steps
 from caption_ray.model.loss import caption_loss
@@ -93,16 +92,14 @@ def measure(data: str, features: str) -> Measured:
         seed=0,
         rank=0,
     )
-    repeats = 1 + 1000 // table.num_rows
+    parts = list(plan.read([table])) * (1 + 1000 // table.num_rows)
     tracemalloc.start()
     captions = json.loads(storage.read_bytes(storage.join(data, "captions_train.json")))
     caption_bytes = tracemalloc.get_traced_memory()[0] / sum(map(len, captions.values()))
     tracemalloc.stop()
     return Measured(
         decoded_per_s=per_second(lambda: len([images.decode_square(file, 224) for file in files])),
-        fed_per_s=per_second(
-            lambda: sum(len(b.pictures) for b in plan.train_batches(itertools.repeat(table, repeats), 0))
-        ),
+        fed_per_s=per_second(lambda: sum(len(b.pictures) for b in plan.train_batches(parts, 0, resident=True))),
         picture_bytes=sum(map(len, files)) / len(files),
         feature_bytes=2 * cached.shape[0] * cached.shape[1],
         caption_bytes=caption_bytes,

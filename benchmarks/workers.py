@@ -8,8 +8,7 @@ import ray.data
 import ray.train
 import ray.train.torch
 
-from caption_ray.data.pipeline import ExactSplit
-from caption_ray.train.trainer import WORKER_ENVIRONMENT
+from caption_ray.data.pipeline import KEEP_MEMORY, ExactSplit
 
 
 def run_in_workers(
@@ -25,6 +24,6 @@ def run_in_workers(
             ),
             datasets={"train": dataset},
             dataset_config=ExactSplit(),
-            run_config=ray.train.RunConfig(storage_path=runs, worker_runtime_env={"env_vars": WORKER_ENVIRONMENT}),
+            run_config=ray.train.RunConfig(storage_path=runs, worker_runtime_env={"env_vars": KEEP_MEMORY}),
         )
         return float(trainer.fit().return_value)

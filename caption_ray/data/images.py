@@ -44,7 +44,8 @@ def open_picture(data: bytes) -> Image.Image:
             if image.width * image.height > MAX_PIXELS:
                 raise PictureError(f"{image.width}x{image.height} pixels are over the limit of {MAX_PIXELS:,}")
             image.load()
-            return _to_rgb(ImageOps.exif_transpose(image))
+            ImageOps.exif_transpose(image, in_place=True)
+            return _to_rgb(image)
     except PictureError:
         raise
     except Image.DecompressionBombError as error:
@@ -82,7 +83,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         rgba = image.convert("RGBA")
         canvas = Image.new("RGBA", rgba.size, "white")
         return Image.alpha_composite(canvas, rgba).convert("RGB")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def inspect_picture(data: bytes) -> tuple[int, int]:
@@ -92,14 +93,28 @@ def inspect_picture(data: bytes) -> tuple[int, int]:
 
 def to_square(image: Image.Image, side: int) -> npt.NDArray[np.uint8]:
     """Return the whole RGB picture as (3, side, side), uint8."""
+    return np.ascontiguousarray(_square(image, side))
+
+
+def _square(image: Image.Image, side: int) -> npt.NDArray[np.uint8]:
+    """Return the same, channels last in memory."""
     if image.size != (side, side):
         image = image.resize((side, side), Image.Resampling.BILINEAR)
-    return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
+    pixels: npt.NDArray[np.uint8] = np.asarray(image).transpose(2, 0, 1)
+    return pixels
 
 
 def decode_square(data: bytes, side: int) -> npt.NDArray[np.uint8]:
     """Return the picture in `data` as (3, side, side), uint8. Raises PictureError."""
     return to_square(open_picture(data), side)
+
+
+def decode_squares(pictures: Sequence[bytes], side: int) -> npt.NDArray[np.uint8]:
+    """Return many pictures as (P, 3, side, side), uint8, each put into its place at once. Raises PictureError."""
+    squares = np.empty((len(pictures), 3, side, side), dtype=np.uint8)
+    for square, data in zip(squares, pictures, strict=True):
+        square[:] = _square(open_picture(data), side)
+    return squares
 
 
 def may_mirror(captions: Sequence[str]) -> bool:
@@ -124,10 +139,13 @@ def augment(
     """Return a random (3, side, side) crop of a larger square picture, mirrored half the time if `mirror`."""
     margin = picture.shape[1] - side
     top, left = generator.integers(0, margin + 1, size=2)
-    crop = picture[:, top : top + side, left : left + side]
-    if mirror and generator.random() < 0.5:
-        crop = crop[:, :, ::-1]
-    return np.ascontiguousarray(crop)
+    return crop(picture, side, top, left, mirror and generator.random() < 0.5)
+
+
+def crop(picture: npt.NDArray[np.uint8], side: int, top: int, left: int, mirrored: bool) -> npt.NDArray[np.uint8]:
+    """Return a (3, side, side) window of a picture, mirrored or not, as a copy."""
+    window = picture[:, top : top + side, left : left + side]
+    return np.ascontiguousarray(window[:, :, ::-1]) if mirrored else window.copy()
 
 
 def stack_pictures(pictures: Sequence[npt.NDArray[np.uint8]]) -> torch.Tensor:

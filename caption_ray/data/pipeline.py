@@ -3,41 +3,44 @@
 Both feeds give tables with `name`, `captions` and a fixed-size binary `picture`, so that one training function serves.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import ray
 import ray.data
 import ray.train
 
 from caption_ray import storage
 from caption_ray.data import images
-from caption_ray.data.batches import (
-    CaptionBatch,
-    PictureFormat,
-    PictureGroup,
-    PictureRow,
-    batched,
-    collate,
-    draw_shuffled,
-    group_captions,
-    read_rows,
-)
+from caption_ray.data.batches import PictureFormat
 from caption_ray.data.feature_manifest import FeatureManifest
-from caption_ray.data.shards import DatasetManifest
-from caption_ray.data.tables import read_shards
-from caption_ray.text.tokenizer import tokenize
-from caption_ray.text.vocabulary import Vocabulary
+from caption_ray.data.shards import MAX_GROUP_ROWS, DatasetManifest, ShardFile
 
-_DECODE_ROWS = 32
-_MAX_BLOCK_BYTES = 8 << 20
-_MIN_BLOCK_BYTES = 64 << 10
-_BLOCKS_PER_SPLIT = 16
+_ROWS_PER_TASK = MAX_GROUP_ROWS
+_MAX_BLOCK_BYTES = 16 << 20
+_BLOCKS_PER_SPLIT = 64
 """Blocks are small enough that a split has about this many: they are what is dealt out to workers."""
 
-_MATERIALISED_SHARE = 0.4
+_BLOCKS_PER_CPU = 8
+"""Blocks that may wait for the workers, for each CPU that fills them."""
+
+KEEP_MEMORY = {
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
+    "MALLOC_TRIM_THRESHOLD_": str(256 << 20),
+    "MALLOC_TOP_PAD_": str(16 << 20),
+}
+"""Environment in which glibc's malloc does not give a block's or a step's memory back to the system only to have it
+faulted in, page by page, for the next one."""
+
+_RESIDENT_SHARE = 0.4
+"""Of a node's object store, what a feed may take for good."""
+
+_Item = TypeVar("_Item")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +51,8 @@ class Feed:
     picture_format: PictureFormat
     crop_to: int | None
     """Side to which workers crop at random, or None where pictures are taken as they come."""
+    resident: bool
+    """It is small enough for each worker to fetch its share once and hold it."""
 
 
 def stream_feed(folder: str, manifest: DatasetManifest, split: str, side: int, augment: bool) -> Feed:
@@ -56,46 +61,97 @@ def stream_feed(folder: str, manifest: DatasetManifest, split: str, side: int, a
     With `augment` they come larger than `side`, for workers to take random crops of.
     """
     stored = images.padded_side(side) if augment else side
-    paths = [storage.join(folder, file.name) for file in manifest.splits[split].files]
-    dataset = _read(paths, ["name", "captions", "image"], manifest.splits[split].num_pictures * 3 * stored**2)
-    decoded = dataset.map_batches(
-        _decode_pictures, fn_kwargs={"side": stored}, batch_size=_DECODE_ROWS, batch_format="pyarrow"
-    )
+    reading = _Reading(columns=["name", "captions", "image"], picture_bytes=3 * stored**2, decode_to=stored)
     return Feed(
-        dataset=decoded,
+        dataset=_read(folder, manifest.splits[split].files, reading),
         picture_format=PictureFormat(shape=(3, stored, stored), dtype="|u1"),
         crop_to=side if augment else None,
+        resident=False,
     )
 
 
 def cached_feed(folder: str, manifest: FeatureManifest, split: str, augment: bool) -> Feed:
     """Return the cached features of a split; with `augment` all their views.
 
-    They are read once into the object store where they take a small part of it, and else anew in every epoch.
+    Workers hold them where they take a small part of every node's object store, and else have them read anew in every
+    epoch.
     """
     files = manifest.splits[split]
     views = manifest.num_views if augment and split == "train" else 1
-    columns = ["name", "captions", "picture", *(f"view_{view}" for view in range(1, views))]
-    paths = [storage.join(folder, file.name) for file in files]
-    num_bytes = sum(file.num_rows for file in files) * 2 * int(np.prod(manifest.shape)) * views
-    dataset = _read(paths, columns, num_bytes)
-    if num_bytes < _MATERIALISED_SHARE * ray.cluster_resources().get("object_store_memory", 0):
-        dataset = dataset.materialize()
-    return Feed(dataset=dataset, picture_format=manifest.picture_format, crop_to=None)
+    reading = _Reading(
+        columns=["name", "captions", "picture", *(f"view_{view}" for view in range(1, views))],
+        picture_bytes=2 * int(np.prod(manifest.shape)) * views,
+        decode_to=None,
+    )
+    num_bytes = sum(file.num_rows for file in files) * reading.picture_bytes
+    return Feed(
+        dataset=_read(folder, files, reading),
+        picture_format=manifest.picture_format,
+        crop_to=None,
+        resident=num_bytes < _RESIDENT_SHARE * _smallest_object_store(),
+    )
 
 
-def _read(paths: list[str], columns: list[str], num_bytes: int) -> ray.data.Dataset:
-    dataset = read_shards(paths, columns)
-    # Whole files would be too coarse to deal out.
+def _smallest_object_store() -> float:
+    """Return the bytes of the smallest object store of the cluster's nodes."""
+    stores = (node["Resources"].get("object_store_memory", 0.0) for node in ray.nodes() if node["Alive"])
+    return min(stores, default=0.0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Reading:
+    """What is read of each shard: the columns, what a picture takes in memory, and the side that it is decoded to."""
+
+    columns: list[str]
+    picture_bytes: int
+    decode_to: int | None
+
+
+def _read(folder: str, files: Sequence[ShardFile], reading: _Reading) -> ray.data.Dataset:
+    """Return the rows of some shards in order.
+
+    A task reads some row groups of a file, decodes them and hands out a block at a time: pictures' bytes go from the
+    file into the block, and no plan is made of the shards anew in every epoch, as Ray's own reader does.
+    """
+    pieces = []
+    for file in files:
+        of = -(-file.num_rows // _ROWS_PER_TASK)
+        pieces += [{"location": storage.join(folder, file.name), "piece": piece, "of": of} for piece in range(of)]
+    num_bytes = sum(file.num_rows for file in files) * reading.picture_bytes
+    block_rows = max(1, min(num_bytes // _BLOCKS_PER_SPLIT, _MAX_BLOCK_BYTES) // reading.picture_bytes)
+    dataset = ray.data.from_items(pieces, override_num_blocks=len(pieces)).map_batches(
+        _read_pieces,
+        fn_args=(reading, block_rows),
+        batch_size=None,
+        batch_format="pyarrow",
+        runtime_env={"env_vars": KEEP_MEMORY},
+    )
     context = dataset.context
-    context.target_max_block_size = min(max(num_bytes // _BLOCKS_PER_SPLIT, _MIN_BLOCK_BYTES), _MAX_BLOCK_BYTES)
+    context.target_max_block_size = block_rows * reading.picture_bytes
+    context.execution_options.preserve_order = True
+    # Else Ray fills its object store with what the workers will want later.
+    waiting = _BLOCKS_PER_CPU * int(ray.cluster_resources().get("CPU", 1)) * context.target_max_block_size
+    context.execution_options.resource_limits = ray.data.ExecutionResources(object_store_memory=waiting)
     return dataset
 
 
+def _read_pieces(pieces: pa.Table, reading: _Reading, block_rows: int) -> Iterator[pa.Table]:
+    """Yield the rows of pieces of shards, `block_rows` at a time."""
+    for piece in pieces.to_pylist():
+        filesystem, path = storage.open_location(piece["location"])
+        with filesystem.open_input_file(path) as stream:
+            file = pq.ParquetFile(stream)
+            first, last = (
+                number * file.num_row_groups // piece["of"] for number in (piece["piece"], piece["piece"] + 1)
+            )
+            groups = list(range(first, last))
+            for rows in file.iter_batches(block_rows, row_groups=groups, columns=reading.columns):
+                table = pa.Table.from_batches([rows]).select(reading.columns)
+                yield table if reading.decode_to is None else _decode_pictures(table, reading.decode_to)
+
+
 def _decode_pictures(table: pa.Table, side: int) -> pa.Table:
-    squares = np.empty((table.num_rows, 3, side, side), dtype=np.uint8)
-    for square, data in zip(squares, table["image"], strict=True):
-        square[:] = images.decode_square(data.as_py(), side)
+    squares = images.decode_squares(table["image"].to_pylist(), side)
     # Arrow takes the array's memory as it is: bytes row by row would be copied twice.
     pictures = pa.FixedSizeBinaryArray.from_buffers(
         pa.binary(3 * side * side), table.num_rows, [None, pa.py_buffer(squares)]
@@ -128,59 +184,28 @@ class ExactSplit(ray.train.DataConfig):  # type: ignore[misc]
         return shards
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BatchPlan:
-    """How a worker makes batches of its share."""
+class Share(Generic[_Item]):
+    """A worker's share of a dataset as what `read` makes of its tables; each pass has the same in the same order.
 
-    picture_format: PictureFormat
-    crop_to: int | None
-    vocabulary: Vocabulary
-    captions_per_picture: int
-    groups_per_batch: int
-    shuffle_buffer: int
-    seed: int
-    rank: int
+    A resident share is fetched once; its tables lie in the node's object store and are gone over again without Ray.
+    """
 
-    def train_batches(self, tables: Iterable[pa.Table], epoch: int) -> Iterator[CaptionBatch]:
-        """Yield an epoch's batches in an order that depends on seed, epoch and rank alone."""
-        generator = images.seeded_generator(self.seed, "order", epoch, self.rank)
-        rows = read_rows(tables, self.picture_format, self._choose_view(epoch))
-        groups = (
-            group
-            for row in rows
-            for group in group_captions(
-                self._augmented(row, epoch), self._ids(row), self.captions_per_picture, generator
-            )
-        )
-        shuffled = draw_shuffled(groups, self.shuffle_buffer, generator)
-        for batch in batched(shuffled, self.groups_per_batch):
-            yield collate(batch)
+    def __init__(
+        self, shard: ray.data.DataIterator, read: Callable[[Iterable[pa.Table]], Iterator[_Item]], *, resident: bool
+    ) -> None:
+        self.resident = resident
+        self._shard = shard
+        self._read = read
+        self._held: list[_Item] | None = None
 
-    def rows(self, tables: Iterable[pa.Table]) -> Iterator[PictureRow]:
-        """Yield a share's pictures in order, as they are."""
-        return read_rows(tables, self.picture_format, lambda _name, _views: 0)
-
-    def whole_batch(self, rows: Iterable[PictureRow]) -> CaptionBatch:
-        """Return the batch of all captions of some pictures, for the dev loss."""
-        return collate([PictureGroup(picture=row.picture, captions=tuple(map(tuple, self._ids(row)))) for row in rows])
-
-    def _ids(self, row: PictureRow) -> list[list[int]]:
-        return [self.vocabulary.encode(tokenize(caption)) for caption in row.captions]
-
-    def _choose_view(self, epoch: int) -> Callable[[str, int], int]:
-        def choose(name: str, num_views: int) -> int:
-            return int(images.seeded_generator(self.seed, "view", epoch, name).integers(num_views))
-
-        return choose
-
-    def _augmented(self, row: PictureRow, epoch: int) -> PictureRow:
-        if self.crop_to is None:
-            return row
-        generator = images.seeded_generator(self.seed, "crop", epoch, row.name)
-        picture = images.augment(
-            row.picture.astype(np.uint8, copy=False), self.crop_to, images.may_mirror(row.captions), generator
-        )
-        return PictureRow(name=row.name, picture=picture, captions=row.captions)
+    def __iter__(self) -> Iterator[_Item]:
+        if self._held is not None:
+            return iter(self._held)
+        items = self._read(shard_tables(self._shard))
+        if not self.resident:
+            return items
+        self._held = list(items)
+        return iter(self._held)
 
 
 def shard_tables(shard: ray.data.DataIterator) -> Iterator[pa.Table]:

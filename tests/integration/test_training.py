@@ -128,7 +128,7 @@ def test_a_cache_in_bf16_says_so_and_comes_near(data: str, features: str, tmp_pa
     for folder, manifest in zip((features, rounded), manifests, strict=True):
         (file,) = manifest.splits["dev"]
         table = pq.read_table(Path(folder, file.name))
-        grids.append(np.stack([manifest.picture_format.read(picture) for picture in table["picture"]]).astype("f4"))
+        grids.append(manifest.picture_format.read(table["picture"].combine_chunks()).astype("f4"))
     error = np.linalg.norm(grids[1] - grids[0]) / np.linalg.norm(grids[0])
     assert 1e-5 < error < 0.02
 

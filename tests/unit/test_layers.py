@@ -19,6 +19,7 @@ BASE = ("config", "errors", "logs", "presets", "progress", "special_ids", "stora
 TEXT = ("text.*",)
 DATA_FILES = ("data.captions", "data.caption_formats", "data.splits", "data.synthetic")
 DATA_TABLES = ("data.images", "data.shards", "data.output_folder", "data.batches", "data.feature_manifest")
+BATCH_PLAN = ("data.batch_plan",)
 MODEL = ("model.*",)
 TENSORS = ("device", "weights")
 METRICS = ("evaluation.metrics",)
@@ -26,7 +27,7 @@ PURE = (*BASE, *TEXT, *DATA_FILES, *DATA_TABLES, *TENSORS, *MODEL, *METRICS)
 STEPS = ("train.steps", "train.state", "train.schedule", "train.resources", "train.setup")
 RUN_PARTS = ("train.run_folder", "train.dev", "train.board", "train.encoder_source")
 CAPTIONING = ("bundle", "inference", "attention_figure")
-DATA_ADAPTERS = ("cluster", "data.prepare", "data.pipeline", "data.feature_cache", "data.tables")
+DATA_ADAPTERS = (*BATCH_PLAN, "cluster", "data.prepare", "data.pipeline", "data.feature_cache", "data.tables")
 EVALUATION_ADAPTERS = ("evaluation.evaluate", "evaluation.pictures")
 TRAIN_ADAPTERS = ("train.loop", "train.trainer", "train.sweep")
 SERVE_PURE = ("serve.schemas", "serve.app")
@@ -54,6 +55,7 @@ LAYERS = (
     Layer(MODEL, (*BASE, *MODEL), (*TORCH, "torchvision")),
     Layer(METRICS, BASE, ("numpy", "nltk", "pycocoevalcap", "pydantic")),
     Layer(("evaluation.report",), (*BASE, *METRICS), ("jinja2",)),
+    Layer(BATCH_PLAN, (*BASE, *TEXT, *DATA_TABLES), ARROW),
     # 2, engines and captioning; all without Ray
     Layer(("bundle",), PURE, (*TORCH, "pydantic", "safetensors")),
     Layer(STEPS, (*PURE, *STEPS), (*TORCH, "pydantic")),

@@ -10,12 +10,10 @@ from hypothesis import strategies as st
 from caption_ray.data.batches import (
     PictureFormat,
     PictureGroup,
-    PictureRow,
     batched,
     collate,
     draw_shuffled,
     group_captions,
-    read_rows,
 )
 
 
@@ -91,13 +89,12 @@ def test_batched(count: int, expected: list[list[int]]) -> None:
     assert list(batched(range(count), 3)) == expected
 
 
-ROW = PictureRow(name="a.jpg", picture=picture(5), captions=("one", "two", "three", "four", "five"))
-IDS = [[4], [5], [6], [7], [8]]
+IDS = [(4,), (5,), (6,), (7,), (8,)]
 
 
 @given(st.integers(1, 6), st.integers(0, 99))
 def test_group_captions_deals_each_caption_once(per_group: int, seed: int) -> None:
-    groups = group_captions(ROW, IDS, per_group, np.random.default_rng(seed))
+    groups = group_captions(picture(5), IDS, per_group, np.random.default_rng(seed))
     dealt = [caption for group in groups for caption in group.captions]
     assert sorted(dealt) == [(4,), (5,), (6,), (7,), (8,)]
     assert [len(group.captions) for group in groups[:-1]] == [per_group] * (len(groups) - 1)
@@ -106,47 +103,20 @@ def test_group_captions_deals_each_caption_once(per_group: int, seed: int) -> No
 
 def test_group_captions_mixes_by_the_seed_alone() -> None:
     orders = [
-        [group.captions for group in group_captions(ROW, IDS, 2, np.random.default_rng(seed))] for seed in (1, 1, 2)
+        [group.captions for group in group_captions(picture(5), IDS, 2, np.random.default_rng(seed))]
+        for seed in (1, 1, 2)
     ]
     assert orders[0] == orders[1]
     assert orders[0] != orders[2]
 
 
-def test_groups_share_one_copy_of_the_picture() -> None:
-    row = PictureRow(name="a.jpg", picture=picture(5), captions=ROW.captions)
-    first, *others = group_captions(row, IDS, 2, np.random.default_rng(0))
-    row.picture[:] = 0
-    assert first.picture.tolist() == [[5, 5, 5], [5, 5, 5]]
-    assert all(other.picture is first.picture for other in others)
+def test_groups_share_the_picture_as_it_is() -> None:
+    array = picture(5)
+    assert all(group.picture is array for group in group_captions(array, IDS, 2, np.random.default_rng(0)))
 
 
-def table() -> pa.Table:
-    return pa.table(
-        {
-            "name": ["a.jpg", "b.jpg"],
-            "captions": [["one"], ["two", "three"]],
-            "picture": pa.array([picture(1).tobytes(), picture(2).tobytes()], pa.large_binary()),
-            "view_1": pa.array([picture(3).tobytes(), picture(4).tobytes()], pa.large_binary()),
-            "view_2": pa.array([picture(5).tobytes(), picture(6).tobytes()], pa.large_binary()),
-        }
-    )
-
-
-def test_read_rows_takes_the_chosen_view() -> None:
-    asked = []
-
-    def choose(name: str, num_views: int) -> int:
-        asked.append((name, num_views))
-        return {"a.jpg": 2, "b.jpg": 0}[name]
-
-    rows = list(read_rows([table()], PictureFormat(shape=(2, 3), dtype="<f2"), choose))
-    assert asked == [("a.jpg", 3), ("b.jpg", 3)]
-    assert [row.name for row in rows] == ["a.jpg", "b.jpg"]
-    assert [row.captions for row in rows] == [("one",), ("two", "three")]
-    assert [row.picture.tolist() for row in rows] == [picture(5).tolist(), picture(2).tolist()]
-
-
-def test_read_rows_asks_for_no_view_where_there_is_one() -> None:
-    single = table().select(["captions", "picture", "name"])
-    read = read_rows([single, single], PictureFormat(shape=(3, 2), dtype="<f2"), lambda name, num_views: 99)
-    assert [row.picture.shape for row in read] == [(3, 2)] * 4
+def test_pictures_are_read_without_a_copy_from_where_a_column_begins() -> None:
+    column = pa.array([picture(number).tobytes() for number in range(4)], pa.binary(12)).slice(1, 2)
+    pictures = PictureFormat(shape=(2, 3), dtype="<f2").read(column)
+    assert pictures[:, 0, 0].tolist() == [1, 2]
+    assert np.shares_memory(pictures, np.frombuffer(column.buffers()[1], dtype=np.uint8))

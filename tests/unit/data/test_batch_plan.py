@@ -1,4 +1,4 @@
-"""A worker's batches from tables at hand: crops, mirrored or not, and views. Imports Ray and does not start it."""
+"""A worker's batches from tables at hand: crops, mirrored or not, and views; and the hashes that choose them."""
 
 from dataclasses import replace
 
@@ -7,8 +7,8 @@ import pyarrow as pa
 import pytest
 import torch
 
+from caption_ray.data.batch_plan import BatchPlan, hash_names, mix
 from caption_ray.data.batches import CaptionBatch, PictureFormat
-from caption_ray.data.pipeline import BatchPlan
 from caption_ray.text.vocabulary import SPECIAL_WORDS, Vocabulary
 
 STORED, SIDE = 18, 16
@@ -27,6 +27,10 @@ PLAN = BatchPlan(
     seed=0,
     rank=0,
 )
+
+
+def batches(plan: BatchPlan, table: pa.Table, epoch: int, *, resident: bool = True) -> list[CaptionBatch]:
+    return list(plan.train_batches(plan.read([table]), epoch, resident=resident))
 
 
 def draw_ruler(number: int) -> np.ndarray:
@@ -61,7 +65,7 @@ def places(plan: BatchPlan, name: str) -> list[tuple[int, int, bool]]:
     number = list(CAPTIONS).index(name)
     found = []
     for epoch in EPOCHS:
-        (batch,) = plan.train_batches([picture_table()], epoch)
+        (batch,) = batches(plan, picture_table(), epoch)
         (crop,) = [crop for crop in batch.pictures.numpy() if crop[2, 0, 0] == number]
         found.append(place(crop))
     return found
@@ -89,7 +93,7 @@ def test_a_picture_whose_captions_speak_of_left_or_right_is_never_mirrored() -> 
 
 
 def test_batches_are_bytes_of_the_size_cropped_to() -> None:
-    (batch,) = PLAN.train_batches([picture_table()], 0)
+    (batch,) = batches(PLAN, picture_table(), 0)
     assert (batch.pictures.shape, batch.pictures.dtype) == ((2, 3, SIDE, SIDE), torch.uint8)
     # "a ball on the left" has four unknown words; each caption has an <end>.
     assert batch.lengths == (6, 4, 4, 3)
@@ -105,7 +109,7 @@ def test_captions_of_a_picture_share_its_crop_in_every_batch() -> None:
     plan = replace(PLAN, captions_per_picture=1, groups_per_batch=1)
     for epoch in range(5):
         crops: dict[int, list[tuple[int, int, bool]]] = {0: [], 1: []}
-        for batch in plan.train_batches([picture_table()], epoch):
+        for batch in batches(plan, picture_table(), epoch):
             (crop,) = batch.pictures.numpy()
             crops[int(crop[2, 0, 0])].append(place(crop))
         assert [len(found) for found in crops.values()] == [2, 2]
@@ -114,7 +118,7 @@ def test_captions_of_a_picture_share_its_crop_in_every_batch() -> None:
 
 def test_without_crop_to_pictures_stay_as_they_are() -> None:
     plan = replace(PLAN, crop_to=None)
-    (batch,) = plan.train_batches([picture_table({"plain.jpg": CAPTIONS["plain.jpg"]})], 0)
+    (batch,) = batches(plan, picture_table({"plain.jpg": CAPTIONS["plain.jpg"]}), 0)
     assert np.array_equal(batch.pictures[0].numpy(), draw_ruler(0))
 
 
@@ -151,8 +155,7 @@ def view_table(num_views: int, *, null_views: bool = False) -> pa.Table:
 
 def views_taken(plan: BatchPlan, table: pa.Table, epoch: int) -> list[int]:
     """Return the view of each picture, in the order of their numbers."""
-    batches: list[CaptionBatch] = list(plan.train_batches([table], epoch))
-    grids = torch.cat([batch.pictures for batch in batches])
+    grids = torch.cat([batch.pictures for batch in batches(plan, table, epoch)])
     assert (grids.shape, grids.dtype) == ((len(NAMES), 4, 2), torch.float16)
     taken = {int(number): int(view) for number, view in grids[:, 0].tolist()}
     return [taken[number] for number in range(len(NAMES))]
@@ -182,3 +185,39 @@ def test_dev_takes_the_picture_itself_and_reads_no_null_view() -> None:
         rows = list(CACHED.rows([table]))
         assert [row.name for row in rows] == NAMES
         assert [row.picture[0].tolist() for row in rows] == [[number, 0] for number in range(len(NAMES))]
+
+
+def test_a_feed_in_pieces_gives_the_batches_of_one_table() -> None:
+    """Arrow tables may come in chunks, and chunks may begin within a buffer."""
+    whole = view_table(3)
+    pieces = [whole.slice(0, 7), pa.concat_tables([whole.slice(7, 3), whole.slice(10, 0), whole.slice(10)])]
+    for epoch in range(3):
+        expected = batches(CACHED, whole, epoch)
+        found = list(CACHED.train_batches(CACHED.read(pieces), epoch, resident=True))
+        assert [batch.pictures.tolist() for batch in found] == [batch.pictures.tolist() for batch in expected]
+    assert [row.picture[0, 0] for row in CACHED.rows(pieces)] == list(range(len(NAMES)))
+
+
+def test_a_resident_share_gives_the_same_in_every_pass_as_a_streamed_one() -> None:
+    plan = replace(CACHED, groups_per_batch=4, shuffle_buffer=8)
+    held = list(plan.read([view_table(3)]))
+    for epoch in (0, 1, 0):
+        streamed = batches(plan, view_table(3), epoch, resident=False)
+        for one, other in zip(plan.train_batches(held, epoch, resident=True), streamed, strict=True):
+            assert torch.equal(one.pictures, other.pictures)
+            assert torch.equal(one.ids, other.ids)
+
+
+def test_only_streamed_pictures_are_copied_while_they_wait() -> None:
+    (part,) = CACHED.read([view_table(1)])
+    for resident in (True, False):
+        pictures = list(CACHED._pictures(part, 0, resident))
+        assert all(np.shares_memory(picture, part.views[0]) is resident for picture in pictures)
+
+
+def test_hashes_are_the_same_everywhere() -> None:
+    # BLAKE2b with a digest of 8 bytes, and the second output of splitmix64 seeded with 0 (its state is then twice
+    # the golden gamma).
+    assert [hex(key) for key in hash_names(["", "a.jpg"]).tolist()] == ["0xb4b2797457a0a6e4", "0x89a7126e02f047fe"]
+    state = np.array([0x3C6EF372FE94F82A], dtype=np.uint64)
+    assert mix(state).tolist() == [0x6E789E6AA1B965F4]
