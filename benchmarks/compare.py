@@ -1,6 +1,7 @@
 """Measuring two ways of one thing in turn, so that a noisy machine disturbs both alike."""
 
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -8,6 +9,14 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
+
+from caption_ray.data.pipeline import KEEP_MEMORY
+
+
+def keep_memory() -> None:
+    """Start this program again, if need be, with the memory settings of a training worker, for all ways alike."""
+    if any(os.environ.get(name) != value for name, value in KEEP_MEMORY.items()):
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **KEEP_MEMORY})
 
 
 def seconds_in_turn(ways: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:

@@ -8,7 +8,7 @@ import statistics
 
 import numpy as np
 import torch
-from compare import ratio, report, seconds_in_turn
+from compare import keep_memory, ratio, report, seconds_in_turn
 from floor import measure_machine, work_of_step
 from textbook import textbook_logits
 from torch import Tensor
@@ -82,6 +82,7 @@ def main() -> None:
     parser.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16", "fp16"), help="of ours")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
+    keep_memory()
     torch.set_num_threads(arguments.threads)
     torch.set_flush_denormal(True)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

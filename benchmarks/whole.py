@@ -15,7 +15,7 @@ from collections.abc import Iterable
 import numpy as np
 import pyarrow.parquet as pq
 import torch
-from compare import report
+from compare import keep_memory, report
 from encoder_pass import EncoderPass, eager, ours
 from textbook import textbook_logits
 
@@ -116,6 +116,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="times that both are measured in turn")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
     arguments = parser.parse_args()
+    keep_memory()
     torch.set_num_threads(arguments.threads)
     torch.set_flush_denormal(True)
     device = pick_device()
