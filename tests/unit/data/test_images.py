@@ -10,6 +10,7 @@ from PIL import Image
 from caption_ray.data.images import (
     augment,
     decode_square,
+    decode_squares,
     inspect_picture,
     load_picture,
     may_mirror,
@@ -252,3 +253,10 @@ def test_stack_pictures() -> None:
     stacked = stack_pictures([np.full((3, 2, 2), value, dtype=np.uint8) for value in (7, 9)])
     assert stacked.shape == (2, 3, 2, 2)
     assert stacked[:, 0, 0, 0].tolist() == [7, 9]
+
+
+def test_many_pictures_are_decoded_as_each_by_itself() -> None:
+    files = [encode(Image.effect_noise((width, 9), 80).convert("RGB")) for width in (7, 8, 20)]
+    squares = decode_squares(files, 8)
+    assert (squares.shape, squares.dtype, squares.flags.c_contiguous) == ((3, 3, 8, 8), np.uint8, True)
+    assert all(np.array_equal(square, decode_square(file, 8)) for square, file in zip(squares, files, strict=True))
