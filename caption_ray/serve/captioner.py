@@ -16,6 +16,7 @@ from ray import serve
 from ray.serve.metrics import Counter, Histogram
 
 from caption_ray import storage
+from caption_ray.bundle import read_manifest
 from caption_ray.errors import CaptionRayError
 from caption_ray.inference import Captioner
 from caption_ray.serve.backend import CaptionedPicture, GreedyWord, Square
@@ -49,7 +50,7 @@ class CaptionerReplica:
         self._default_bundle = default_bundle
         self._config = CaptionerConfig()
         self._engine: Engine | None = None
-        self._loaded_at = datetime.now(timezone.utc)
+        self._loaded_at = _now()
         self._refused: str | None = None
         self._swap: asyncio.Task[None] | None = None
         self._metrics = _Metrics()
@@ -71,7 +72,7 @@ class CaptionerReplica:
             torch.set_num_threads(config.num_threads)
         if self._engine is None:
             captioner = await asyncio.to_thread(self._load_first, config.bundle)
-            self._engine = Engine(captioner, config, self._metrics.observe)
+            self._engine, self._loaded_at = Engine(captioner, config, self._metrics.observe), _now()
             return
         self._engine.options = config
         if self._swap is not None:
@@ -119,14 +120,16 @@ class CaptionerReplica:
 
     async def _replace(self, bundle: str) -> None:
         engine = self._running()
-        if storage.absolute(bundle) == engine.captioner.bundle.location:
-            return
         try:
+            # By digest, not by name: a run trained anew leaves its bundle where the old one was.
+            manifest = await asyncio.to_thread(read_manifest, storage.absolute(bundle))
+            if manifest.digest == model_id(engine.captioner):
+                return
             captioner = await asyncio.to_thread(load_captioner, bundle)
         except Exception as error:  # whatever is wrong with the new one, the old one goes on
             self._refuse(str(error) or type(error).__name__)
             return
-        engine.captioner, self._loaded_at = captioner, datetime.now(timezone.utc)
+        engine.captioner, self._loaded_at = captioner, _now()
         logger.info("now answering with %s (%s)", captioner.bundle.location, model_id(captioner))
 
     def _refuse(self, reason: str) -> None:
@@ -139,27 +142,17 @@ class CaptionerReplica:
 
 
 class _Metrics:
-    """Figures of the model, beside Ray's own: Ray's metrics agent on each node serves those of all its replicas."""
+    """Figures of the replica, through Ray: the metrics agent of each node serves those of all its replicas, tagged."""
 
     def __init__(self) -> None:
         self._pictures = Counter("caption_ray_pictures", description="Pictures captioned.")
         self._model_s = Histogram(
-            "caption_ray_model_seconds",
+            "caption_ray_batch_seconds",
             description="Time of one batch in the model.",
             boundaries=[0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0],
         )
         self._batch_size = Histogram(
             "caption_ray_batch_size", description="Pictures of one batch.", boundaries=[1, 2, 4, 8, 16, 32, 64]
-        )
-        self._num_words = Histogram(
-            "caption_ray_caption_words", description="Words of the best caption.", boundaries=[4, 6, 8, 10, 12, 16, 24]
-        )
-        self._log_probability = Histogram(
-            "caption_ray_log_probability_per_word",
-            description="Log-probability of the best caption by its words and end; falls where pictures grow unlike "
-            "those of training.",
-            # Ray takes positive bounds only, so the sign is turned.
-            boundaries=[0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0],
         )
 
     def observe(self, batch: BatchRecord) -> None:
@@ -167,10 +160,10 @@ class _Metrics:
         self._pictures.inc(len(batch.answers))
         self._model_s.observe(batch.model_s)
         self._batch_size.observe(len(batch.answers))
-        for answer in batch.answers:
-            best = answer.captions[0]
-            self._num_words.observe(len(best.words))
-            self._log_probability.observe(-best.log_probability / (len(best.words) + 1))
+
+
+def _now() -> datetime:
+    return datetime.now(timezone.utc)
 
 
 def log_through_serve() -> None:

@@ -1,7 +1,7 @@
 """The application on Ray Serve: an ingress that speaks HTTP and decodes pictures, and replicas of the model behind it.
 
-`serve run serve_config.yaml` builds it by `build_app`. No `from __future__ import annotations` here: Serve checks `args`
-against the builder's annotation only where that is a class, and takes anything where it is a string.
+`serve run serve_config.yaml` builds it by `build_app`. No `from __future__ import annotations` here: Serve checks
+`args` against the builder's annotation only where that is a class, and takes anything where it is a string.
 """
 
 import os

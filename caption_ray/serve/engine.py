@@ -1,8 +1,8 @@
 """A model and the one thread that computes with it: batches form from what waits when the thread becomes free.
 
 The event loop only queues and is told; it never computes. While a batch computes the next one fills, so a batch is as
-large as the load makes it, up to its limit, and at low load a picture waits for nobody. (`@serve.batch` closes a batch by
-the clock, whether or not the model is free: under load it queues up many small ones.)
+large as the load makes it, up to its limit, and at low load a picture waits for nobody. `@serve.batch` closes a batch by
+the clock instead, whether or not the model is free, and so under load puts many small ones in a queue.
 
 Streams advance by one word between two batches, and at most one of them is encoded there, so neither holds up the other
 for long.
