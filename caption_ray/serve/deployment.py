@@ -17,13 +17,14 @@ from caption_ray import storage
 from caption_ray.bundle import read_manifest
 from caption_ray.config import Settings
 from caption_ray.errors import BundleError
+from caption_ray.serve.access_log import configure_access_log
 from caption_ray.serve.app import create_app
 from caption_ray.serve.captioner import CaptionerConfig, CaptionerReplica, log_through_serve
 from caption_ray.serve.handle import ServeBackend
+from caption_ray.serve.local import read_api_keys
 from caption_ray.serve.schemas import Limits
 
 BUNDLE_VARIABLE = "CAPTION_RAY_BUNDLE"
-KEYS_VARIABLE = "CAPTION_RAY_API_KEYS"
 
 _QUICKSTART_BUNDLE = Path(__file__).parents[2] / "runs" / "quickstart" / "bundle"
 
@@ -45,14 +46,14 @@ class Ingress:
 
     def __init__(self, captioner: DeploymentHandle, limits: Limits) -> None:
         log_through_serve()
+        configure_access_log()
         self._captioner = captioner
         self._limits = limits
 
     def __serve_build_asgi_app__(self) -> Starlette:
         """Build the app in the replica's own process; the keys come from its environment and pass through no config."""
         backend = ServeBackend(self._captioner, self._limits.retry_after_s)
-        keys = [key.strip() for key in os.environ.get(KEYS_VARIABLE, "").split(",") if key.strip()]
-        return create_app(backend, self._limits, api_keys=keys)
+        return create_app(backend, self._limits, api_keys=read_api_keys())
 
 
 def build_app(args: ServeArguments) -> Application:

@@ -29,7 +29,14 @@ CAPTIONING = ("bundle", "inference", "attention_figure")
 DATA_ADAPTERS = ("cluster", "data.prepare", "data.pipeline", "data.feature_cache", "data.tables")
 EVALUATION_ADAPTERS = ("evaluation.evaluate", "evaluation.pictures")
 TRAIN_ADAPTERS = ("train.loop", "train.trainer", "train.sweep")
-SERVE_PURE = ("serve.schemas", "serve.app")
+SERVE_CONTRACT = ("serve.schemas", "serve.backend")
+SERVE_APP = (
+    *("serve.access_log", "serve.app", "serve.documentation", "serve.errors", "serve.examples", "serve.metrics"),
+    *("serve.middleware", "serve.openapi", "serve.pictures", "serve.reading", "serve.service", "serve.streaming"),
+)
+SERVE_ENGINE = ("serve.compute", "serve.engine")
+SERVE_PURE = (*SERVE_CONTRACT, *SERVE_APP, *SERVE_ENGINE, "serve.local")
+SERVE_ADAPTERS = ("serve.captioner", "serve.handle", "serve.deployment")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +67,14 @@ LAYERS = (
     Layer(("attention_figure",), BASE, ("numpy", "PIL")),
     Layer(("inference",), (*PURE, "bundle"), (*TORCH, "PIL")),
     Layer(RUN_PARTS, (*PURE, *STEPS, *RUN_PARTS, *CAPTIONING), (*ARROW, "PIL", "pydantic", "safetensors")),
-    Layer(SERVE_PURE, (*PURE, *SERVE_PURE, *CAPTIONING), (*TORCH, "PIL", "jinja2", "pydantic", "starlette")),
+    Layer(SERVE_CONTRACT, (*BASE, *CAPTIONING, *SERVE_CONTRACT), ("numpy", "pydantic")),
+    Layer(
+        SERVE_APP,
+        (*BASE, "data.images", "inference", *SERVE_CONTRACT, *SERVE_APP),
+        ("numpy", "jinja2", "prometheus_client", "pydantic", "python_multipart", "starlette"),
+    ),
+    Layer(SERVE_ENGINE, (*PURE, *CAPTIONING, *SERVE_CONTRACT, *SERVE_ENGINE), ("numpy", "PIL", "pydantic")),
+    Layer(("serve.local",), (*BASE, "entry", *CAPTIONING, *SERVE_PURE), ("pydantic", "uvicorn")),
     # 3, Ray adapters
     Layer(("cluster",), BASE, ("ray",)),
     Layer(
@@ -78,7 +92,9 @@ LAYERS = (
         (*PURE, "evaluation.report", *CAPTIONING, *DATA_ADAPTERS, *EVALUATION_ADAPTERS),
         (*ARROW, "ray", "PIL", "pydantic"),
     ),
-    Layer(("serve.deployment",), (*PURE, *CAPTIONING, *SERVE_PURE, "cluster"), (*TORCH, "ray", "pydantic")),
+    Layer(
+        SERVE_ADAPTERS, (*BASE, *CAPTIONING, *SERVE_PURE, *SERVE_ADAPTERS), ("torch", "ray", "pydantic", "starlette")
+    ),
     # 4, entry
     Layer(("entry",), BASE, ("tyro",)),
     Layer(("jobs.*",), ("*",), ("pydantic", "tyro")),
