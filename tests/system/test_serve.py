@@ -65,8 +65,8 @@ def processes_of_group(group: int) -> list[str]:
 
 
 def test_serve_run_answers_until_interrupted(config: Path, tiny_bundle: Path, tmp_path: Path) -> None:
-    write_synthetic_flickr8k(tmp_path / "drawn", 1, seed=0)
-    (picture,) = (tmp_path / "drawn" / "Images").iterdir()
+    write_synthetic_flickr8k(tmp_path / "drawn", 20, seed=0)
+    picture = min((tmp_path / "drawn" / "Images").iterdir())
     url = f"http://127.0.0.1:{yaml.safe_load(config.read_text())['http_options']['port']}"
     process = start(config, tiny_bundle)
     try:

@@ -41,16 +41,17 @@ def test_dawdling_and_vanishing_clients_hold_up_no_one(service: Service, picture
         f"Content-Length: {len(picture)}\r\n\r\n"
     ).encode()
 
-    async def dawdle(num_sent: int = 6) -> bytes:
-        """Send a byte a second, and return what is answered."""
+    async def dawdle() -> bytes:
+        """Send a byte a second until there is an answer, and return that."""
         reader, writer = await asyncio.open_connection("127.0.0.1", service.port)
         writer.write(head)
-        for byte in picture[:num_sent]:
+        answer = asyncio.create_task(reader.read(4096))
+        for byte in picture[:10]:
             writer.write(bytes([byte]))
-            await asyncio.sleep(1)
-        answer = await asyncio.wait_for(reader.read(4096), 20)
+            if (await asyncio.wait({answer}, timeout=1))[0]:
+                break
         writer.close()
-        return answer
+        return await answer
 
     async def vanish() -> None:
         """Ask, and hang up without reading the answer; or in the middle of the picture."""
