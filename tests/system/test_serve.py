@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -106,15 +107,28 @@ def test_serve_run_answers_until_interrupted(config: Path, tiny_bundle: Path, tm
         end(process)
 
 
-def test_serve_run_without_a_bundle_names_the_remedy(config: Path, tmp_path: Path) -> None:
-    process = start(config, tmp_path / "absent")
+@pytest.mark.parametrize(
+    ("is_there", "messages"),
+    [
+        (False, ["no manifest.json: not a bundle", "the quick start in runs/quickstart/bundle"]),
+        (True, ["model.safetensors: missing; copy the bundle again, whole"]),
+    ],
+)
+def test_bundle_that_cannot_be_loaded_is_named(
+    config: Path, tiny_bundle: Path, tmp_path: Path, is_there: bool, messages: list[str]
+) -> None:
+    bundle = tmp_path / "bundle"
+    if is_there:
+        shutil.copytree(tiny_bundle, bundle)
+        (bundle / "model.safetensors").unlink()
+    process = start(config, bundle)
     try:
         deadline = time.monotonic() + 60
-        while "not a bundle" not in (log := config.with_suffix(".log").read_text()):
-            assert process.poll() is None
+        while messages[0] not in (log := config.with_suffix(".log").read_text()):
+            assert process.poll() is None, log[-3000:]
             assert time.monotonic() < deadline, log[-3000:]
             time.sleep(0.3)
-        assert "the quick start in runs/quickstart/bundle" in log
+        assert all(message in log for message in messages)
         process.send_signal(signal.SIGINT)
         process.wait(60)
     finally:
