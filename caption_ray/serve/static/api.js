@@ -1,6 +1,8 @@
 // The service's HTTP API, as far as this page speaks it. Addresses are relative: the service may stand below a prefix.
 
 const KEY_NAME = "caption_ray.api-key";
+// An error in the middle of a stream comes without a status: those that pass, by their code.
+const STATUS_OF_CODE = { overloaded: 503, unavailable: 503, deadline_exceeded: 408 };
 
 /** A request that did not succeed: `status` is 0 where no answer came, `code` and `limit` are the service's own. */
 export class ApiError extends Error {
@@ -51,13 +53,12 @@ export async function fetchCaptions(picture, count, signal) {
 /** Yield `{event, data}` for each word as it is found, and at last for the whole caption. */
 export async function* streamCaption(picture, signal) {
   const response = await send("v1/captions/stream?attention=true", upload(picture, signal));
-  let ended = false;
   for await (const { event, data } of readEvents(response.body)) {
-    if (event === "error") throw errorFrom(data, statusOf(data));
+    if (event === "error") throw errorFrom(data, STATUS_OF_CODE[codeOf(data)] ?? 500);
     yield { event, data };
-    ended ||= event === "caption";
+    if (event === "caption") return;
   }
-  if (!ended) throw new ApiError("The answer broke off.");
+  throw new ApiError("The answer broke off.");
 }
 
 /** Yield the server-sent events of a body; a comment, or an event without data, is none. */
@@ -72,6 +73,8 @@ export async function* readEvents(body) {
       pending = blocks.pop();
       yield* blocks.map(parseEvent).filter(Boolean);
     }
+  } catch (error) {
+    throw error.name === "TypeError" ? new ApiError("The answer broke off.") : error;
   } finally {
     reader.cancel().catch(() => {});
   }
@@ -112,7 +115,6 @@ function errorFrom(body, status, retryAfter = null) {
   return new ApiError(message, { status, code, limit, retryAfter });
 }
 
-/** The status that an error would have had, had it come before the stream began. */
-function statusOf(body) {
-  return { overloaded: 503, unavailable: 503, timeout: 408 }[body?.error?.code] ?? 500;
+function codeOf(body) {
+  return body?.error?.code;
 }

@@ -124,7 +124,8 @@ function begin(file) {
   byId("start").hidden = byId("intro").hidden = true;
   byId("result").hidden = false;
   showPicture(current.url, isSurelyNoPicture(file));
-  if (hadFocusInside) byId("result-title").focus();
+  if (hadFocusInside) byId("result-title").focus({ preventScroll: true });
+  window.scrollTo({ top: 0, behavior: prefersStillness() ? "instant" : "smooth" });
   setBusy(true);
   announce("Looking at the picture.");
   return current;
@@ -174,7 +175,7 @@ function describeLook(word) {
   if (word?.attention) {
     const { place, peak } = describeGrid(word.attention);
     const strong = Object.assign(document.createElement("strong"), { textContent: word.text });
-    where.replaceChildren(strong, `: ${place}, ${percent(peak)} at the brightest spot`);
+    where.replaceChildren(strong, ` · ${place} · brightest ${percent(peak)}`);
   } else {
     const verb = matchMedia("(hover: hover)").matches ? "Move over" : "Tap";
     where.textContent = current?.said ? `${verb} a word to see where the model looked for it.` : "";
@@ -226,7 +227,7 @@ function announce(text) {
 // --- Problems --------------------------------------------------------------------------------------------------
 
 function showProblem(error) {
-  const { title, text, canRetry, needsKey } = describeProblem(error);
+  const { title, text, detail, canRetry, needsKey } = describeProblem(error);
   if (!current.said) {
     caption.clear();
     byId("picture").alt = "Your picture, without a caption";
@@ -234,6 +235,8 @@ function showProblem(error) {
   byId("problem").hidden = false;
   byId("problem-title").textContent = title;
   byId("problem-text").textContent = text;
+  byId("problem-detail").textContent = detail;
+  if (byId("frame").classList.contains("unshown") && !canRetry) byId("frame").classList.add("hopeless");
   byId("countdown").hidden = true;
   byId("retry").hidden = !canRetry;
   byId("key-form").hidden = !needsKey;
@@ -364,12 +367,13 @@ function modelLine({ name, backbone, num_parameters, vocabulary_size, metrics })
     ["BLEU-4", metrics.bleu_4],
     ["CIDEr", metrics.cider],
   ].filter(([, value]) => typeof value === "number");
+  const scored = scores.map(([label, value]) => `${label} ${value.toFixed(3)}`).join(", ");
   return [
     `Model ${name}`,
     backbone,
     `${(num_parameters / 1e6).toFixed(1)} million parameters`,
     `${vocabulary_size.toLocaleString("en")} words`,
-    ...scores.map(([label, value]) => `${label} ${value.toFixed(3)}`),
+    ...(scored ? [`${scored} on unseen pictures`] : []),
   ].join(" · ");
 }
 

@@ -112,8 +112,8 @@ export class AlternativesView {
     const button = document.createElement("button");
     button.type = "button";
     button.title =
-      `log-probability ${caption.log_probability.toFixed(2)}, ` +
-      `that is ${percent(Math.exp(caption.log_probability))} of all sentences`;
+      `log-probability ${caption.log_probability.toFixed(2)} (natural logarithm), ` +
+      `a probability of ${percent(Math.exp(caption.log_probability))}`;
     const text = Object.assign(document.createElement("span"), { className: "text", textContent: sentence(caption.words) });
     const value = Object.assign(document.createElement("span"), { className: "share", textContent: percent(share) });
     const bar = Object.assign(document.createElement("span"), { className: "bar" });

@@ -10,7 +10,7 @@ export class PictureProblem extends Error {
   }
 }
 
-/** Return `{title, text, canRetry, needsKey}` for whatever went wrong. */
+/** Return `{title, text, detail, canRetry, needsKey}` for whatever went wrong. */
 export function describeProblem(error) {
   if (error instanceof PictureProblem) return problem(error.title, error.message);
   switch (error.status) {
@@ -21,7 +21,7 @@ export function describeProblem(error) {
     case 401:
       return problem("This service asks for a key", "Enter the API key that you were given.", { needsKey: true });
     case 408:
-      return problem("That took too long", "The picture did not arrive in time.", { canRetry: true });
+      return problem("That took too long", "The picture, or its caption, was not there in time.", { canRetry: true });
     case 413:
       return problem("The file is too large", limitText(error));
     case 415:
@@ -40,7 +40,7 @@ export function describeProblem(error) {
 }
 
 function problem(title, text, { canRetry = false, needsKey = false, detail = "" } = {}) {
-  return { title, text: detail ? `${text} (${detail.replace(/\.$/, "")})` : text, canRetry, needsKey };
+  return { title, text, detail, canRetry, needsKey };
 }
 
 function limitText({ limit }) {
