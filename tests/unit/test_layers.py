@@ -61,7 +61,7 @@ LAYERS = (
     Layer(("inference",), (*PURE, "bundle"), (*TORCH, "PIL")),
     Layer(RUN_PARTS, (*PURE, *STEPS, *RUN_PARTS, *CAPTIONING), (*ARROW, "PIL", "pydantic", "safetensors")),
     Layer(SERVE_PURE, (*PURE, *SERVE_PURE, *CAPTIONING), (*TORCH, "PIL", "jinja2", "pydantic", "starlette")),
-    Layer(("serve.examples",), (*BASE, *DATA_FILES), ("numpy", "PIL")),
+    Layer(("serve.example_pictures",), (*BASE, *DATA_FILES), ("numpy", "PIL")),
     # 3, Ray adapters
     Layer(("cluster",), BASE, ("ray",)),
     Layer(

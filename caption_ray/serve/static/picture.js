@@ -28,9 +28,12 @@ export async function shrink(file, maxBytes) {
   throw new RangeError(`no size of this picture has at most ${maxBytes} bytes`);
 }
 
-/** "14.2 MB", "812 kB". */
+/** "10 MB", "14.2 MB", "812 kB", counted in powers of two as file managers do. */
 export function formatBytes(count) {
-  return count < 1e6 ? `${Math.max(1, Math.round(count / 1e3))} kB` : `${(count / 1e6).toFixed(1)} MB`;
+  const kilobytes = count / 1024;
+  return kilobytes < 1000
+    ? `${Math.max(1, Math.round(kilobytes))} kB`
+    : `${(kilobytes / 1024).toFixed(1).replace(/\.0$/, "")} MB`;
 }
 
 function asJpeg(bitmap, longSide) {

@@ -1,4 +1,4 @@
-"""The page's example pictures, drawn: `python -m caption_ray.serve.examples` writes them to static/examples."""
+"""The page's example pictures, drawn: `python -m caption_ray.serve.example_pictures` writes them to static/examples."""
 
 from pathlib import Path
 
