@@ -7,6 +7,7 @@ from datetime import datetime
 import numpy as np
 from PIL import Image
 
+from caption_ray.config import AskedPrecision
 from caption_ray.data.images import to_square
 from caption_ray.errors import BundleError
 from caption_ray.inference import Captioner
@@ -14,12 +15,12 @@ from caption_ray.serve.backend import CaptionedPicture, GreedyWord, Square
 from caption_ray.serve.schemas import ModelAnswer
 
 
-def load_captioner(location: str) -> Captioner:
+def load_captioner(location: str, precision: AskedPrecision = "auto") -> Captioner:
     """Load a bundle, verify it, and caption a grey picture with it, so that the first request finds all warmed up.
 
     Raises BundleError where it is absent or damaged, or its numbers are no numbers.
     """
-    captioner = Captioner.load(location)
+    captioner = Captioner.load(location, precision=precision)
     side = captioner.bundle.config.encoder.image_size
     (captions,) = captioner.caption([np.full((3, side, side), 127, dtype=np.uint8)])
     if not captions or not math.isfinite(captions[0].log_probability):

@@ -20,10 +20,10 @@ from caption_ray.errors import BundleError
 from caption_ray.serve.app import create_app
 from caption_ray.serve.captioner import CaptionerConfig, CaptionerReplica, log_through_serve
 from caption_ray.serve.handle import ServeBackend
+from caption_ray.serve.middleware import api_keys_from_environment
 from caption_ray.serve.schemas import Limits
 
 BUNDLE_VARIABLE = "CAPTION_RAY_BUNDLE"
-KEYS_VARIABLE = "CAPTION_RAY_API_KEYS"
 
 _QUICKSTART_BUNDLE = Path(__file__).parents[2] / "runs" / "quickstart" / "bundle"
 
@@ -51,8 +51,7 @@ class Ingress:
     def __serve_build_asgi_app__(self) -> Starlette:
         """Build the app in the replica's own process; the keys come from its environment and pass through no config."""
         backend = ServeBackend(self._captioner, self._limits.retry_after_s)
-        keys = [key.strip() for key in os.environ.get(KEYS_VARIABLE, "").split(",") if key.strip()]
-        return create_app(backend, self._limits, api_keys=keys)
+        return create_app(backend, self._limits, api_keys=api_keys_from_environment())
 
 
 def build_app(args: ServeArguments) -> Application:
