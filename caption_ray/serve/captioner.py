@@ -22,7 +22,7 @@ from caption_ray.errors import CaptionRayError
 from caption_ray.inference import Captioner
 from caption_ray.serve.backend import CaptionedPicture, GreedyWord, Square
 from caption_ray.serve.compute import describe, load_captioner, model_id
-from caption_ray.serve.engine import BatchOptions, Engine
+from caption_ray.serve.engine import BatchOptions, BatchRecord, Engine
 from caption_ray.serve.schemas import ModelAnswer
 
 logger = logging.getLogger(__name__)
@@ -157,11 +157,11 @@ class _Metrics:
             "caption_ray_batch_size", description="Pictures of one batch.", boundaries=[1, 2, 4, 8, 16, 32, 64]
         )
 
-    def observe(self, num_pictures: int, seconds: float) -> None:
+    def observe(self, batch: BatchRecord) -> None:
         """Count one batch."""
-        self._pictures.inc(num_pictures)
-        self._model_s.observe(seconds)
-        self._batch_size.observe(num_pictures)
+        self._pictures.inc(len(batch.answers))
+        self._model_s.observe(batch.model_s)
+        self._batch_size.observe(len(batch.answers))
 
 
 def _now() -> datetime:

@@ -35,6 +35,14 @@ class BatchOptions(Settings):
     )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchRecord:
+    """One batch, done: its pictures' captions, and the seconds that the model took."""
+
+    answers: Sequence[CaptionedPicture]
+    model_s: float
+
+
 @dataclass(slots=True, kw_only=True)
 class _Waiting:
     picture: Square
@@ -55,11 +63,11 @@ class Engine:
     """Computes captions on a thread of its own. `captioner` may be replaced at any time, by one assignment.
 
     num_failures: batches in a row, up to now, that raised.
-    observe: told the pictures and seconds of each batch, on the engine's thread.
+    observe: told of each batch, on the engine's thread.
     """
 
     def __init__(
-        self, captioner: Captioner, options: BatchOptions, observe: Callable[[int, float], None] | None = None
+        self, captioner: Captioner, options: BatchOptions, observe: Callable[[BatchRecord], None] | None = None
     ) -> None:
         self.captioner = captioner
         self.options = options
@@ -159,7 +167,7 @@ class Engine:
         try:
             answers = caption_batch(self.captioner, [(item.picture, item.beam_width) for item in batch])
             if self._observe:
-                self._observe(len(batch), time.monotonic() - started)
+                self._observe(BatchRecord(answers=answers, model_s=time.monotonic() - started))
         except Exception as error:  # whatever the model raises is its callers' to handle, not this thread's end
             self.num_failures += 1
             for item in batch:

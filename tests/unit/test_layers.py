@@ -34,9 +34,9 @@ SERVE_APP = (
     *("serve.access_log", "serve.app", "serve.documentation", "serve.errors", "serve.examples", "serve.metrics"),
     *("serve.middleware", "serve.openapi", "serve.pictures", "serve.reading", "serve.service", "serve.streaming"),
 )
-SERVE_ENGINE = ("serve.compute", "serve.engine")
-SERVE_PURE = (*SERVE_CONTRACT, *SERVE_APP, *SERVE_ENGINE, "serve.local")
-SERVE_ADAPTERS = ("serve.captioner", "serve.handle", "serve.deployment")
+SERVE_COMPUTE = ("serve.compute", "serve.engine")
+SERVE_PURE = (*SERVE_CONTRACT, *SERVE_APP, *SERVE_COMPUTE)
+SERVE_ADAPTERS = ("serve.deployment", "serve.captioner", "serve.handle")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +73,13 @@ LAYERS = (
         (*BASE, "data.images", "inference", *SERVE_CONTRACT, *SERVE_APP),
         ("numpy", "jinja2", "prometheus_client", "pydantic", "python_multipart", "starlette"),
     ),
-    Layer(SERVE_ENGINE, (*PURE, *CAPTIONING, *SERVE_CONTRACT, *SERVE_ENGINE), ("numpy", "PIL", "pydantic")),
+    Layer(
+        SERVE_COMPUTE,
+        (*BASE, "data.images", *CAPTIONING, *SERVE_CONTRACT, *SERVE_COMPUTE),
+        ("numpy", "PIL", "pydantic"),
+    ),
     Layer(("serve.local",), (*BASE, "entry", *CAPTIONING, *SERVE_PURE), ("pydantic", "uvicorn")),
+    Layer(("serve.example_pictures",), (*BASE, *DATA_FILES), ("numpy", "PIL")),
     # 3, Ray adapters
     Layer(("cluster",), BASE, ("ray",)),
     Layer(
@@ -93,7 +98,9 @@ LAYERS = (
         (*ARROW, "ray", "PIL", "pydantic"),
     ),
     Layer(
-        SERVE_ADAPTERS, (*BASE, *CAPTIONING, *SERVE_PURE, *SERVE_ADAPTERS), ("torch", "ray", "pydantic", "starlette")
+        SERVE_ADAPTERS,
+        (*PURE, *CAPTIONING, *SERVE_PURE, *SERVE_ADAPTERS, "cluster"),
+        (*TORCH, "ray", "pydantic", "starlette"),
     ),
     # 4, entry
     Layer(("entry",), BASE, ("tyro",)),

@@ -12,7 +12,7 @@ import torch
 from caption_ray.config import DecodeOptions
 from caption_ray.inference import Caption, Captioner
 from caption_ray.serve.backend import BackendUnavailableError, CaptionedPicture, GreedyWord, Square
-from caption_ray.serve.engine import BatchOptions, Engine
+from caption_ray.serve.engine import BatchOptions, BatchRecord, Engine
 
 
 def noise(seed: int, side: int = 64) -> Square:
@@ -48,13 +48,13 @@ def gated(plain: Captioner) -> Gated:
 
 
 @pytest.fixture
-def records() -> list[tuple[int, float]]:
+def records() -> list[BatchRecord]:
     return []
 
 
 @pytest.fixture
-def engine(gated: Gated, records: list[tuple[int, float]]) -> Iterator[Engine]:
-    engine = Engine(gated, BatchOptions(max_batch_size=4), lambda size, seconds: records.append((size, seconds)))
+def engine(gated: Gated, records: list[BatchRecord]) -> Iterator[Engine]:
+    engine = Engine(gated, BatchOptions(max_batch_size=4), records.append)
     yield engine
     gated.gate.set()
     engine.close()
@@ -83,7 +83,7 @@ def test_answers_are_the_captioners_own(engine: Engine, plain: Captioner) -> Non
 
 
 def test_what_arrives_while_the_model_computes_is_the_next_batch(
-    engine: Engine, gated: Gated, records: list[tuple[int, float]]
+    engine: Engine, gated: Gated, records: list[BatchRecord]
 ) -> None:
     async def ask() -> None:
         async with busy(engine, gated):
@@ -93,11 +93,11 @@ def test_what_arrives_while_the_model_computes_is_the_next_batch(
 
     asyncio.run(ask())
     # Six waited: a whole batch of four, then the rest.
-    assert [size for size, _ in records] == [1, 4, 2]
-    assert all(seconds > 0 for _, seconds in records)
+    assert [len(record.answers) for record in records] == [1, 4, 2]
+    assert all(record.model_s > 0 for record in records)
 
 
-def test_one_batch_may_have_many_beam_widths(engine: Engine, gated: Gated, records: list[tuple[int, float]]) -> None:
+def test_one_batch_may_have_many_beam_widths(engine: Engine, gated: Gated, records: list[BatchRecord]) -> None:
     async def ask() -> list[list[CaptionedPicture]]:
         async with busy(engine, gated):
             waiting = [asyncio.create_task(engine.caption([noise(9)], width)) for width in (3, 1, 3, None)]
@@ -106,12 +106,12 @@ def test_one_batch_may_have_many_beam_widths(engine: Engine, gated: Gated, recor
 
     answers = asyncio.run(ask())
     assert [len(answer.captions) for (answer,) in answers] == [3, 1, 3, 4]
-    assert [size for size, _ in records] == [1, 4]
+    assert [len(record.answers) for record in records] == [1, 4]
 
 
 @pytest.mark.parametrize(("wait_s", "expected"), [(0.0, 2), (0.5, 1)])
 def test_idle_model_waits_for_more_only_where_it_is_told_to(
-    engine: Engine, records: list[tuple[int, float]], wait_s: float, expected: int
+    engine: Engine, records: list[BatchRecord], wait_s: float, expected: int
 ) -> None:
     engine.options = BatchOptions(max_batch_size=2, batch_wait_s=wait_s)
 
@@ -125,7 +125,7 @@ def test_idle_model_waits_for_more_only_where_it_is_told_to(
     assert len(records) == expected
 
 
-def test_cancelled_pictures_are_not_computed(engine: Engine, gated: Gated, records: list[tuple[int, float]]) -> None:
+def test_cancelled_pictures_are_not_computed(engine: Engine, gated: Gated, records: list[BatchRecord]) -> None:
     async def ask() -> None:
         async with busy(engine, gated):
             waiting = [asyncio.create_task(engine.caption([noise(seed)], None)) for seed in (1, 2, 3)]
@@ -134,7 +134,7 @@ def test_cancelled_pictures_are_not_computed(engine: Engine, gated: Gated, recor
         await asyncio.gather(*waiting, return_exceptions=True)
 
     asyncio.run(ask())
-    assert [size for size, _ in records] == [1, 2]
+    assert [len(record.answers) for record in records] == [1, 2]
 
 
 def test_failed_batch_tells_its_callers_and_the_next_one_is_computed(engine: Engine, gated: Gated) -> None:
@@ -162,7 +162,7 @@ def test_stream_gives_the_greedy_caption_word_by_word(engine: Engine, plain: Cap
     assert whole.captions[0].log_probability == pytest.approx(expected.log_probability, abs=1e-4)
 
 
-def test_streams_and_batches_take_turns(engine: Engine, gated: Gated, records: list[tuple[int, float]]) -> None:
+def test_streams_and_batches_take_turns(engine: Engine, gated: Gated, records: list[BatchRecord]) -> None:
     """A batch that waits when streams do is not behind all of them, nor are they behind all batches."""
     events: list[str] = []
 
@@ -185,14 +185,14 @@ def test_streams_and_batches_take_turns(engine: Engine, gated: Gated, records: l
     assert events.count("whole") == 4
     assert events.count("batch") == 8
     assert events.index("batch") < events.index("whole")
-    assert [size for size, _ in records] == [1, 4, 4]
+    assert [len(record.answers) for record in records] == [1, 4, 4]
 
 
 def test_a_stream_that_is_closed_ends(engine: Engine) -> None:
     async def read_one() -> None:
         stream = engine.stream(noise(3))
         assert isinstance(await anext(stream), GreedyWord)
-        await stream.aclose()
+        await stream.aclose()  # type: ignore[attr-defined]
         await engine.caption([noise(1)], None)
 
     asyncio.run(read_one())
