@@ -113,14 +113,18 @@ def draw_scene_at_random(rng: np.random.Generator) -> Scene:
     return Scene(figures[one], str(rng.choice(list(OPPOSITES))), figures[other])
 
 
-def paint(scene: Scene, rng: np.random.Generator) -> Image.Image:
-    """Return the scene as a 224 x 224 RGB picture; places, sizes, tilts and tints vary with `rng`."""
+def paint(scene: Scene, rng: np.random.Generator, scale: int = 1) -> Image.Image:
+    """Return the scene as an RGB picture of 224 * scale pixels a side.
+
+    Places, sizes, tilts and tints vary with `rng`.
+    """
+    side, zoom = SIDE * scale, OVERSAMPLING * scale
     sheet = _background(rng)
-    canvas = sheet.resize((SIDE * OVERSAMPLING,) * 2, Image.Resampling.BILINEAR)
+    canvas = sheet.resize((SIDE * zoom,) * 2, Image.Resampling.BILINEAR)
     draw = ImageDraw.Draw(canvas)
     for figure, (x, y) in zip((scene.one, scene.other), _places(scene.relation, rng), strict=True):
-        x, y = x * OVERSAMPLING, y * OVERSAMPLING
-        size = float(rng.uniform(33, 38)) * OVERSAMPLING
+        x, y = x * zoom, y * zoom
+        size = float(rng.uniform(33, 38)) * zoom
         tint = rng.integers(-14, 15, size=3)
         red, green, blue = (int(v) for v in np.clip(np.array(COLOURS[figure.colour]) + tint, 0, 255))
         corners = _corners(figure.shape, size, tilt=float(rng.uniform(-6, 6)))
@@ -129,7 +133,7 @@ def paint(scene: Scene, rng: np.random.Generator) -> Image.Image:
         else:
             draw.ellipse((x - size, y - size, x + size, y + size), fill=(red, green, blue))
     smooth = canvas.reduce(OVERSAMPLING)
-    grain = rng.normal(0, 3, size=(SIDE, SIDE, 1))
+    grain = rng.normal(0, 3, size=(side, side, 1))
     return Image.fromarray(_as_bytes(np.asarray(smooth) + grain))
 
 

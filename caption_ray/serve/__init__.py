@@ -1,0 +1,1 @@
+"""Captions over HTTP: the app and what it speaks, and its deployment on Ray Serve."""

@@ -1,0 +1,100 @@
+"""Captions computed in this process, without Ray: `python -m caption_ray.serve.local --bundle B`."""
+
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime, timezone
+
+import uvicorn
+from pydantic import Field
+
+from caption_ray.config import AskedPrecision, Settings
+from caption_ray.entry import run_job
+from caption_ray.inference import Captioner
+from caption_ray.serve.access_log import configure_access_log
+from caption_ray.serve.app import create_app
+from caption_ray.serve.backend import CaptionedPicture, GreedyWord, OverloadedError, Square
+from caption_ray.serve.compute import describe, load_captioner
+from caption_ray.serve.engine import BatchOptions, BatchRecord, Engine
+from caption_ray.serve.metrics import ServiceMetrics
+from caption_ray.serve.middleware import api_keys_from_environment
+from caption_ray.serve.schemas import Limits, ModelAnswer
+
+
+class LocalBackend:
+    """A model in this process, with bounds on what waits for it.
+
+    max_queued: pictures that may be in the model or wait for it, streams included.  observe: as of Engine.
+    """
+
+    def __init__(
+        self,
+        captioner: Captioner,
+        options: BatchOptions | None = None,
+        *,
+        max_queued: int = 64,
+        retry_after_s: int = 1,
+        observe: Callable[[BatchRecord], None] | None = None,
+    ) -> None:
+        self._engine = Engine(captioner, options or BatchOptions.model_validate({}), observe)
+        self._model = describe(captioner, datetime.now(timezone.utc), None)
+        self._room, self._retry_after_s = max_queued, retry_after_s
+
+    async def caption(self, pictures: Sequence[Square], beam_width: int | None) -> list[CaptionedPicture]:
+        """Return each picture's captions. Cancelled while it waits, it is not computed."""
+        with self._place_for(len(pictures)):
+            return await self._engine.caption(pictures, beam_width)
+
+    async def stream(self, picture: Square) -> AsyncGenerator[GreedyWord | CaptionedPicture, None]:
+        """Yield the greedy caption's words, and at last the whole; other work goes on between them."""
+        with self._place_for(1):
+            async for event in self._engine.stream(picture):
+                yield event
+
+    async def model(self) -> ModelAnswer:
+        """Describe the model."""
+        return self._model
+
+    def close(self) -> None:
+        """End the computing."""
+        self._engine.close()
+
+    @contextmanager
+    def _place_for(self, num_pictures: int) -> Iterator[None]:
+        if num_pictures > self._room:
+            raise OverloadedError(self._retry_after_s)
+        self._room -= num_pictures
+        try:
+            yield
+        finally:
+            self._room += num_pictures
+
+
+class Arguments(Settings):
+    """Serve captions over HTTP, and a page, from this process alone."""
+
+    bundle: str = Field(description="Bundle to caption with: a folder, or a URI such as gs://bucket/bundle.")
+    host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 for all.")
+    port: int = Field(8000, ge=0, le=65535, description="Port to listen on.")
+    max_batch_size: int = Field(16, ge=1, description="Pictures computed together.")
+    max_queued: int = Field(64, ge=1, description="Pictures that may wait for their batch.")
+    precision: AskedPrecision = Field("auto", description="Of the encoder; 'auto' takes bf16 where that is faster.")
+
+
+def main(arguments: Arguments) -> dict[str, object]:
+    """Serve until interrupted. API keys are read from CAPTION_RAY_API_KEYS, separated by commas."""
+    configure_access_log()
+    metrics, limits = ServiceMetrics(), Limits()
+    backend = LocalBackend(
+        load_captioner(arguments.bundle, arguments.precision),
+        BatchOptions(max_batch_size=arguments.max_batch_size),
+        max_queued=arguments.max_queued,
+        retry_after_s=limits.retry_after_s,
+        observe=lambda batch: metrics.observe_batch(len(batch.answers), batch.model_s),
+    )
+    app = create_app(backend, limits, api_keys=api_keys_from_environment(), metrics=metrics)
+    uvicorn.run(app, host=arguments.host, port=arguments.port, log_level="warning", access_log=False)
+    return {"served": arguments.bundle}
+
+
+if __name__ == "__main__":
+    run_job(main, Arguments)

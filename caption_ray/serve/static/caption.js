@@ -1,0 +1,144 @@
+// A caption as words to move over, and the list of captions that the beam considered.
+
+import { describeGrid } from "./attention.js";
+
+/** The words as a sentence: "A dog runs." */
+export function sentence(words) {
+  const text = words.map(({ text }) => text).join(" ");
+  return text && `${text[0].toUpperCase()}${text.slice(1)}.`;
+}
+
+/** "12 %"; small shares keep a digit that is not zero. */
+export function percent(share) {
+  if (share >= 0.995) return share === 1 ? "100 %" : "> 99 %";
+  if (share >= 0.0095) return `${Math.round(100 * share)} %`;
+  return share >= 0.00005 ? `${(100 * share).toPrecision(1)} %` : "< 0.01 %";
+}
+
+/** The words of a caption as buttons. Tells `onLook` which word is looked at, or null. */
+export class CaptionView {
+  #root;
+  #onLook;
+  #words = [];
+  #hovered = null;
+  #focused = null;
+  #pinned = null;
+
+  constructor(root, onLook) {
+    this.#root = root;
+    this.#onLook = onLook;
+    root.addEventListener("keydown", (event) => this.#moveFocus(event));
+  }
+
+  clear() {
+    this.#words = [];
+    this.#hovered = this.#focused = this.#pinned = null;
+    this.#root.replaceChildren();
+    this.#root.classList.remove("whole");
+  }
+
+  /** Append a word as the stream brings it. */
+  append(word) {
+    const index = this.#words.push(word) - 1;
+    if (index) this.#root.append(" ");
+    this.#root.append(this.#button(word, index));
+  }
+
+  /** Show a whole caption; words that stay where they are are not drawn anew. */
+  replace(words) {
+    const isSame = words.length === this.#words.length && words.every(({ text }, at) => text === this.#words[at].text);
+    if (isSame) {
+      this.#words = words;
+    } else {
+      this.clear();
+      words.forEach((word) => this.append(word));
+    }
+    this.#root.classList.add("whole");
+  }
+
+  #button(word, index) {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.className = "word";
+    button.textContent = word.text;
+    button.setAttribute("aria-pressed", "false");
+    if (word.attention) button.setAttribute("aria-description", `looked at: ${describeGrid(word.attention).place}`);
+    // A finger has no hovering: its tap is a click, which pins.
+    button.addEventListener("pointerenter", ({ pointerType }) => pointerType !== "touch" && this.#set({ hovered: index }));
+    button.addEventListener("pointerleave", () => this.#set({ hovered: null }));
+    button.addEventListener("focus", () => this.#set({ focused: button.matches(":focus-visible") ? index : null }));
+    button.addEventListener("blur", () => this.#set({ focused: null }));
+    button.addEventListener("click", () => this.#set({ pinned: this.#pinned === index ? null : index }));
+    return button;
+  }
+
+  #set({ hovered = this.#hovered, focused = this.#focused, pinned = this.#pinned }) {
+    [this.#hovered, this.#focused, this.#pinned] = [hovered, focused, pinned];
+    const active = hovered ?? focused ?? pinned;
+    this.#root.querySelectorAll(".word").forEach((button, index) => {
+      button.classList.toggle("looked-at", index === active);
+      button.setAttribute("aria-pressed", String(index === pinned));
+    });
+    this.#onLook(active === null ? null : this.#words[active]);
+  }
+
+  #moveFocus(event) {
+    const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+    const buttons = [...this.#root.querySelectorAll(".word")];
+    const target = buttons[buttons.indexOf(document.activeElement) + step];
+    if (!step || !target) return;
+    event.preventDefault();
+    target.focus();
+  }
+}
+
+/** The captions of the beam with their shares as bars. Calls `onChoose` with the index of the one that is chosen. */
+export class AlternativesView {
+  #list;
+  #onChoose;
+
+  constructor(list, onChoose) {
+    this.#list = list;
+    this.#onChoose = onChoose;
+  }
+
+  show(captions) {
+    const shares = sharesOf(captions);
+    this.#list.replaceChildren(...captions.map((caption, index) => this.#item(caption, shares[index], index)));
+    this.#mark(0);
+  }
+
+  #item(caption, share, index) {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.title =
+      `log-probability ${caption.log_probability.toFixed(2)} (natural logarithm), ` +
+      `a probability of ${percent(Math.exp(caption.log_probability))}`;
+    const text = Object.assign(document.createElement("span"), { className: "text", textContent: sentence(caption.words) });
+    const value = Object.assign(document.createElement("span"), { className: "share", textContent: percent(share) });
+    const bar = Object.assign(document.createElement("span"), { className: "bar" });
+    bar.style.setProperty("--share", share);
+    button.append(text, " ", value, bar);
+    button.addEventListener("click", () => {
+      this.#mark(index);
+      this.#onChoose(index);
+    });
+    const item = document.createElement("li");
+    item.append(button);
+    return item;
+  }
+
+  #mark(chosen) {
+    this.#list.querySelectorAll("button").forEach((button, index) => {
+      button.setAttribute("aria-pressed", String(index === chosen));
+    });
+  }
+}
+
+/** Probabilities of captions relative to their sum; exponents are taken from the largest, so that none underflows. */
+export function sharesOf(captions) {
+  const largest = Math.max(...captions.map(({ log_probability }) => log_probability));
+  const weights = captions.map(({ log_probability }) => Math.exp(log_probability - largest));
+  const total = weights.reduce((sum, weight) => sum + weight, 0);
+  return weights.map((weight) => weight / total);
+}

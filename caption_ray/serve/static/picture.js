@@ -1,0 +1,52 @@
+// Pictures before they are sent: from where they come, and made smaller where they are too large.
+
+export const MAX_BYTES = 10 * 2 ** 20; // the service's default; if it has another, its answer 413 says so
+const SMALLER_SIDE = 2048; // pixels; the model looks at far fewer
+const JPEG_QUALITY = 0.9;
+
+/** The first file that a paste or a drop brought, if any. */
+export function fileFrom(transfer) {
+  return transfer?.files?.[0] ?? null;
+}
+
+/** Whether the browser is sure that this is no picture. A file without a type may be one. */
+export function isSurelyNoPicture(file) {
+  return file.type !== "" && !file.type.startsWith("image/");
+}
+
+/** Return the picture as a JPEG of at most `maxBytes`. Rejects if the browser cannot read it. */
+export async function shrink(file, maxBytes) {
+  const bitmap = await createImageBitmap(file);
+  try {
+    for (let side = SMALLER_SIDE; side >= 64; side /= 2) {
+      const smaller = await asJpeg(bitmap, side);
+      if (smaller.size <= maxBytes) return smaller;
+    }
+  } finally {
+    bitmap.close();
+  }
+  throw new RangeError(`no size of this picture has at most ${maxBytes} bytes`);
+}
+
+/** "10 MB", "14.2 MB", "812 kB", counted in powers of two as file managers do. */
+export function formatBytes(count) {
+  const kilobytes = count / 1024;
+  return kilobytes < 1000
+    ? `${Math.max(1, Math.round(kilobytes))} kB`
+    : `${(kilobytes / 1024).toFixed(1).replace(/\.0$/, "")} MB`;
+}
+
+function asJpeg(bitmap, longSide) {
+  const scale = Math.min(1, longSide / Math.max(bitmap.width, bitmap.height));
+  const canvas = document.createElement("canvas");
+  canvas.width = Math.max(1, Math.round(bitmap.width * scale));
+  canvas.height = Math.max(1, Math.round(bitmap.height * scale));
+  const context = canvas.getContext("2d");
+  context.fillStyle = "white"; // as the service does with transparency
+  context.fillRect(0, 0, canvas.width, canvas.height);
+  context.imageSmoothingQuality = "high";
+  context.drawImage(bitmap, 0, 0, canvas.width, canvas.height);
+  return new Promise((resolve, reject) =>
+    canvas.toBlob((blob) => (blob ? resolve(blob) : reject(new Error("too large to draw"))), "image/jpeg", JPEG_QUALITY),
+  );
+}

@@ -1,0 +1,48 @@
+// Errors in words: what happened, and what can be done about it.
+
+import { formatBytes } from "./picture.js";
+
+/** A problem that this page finds by itself, before it asks the service. */
+export class PictureProblem extends Error {
+  constructor(title, text) {
+    super(text);
+    this.title = title;
+  }
+}
+
+/** Return `{title, text, detail, canRetry, needsKey}` for whatever went wrong. */
+export function describeProblem(error) {
+  if (error instanceof PictureProblem) return problem(error.title, error.message);
+  switch (error.status) {
+    case 0:
+      return navigator.onLine
+        ? problem("The service does not answer", "It may be starting, or the connection broke.", { canRetry: true })
+        : problem("You are offline", "The caption comes as soon as you are connected again.", { canRetry: true });
+    case 401:
+      return problem("This service asks for a key", "Enter the API key that you were given.", { needsKey: true });
+    case 408:
+      return problem("That took too long", "The picture, or its caption, was not there in time.", { canRetry: true });
+    case 413:
+      return problem("The file is too large", limitText(error));
+    case 415:
+      return problem("That is not a picture", "JPEG, PNG, WebP, GIF and most other kinds of picture will do.");
+    case 400:
+    case 422:
+      return problem("This picture cannot be read", "The file is broken, or of a kind that is not known here.", {
+        detail: error.message,
+      });
+    case 429:
+    case 503:
+      return problem("The service is busy", "Too many pictures at once, or it is just starting.", { canRetry: true });
+    default:
+      return problem("Something went wrong", "It is not your picture's fault.", { canRetry: true, detail: error.message });
+  }
+}
+
+function problem(title, text, { canRetry = false, needsKey = false, detail = "" } = {}) {
+  return { title, text, detail, canRetry, needsKey };
+}
+
+function limitText({ limit }) {
+  return limit ? `At most ${formatBytes(limit)} are taken.` : "Choose a smaller picture.";
+}

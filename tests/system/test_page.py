@@ -1,0 +1,233 @@
+"""The page as people use it, in a real browser, in front of the real app."""
+
+import io
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from caption_ray.bundle import BundleConfig, build_model, load_bundle, save_bundle
+from caption_ray.config import DecodeOptions, EncoderConfig, ModelConfig
+from caption_ray.inference import Captioner
+from caption_ray.serve.app import create_app
+from caption_ray.serve.example_pictures import FOLDER as EXAMPLES
+from caption_ray.serve.local import LocalBackend
+from caption_ray.text.vocabulary import Vocabulary
+
+playwright_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+from browsing import CHROMIUM, Visit, launch, served  # noqa: E402 - needs playwright
+from playwright.sync_api import Browser, expect  # noqa: E402
+
+pytestmark = pytest.mark.skipif(not CHROMIUM.exists(), reason=f"{CHROMIUM} is not installed")
+
+OpenPage = Callable[..., Visit]
+PHONE = {"viewport": {"width": 360, "height": 740}, "has_touch": True, "is_mobile": True}
+
+
+@pytest.fixture(scope="module")
+def captioner(tmp_path_factory: pytest.TempPathFactory, tiny_vocabulary: Vocabulary) -> Captioner:
+    """An untrained model of 7x7 regions whose attention is sharp and moves from word to word."""
+    config = BundleConfig(
+        encoder=EncoderConfig(backbone="mobilenet_v2", weights="none", image_size=224),
+        model=ModelConfig(embedding_size=8, hidden_size=16, attention_size=8, standardise_features=False),
+        decode=DecodeOptions(beam_width=4, max_words=6),
+        num_features=1280,
+        vocabulary_size=len(tiny_vocabulary),
+    )
+    torch.manual_seed(1)
+    model = build_model(config)
+    with torch.no_grad():
+        model.decoder.output.weight.mul_(6.0)
+        model.decoder.attention.key.weight.mul_(60.0)
+        model.decoder.attention.query.weight.mul_(12.0)
+        model.decoder.attention.score.weight.mul_(8.0)
+    folder = str(tmp_path_factory.mktemp("page") / "bundle")
+    metrics = {"bleu_4": 0.125, "cider": 0.5}
+    save_bundle(
+        folder, name="tiny", data_digest="", config=config, vocabulary=tiny_vocabulary, model=model, metrics=metrics
+    )
+    return Captioner(load_bundle(folder))
+
+
+@pytest.fixture(scope="module")
+def address(captioner: Captioner) -> Iterator[str]:
+    with served(create_app(LocalBackend(captioner))) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with playwright_api.sync_playwright() as playwright:
+        browser = launch(playwright)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def open_page(browser: Browser, address: str) -> Iterator[OpenPage]:
+    """Visits the page; in the end no visit may have complaints, or have asked anyone but the service."""
+    visits: list[Visit] = []
+
+    def open_it(at: str = address, **options: object) -> Visit:
+        visits.append(Visit(browser, at, **options).open())
+        return visits[-1]
+
+    yield open_it
+    for visit in visits:
+        visit.context.close()
+        assert visit.complaints == []
+        assert visit.strangers() == []
+        assert len(visit.addresses) > 5
+
+
+@pytest.fixture(scope="module")
+def photo() -> bytes:
+    return (EXAMPLES / "dog.jpg").read_bytes()
+
+
+def test_chosen_picture_is_shown_and_captioned(open_page: OpenPage, captioner: Captioner, photo: bytes) -> None:
+    visit = open_page()
+    visit.choose("dog.jpg", photo)
+    best, *others = captioner.caption([captioner.decode_picture(photo)])[0]
+    assert visit.caption() == best.text
+    sentence = f"{best.text.capitalize()}."
+    expect(visit.page.get_by_role("img", name=sentence)).to_be_visible()
+    expect(visit.page.locator("#status")).to_have_text(("On second thought: ", sentence)[1])
+    rows = visit.page.locator("#alternatives button")
+    assert [row.split(".")[0] for row in rows.all_text_contents()] == [
+        caption.text.capitalize() for caption in (best, *others)
+    ]
+    weights = np.exp([caption.log_probability for caption in (best, *others)])
+    shares = [float(text.split()[0]) for text in visit.page.locator("#alternatives .share").all_text_contents()]
+    assert shares == pytest.approx(100 * weights / weights.sum(), abs=0.51)
+    assert f"log-probability {best.log_probability:.2f}" in (rows.first.get_attribute("title") or "")
+    assert visit.failed_answers == 0
+
+
+def test_words_come_one_by_one(open_page: OpenPage, photo: bytes) -> None:
+    visit = open_page(motion=True)
+    visit.page.evaluate("""() => {
+        window.seen = [];
+        const caption = document.getElementById("caption");
+        new MutationObserver(() => window.seen.push(caption.querySelectorAll(".word").length))
+            .observe(caption, { childList: true });
+    }""")
+    visit.choose("dog.jpg", photo)
+    num_words = len(visit.caption().split())
+    assert num_words > 2
+    assert [count for count in visit.page.evaluate("window.seen") if count][:num_words] == [*range(1, num_words + 1)]
+
+
+def test_word_shows_where_the_model_looked(open_page: OpenPage, captioner: Captioner, photo: bytes) -> None:
+    visit = open_page()
+    visit.choose("dog.jpg", photo)
+    visit.caption()
+    attention = captioner.caption([captioner.decode_picture(photo)])[0][0].attention
+    bare = np.array(visit.overlay())
+    assert not bare.any()
+    seen = []
+    for index in (0, 1):
+        visit.page.locator(".word").nth(index).hover()
+        seen.append(np.array(visit.overlay()))
+        assert np.corrcoef(seen[-1].ravel(), attention[index].ravel())[0, 1] > 0.8
+        assert f"brightest {100 * attention[index].max():.0f} %" in visit.page.locator("#where").inner_text()
+    assert np.abs(seen[0] - seen[1]).max() > 10
+    visit.page.mouse.move(5, 5)
+    assert not np.array(visit.overlay()).any()
+
+
+def test_another_caption_of_the_beam_can_be_chosen(open_page: OpenPage, photo: bytes) -> None:
+    visit = open_page()
+    visit.choose("dog.jpg", photo)
+    first = visit.caption()
+    visit.page.locator("#alternatives button").nth(1).click()
+    assert visit.caption() != first
+    expect(visit.page.locator("#alternatives button").nth(1)).to_have_attribute("aria-pressed", "true")
+
+
+@pytest.mark.parametrize(
+    ("event", "field"), [("new ClipboardEvent('paste'", "clipboardData"), ("new DragEvent('drop'", "dataTransfer")]
+)
+def test_pasted_or_dropped_picture_is_captioned(event: str, field: str, open_page: OpenPage, photo: bytes) -> None:
+    visit = open_page()
+    visit.page.evaluate(
+        f"""(bytes) => {{
+            const {field} = new DataTransfer();
+            {field}.items.add(new File([new Uint8Array(bytes)], "dog.jpg", {{ type: "image/jpeg" }}));
+            document.body.dispatchEvent({event}, {{ {field}, bubbles: true, cancelable: true }}));
+        }}""",
+        list(photo),
+    )
+    assert visit.caption()
+
+
+def test_examples_are_captioned_and_copied(open_page: OpenPage) -> None:
+    visit = open_page(permissions=["clipboard-read", "clipboard-write"])
+    for button in visit.page.locator("[data-example]").all():
+        button.click()
+        expect(button).to_have_attribute("aria-pressed", "true")
+        caption = visit.caption()
+        visit.page.get_by_role("button", name="Copy caption").click()
+        expect(visit.page.locator("#copy")).to_have_text("Copied")
+        assert visit.page.evaluate("navigator.clipboard.readText()") == f"{caption.capitalize()}."
+    assert visit.page.locator("[data-example]").count() == 6
+
+
+def test_keyboard_alone_is_enough(open_page: OpenPage, photo: bytes) -> None:
+    visit = open_page()
+    page = visit.page
+    focused = page.locator(":focus-visible")
+    for _ in range(3):  # past the name and the link
+        page.keyboard.press("Tab")
+    expect(focused).to_have_text("Choose a picture")
+    assert focused.evaluate("element => getComputedStyle(element).outlineWidth") == "3px"
+    with page.expect_file_chooser() as chooser:
+        page.keyboard.press("Enter")
+    chooser.value.set_files({"name": "dog.jpg", "mimeType": "image/jpeg", "buffer": photo})
+    first, second, *_ = visit.caption().split()
+    page.keyboard.press("Tab")
+    assert (focused.text_content(), np.array(visit.overlay()).any()) == (first, True)
+    page.keyboard.press("ArrowRight")
+    assert focused.text_content() == second
+    page.keyboard.press("Enter")
+    expect(focused).to_have_attribute("aria-pressed", "true")
+    page.keyboard.press("Escape")
+    expect(focused).to_have_text("Choose a picture")
+    expect(page.locator("#result")).to_be_hidden()
+
+
+def test_large_photo_is_scaled_down_first(open_page: OpenPage) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (1900, 2100, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(noise).save(file, "BMP")
+    visit = open_page()
+    visit.choose("noise.bmp", file.getvalue(), "image/bmp")
+    assert visit.caption()
+    assert visit.page.locator("#note").inner_text().startswith("Scaled down from 11.4 MB to ")
+    assert visit.failed_answers == 0
+
+
+def test_accessible_names_and_landmarks(open_page: OpenPage, photo: bytes) -> None:
+    visit = open_page()
+    visit.choose("dog.jpg", photo)
+    visit.caption()
+    nodes = visit.context.new_cdp_session(visit.page).send("Accessibility.getFullAXTree")["nodes"]
+    known = [node for node in nodes if not node["ignored"]]
+    names = [(node["role"]["value"], node.get("name", {}).get("value", "")) for node in known]
+    wanted = {"button", "link", "image", "textbox", "heading", "region", "figure", "list"}
+    assert [role for role, name in names if role in wanted - {"figure", "list"} and not name] == []
+    assert {"banner", "main", "contentinfo", "status"} <= {role for role, _ in names}
+    assert sum(role == "button" for role, _ in names) > 10
+    assert "looked at: " in (visit.page.locator(".word").first.get_attribute("aria-description") or "")
+
+
+def test_model_and_its_limits_are_told(open_page: OpenPage) -> None:
+    page = open_page().page
+    expect(page.locator("#model")).to_contain_text("Model tiny · mobilenet_v2 · ")
+    expect(page.locator("#model")).to_contain_text("11 words · BLEU-4 0.125, CIDEr 0.500 on unseen pictures")
+    expect(page.locator("footer")).to_contain_text("Decide nothing about a person by them.")
+    page.locator("footer").get_by_role("link", name="Documentation of the API").click()
+    expect(page).to_have_url(lambda url: url.endswith("/docs"))
