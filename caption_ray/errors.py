@@ -45,6 +45,14 @@ class PictureError(CaptionRayError):
     exit_code = 2
 
 
+class NotAPictureError(PictureError):
+    """What was given is no picture of a kind that is read, whatever its name says."""
+
+
+class TooManyPixelsError(PictureError):
+    """A picture's header announces more pixels than are decoded."""
+
+
 class DatasetError(CaptionRayError):
     """A prepared data set is absent (wrong use), incomplete or of another format version."""
 

@@ -7,16 +7,18 @@ scaling and normalisation belong to the encoder, so that they happen on its devi
 import hashlib
 import io
 import re
+import threading
 import warnings
 from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.IcoImagePlugin import IcoImageFile
 
 from caption_ray import storage
-from caption_ray.errors import PictureError, UsageError
+from caption_ray.errors import NotAPictureError, PictureError, TooManyPixelsError, UsageError
 
 PREPROCESSING = "exif-upright, rgb over white, bilinear antialiased square resize, uint8; v1"
 """Names what happens here; part of the key of cached features and of every bundle. Change it with the code."""
@@ -24,34 +26,89 @@ PREPROCESSING = "exif-upright, rgb over white, bilinear antialiased square resiz
 MAX_PIXELS = 178_956_970
 """Pictures with more pixels are refused from their header (Pillow's own limit against decompression bombs)."""
 
+_MAX_SCANS = 20
+"""Times that a progressive JPEG may go over the largest picture's pixels; cameras and converters go 10 times."""
+
 CROP_MARGIN = 1 / 8
 """Augmentation resizes to a side larger by this share, then takes a random crop."""
 
 _SIDED_WORDS = re.compile(r"\b(left|right|leftmost|rightmost|clockwise|counterclockwise)\b", re.IGNORECASE)
 
 
-def open_picture(data: bytes) -> Image.Image:
-    """Decode a picture of any kind that Pillow reads: upright by EXIF, RGB, alpha laid over white.
+def open_picture(data: bytes, *, max_pixels: int = MAX_PIXELS, formats: tuple[str, ...] | None = None) -> Image.Image:
+    """Decode a picture of any kind that Pillow reads: upright by EXIF, RGB, alpha laid over white, first frame.
 
-    Palette, CMYK, grey and 16-bit grey pictures come out as RGB. Raises PictureError with a one-line reason.
+    Palette, CMYK, grey and 16-bit grey pictures come out as RGB. May run on many threads at once.
+    formats: Pillow's names of those to read, by default all.
+    Raises PictureError with a one-line reason: NotAPictureError by the first bytes, TooManyPixelsError by the header,
+    before anything is decoded.
     """
     if not data:
-        raise PictureError("the file is empty")
+        raise NotAPictureError("the file is empty")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns of odd metadata in pictures that decode well
-            image = Image.open(io.BytesIO(data))
-            if image.width * image.height > MAX_PIXELS:
-                raise PictureError(f"{image.width}x{image.height} pixels are over the limit of {MAX_PIXELS:,}")
+        with _WITHOUT_WARNINGS:  # Pillow warns of odd metadata in pictures that decode well
+            image = Image.open(io.BytesIO(data), formats=formats)
+            _check_cost(image, data, max_pixels)
             image.load()
             return _to_rgb(ImageOps.exif_transpose(image))
     except PictureError:
         raise
     except Image.DecompressionBombError as error:
-        raise PictureError(str(error)) from error
+        raise TooManyPixelsError(str(error)) from error
     except Exception as error:  # Pillow's plugins raise many kinds on broken files; all mean the same here
+        unknown = isinstance(error, UnidentifiedImageError) and not _has_signature(data, formats)
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise PictureError(f"not a picture that can be decoded ({reason.split(' <_io')[0]})") from error
+        raise (NotAPictureError if unknown else PictureError)(
+            f"not a picture that can be decoded ({reason.split(' <_io')[0]})"
+        ) from error
+
+
+def _check_cost(image: Image.Image, data: bytes, max_pixels: int) -> None:
+    """Raise TooManyPixelsError where an opened, not yet decoded picture has too many pixels, or too many times over."""
+    width, height = image.size
+    if isinstance(image, IcoImageFile):  # says at most 256x256, whatever the picture within says
+        width, height = image.ico.frame(image.ico.getentryindex(image.size)).size
+    if width * height > max_pixels:
+        raise TooManyPixelsError(f"{width}x{height} pixels are over the limit of {max_pixels:,}")
+    if image.format in ("JPEG", "MPO") and image.info.get("progressive"):
+        # Each scan goes over all pixels, and may be a few bytes long.
+        num_scans = data.count(b"\xff\xda")
+        if num_scans * width * height > _MAX_SCANS * max_pixels:
+            raise TooManyPixelsError(
+                f"{num_scans} scans of {width}x{height} pixels are over the limit of {_MAX_SCANS} of {max_pixels:,}"
+            )
+
+
+def _has_signature(data: bytes, formats: tuple[str, ...] | None) -> bool:
+    """Tell whether the first bytes are those of a picture, though the rest is not."""
+    found = (Image.OPEN[name.upper()][1] for name in formats or Image.ID if name.upper() in Image.OPEN)
+    return any(accept is not None and bool(accept(data[:16])) for accept in found)
+
+
+class _WithoutWarnings:
+    """Ignores all warnings of the process while any thread is within: `catch_warnings` is for one thread only."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._num_within = 0
+        self._caught = warnings.catch_warnings()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._num_within == 0:
+                self._caught = warnings.catch_warnings()
+                self._caught.__enter__()
+                warnings.simplefilter("ignore")
+            self._num_within += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._num_within -= 1
+            if self._num_within == 0:
+                self._caught.__exit__(None, None, None)
+
+
+_WITHOUT_WARNINGS = _WithoutWarnings()
 
 
 def load_picture(location: str) -> Image.Image:

@@ -1,4 +1,4 @@
-"""What the app needs of whoever computes captions: in this process (`local`) or in Ray Serve's replicas (`deployment`)."""
+"""What the app needs of whoever computes captions: this process (`local`) or Ray Serve's replicas (`deployment`)."""
 
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass

@@ -29,7 +29,12 @@ CAPTIONING = ("bundle", "inference", "attention_figure")
 DATA_ADAPTERS = ("cluster", "data.prepare", "data.pipeline", "data.feature_cache", "data.tables")
 EVALUATION_ADAPTERS = ("evaluation.evaluate", "evaluation.pictures")
 TRAIN_ADAPTERS = ("train.loop", "train.trainer", "train.sweep")
-SERVE_PURE = ("serve.schemas", "serve.app")
+SERVE_CONTRACT = ("serve.schemas", "serve.backend")
+SERVE_APP = (
+    *("serve.access_log", "serve.app", "serve.documentation", "serve.errors", "serve.examples", "serve.metrics"),
+    *("serve.middleware", "serve.openapi", "serve.pictures", "serve.reading", "serve.service", "serve.streaming"),
+)
+SERVE_PURE = (*SERVE_CONTRACT, *SERVE_APP, "serve.local")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +67,13 @@ LAYERS = (
     Layer(RUN_PARTS, (*PURE, *STEPS, *RUN_PARTS, *CAPTIONING), (*ARROW, "PIL", "pydantic", "safetensors")),
     Layer(SERVE_PURE, (*PURE, *SERVE_PURE, *CAPTIONING), (*TORCH, "PIL", "jinja2", "pydantic", "starlette")),
     Layer(("serve.example_pictures",), (*BASE, *DATA_FILES), ("numpy", "PIL")),
+    Layer(SERVE_CONTRACT, (*BASE, *CAPTIONING, *SERVE_CONTRACT), ("numpy", "pydantic")),
+    Layer(
+        SERVE_APP,
+        (*BASE, "data.images", "inference", *SERVE_CONTRACT, *SERVE_APP),
+        ("numpy", "jinja2", "prometheus_client", "pydantic", "python_multipart", "starlette"),
+    ),
+    Layer(("serve.local",), (*BASE, "entry", *CAPTIONING, *SERVE_PURE), ("pydantic", "torch", "uvicorn")),
     # 3, Ray adapters
     Layer(("cluster",), BASE, ("ray",)),
     Layer(

@@ -1,0 +1,120 @@
+"""What happens to every request: an id, a line in the log, security headers, the API key, an answer to every fault."""
+
+import hashlib
+import hmac
+import logging
+import re
+import time
+import uuid
+from collections.abc import Sequence
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from caption_ray.serve.access_log import RequestRecord, access_log, keep_record, record_of
+from caption_ray.serve.errors import UnauthorisedError, refuse
+from caption_ray.serve.metrics import ServiceMetrics
+from caption_ray.serve.schemas import Limits
+
+logger = logging.getLogger(__name__)
+
+_SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
+
+SECURITY_HEADERS = {
+    "Content-Security-Policy": "default-src 'self'; img-src 'self' blob: data:; object-src 'none'; base-uri 'none'; "
+    "form-action 'self'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Permissions-Policy": "camera=(self), microphone=(), geolocation=()",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
+
+
+class RecordMiddleware:
+    """Outermost: gives the request its id, counts and logs it, and answers what nobody else has answered.
+
+    X-Request-ID is taken over if it is 1 to 64 letters, digits, dots, dashes and underscores, and else made anew.
+    """
+
+    def __init__(self, app: ASGIApp, metrics: ServiceMetrics, limits: Limits) -> None:
+        self.app, self.metrics, self.limits = app, metrics, limits
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve a request."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        asked = Headers(scope=scope).get("x-request-id", "")
+        record = RequestRecord(asked if _SANE_ID.fullmatch(asked) else uuid.uuid4().hex)
+        keep_record(scope, record)
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                record.status = record.status or message["status"]
+                headers = MutableHeaders(scope=message)
+                headers["X-Request-ID"] = record.request_id
+                for name, value in SECURITY_HEADERS.items():
+                    headers.setdefault(name, value)
+                headers.setdefault("Cache-Control", "no-store")
+            await send(message)
+
+        self.metrics.in_flight.inc()
+        try:
+            await self.app(scope, receive, send_with_headers)
+        except Exception as error:
+            if record.status:  # the answer is under way; all that is left is to break it off
+                raise
+            logger.exception("request %s failed", record.request_id)
+            refused = refuse(error, self.limits, record.request_id)
+            record.code = refused.detail.code
+            await refused.response()(scope, receive, send_with_headers)
+        finally:
+            self.metrics.in_flight.dec()
+            self._count(record, scope["method"])
+
+    def _count(self, record: RequestRecord, method: str) -> None:
+        record.status = record.status or 499  # cancelled before there was an answer
+        # Whoever sends requests chooses the method; it must not choose how many series there are.
+        method = method if method in ("GET", "HEAD", "POST") else "other"
+        self.metrics.requests.labels(record.route, method, str(record.status)).inc()
+        self.metrics.request_seconds.labels(record.route).observe(time.perf_counter() - record.started)
+        access_log.info("%s", record.line(method))
+
+
+class ApiKeyMiddleware:
+    """Refuses requests without one of the keys, but for open paths. Without keys everything is open.
+
+    A key is sent as `Authorization: Bearer KEY` or `X-API-Key: KEY`. Only digests are kept, and the time that comparing
+    takes depends neither on the key nor on which of them it is.
+    """
+
+    OPEN_PATHS = frozenset({"/", "/docs", "/openapi.json", "/healthz", "/readyz"})
+
+    def __init__(self, app: ASGIApp, api_keys: Sequence[str], limits: Limits) -> None:
+        self.app, self.limits = app, limits
+        self._digests = [hashlib.sha256(key.encode()).digest() for key in api_keys]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve a request."""
+        if scope["type"] == "http" and self._digests and not self._is_open(scope["path"]):
+            headers = Headers(scope=scope)
+            scheme, _, token = headers.get("authorization", "").partition(" ")
+            given = headers.get("x-api-key") or (token.strip() if scheme.lower() == "bearer" else "")
+            if not self._knows(given):
+                record = record_of(scope)
+                message = "the API key is not known" if given else "an API key is needed, as Authorization: Bearer KEY"
+                refused = refuse(UnauthorisedError(message), self.limits, record.request_id)
+                record.code = refused.detail.code
+                await refused.response()(scope, receive, send)
+                return
+        await self.app(scope, receive, send)
+
+    def _is_open(self, path: str) -> bool:
+        return path in self.OPEN_PATHS or path.startswith("/static/")
+
+    def _knows(self, given: str) -> bool:
+        digest = hashlib.sha256(given.encode()).digest()
+        matches = [hmac.compare_digest(digest, known) for known in self._digests]
+        return any(matches)

@@ -1,0 +1,62 @@
+"""Decoding of pictures on a few threads, off the event loop, with bounded memory."""
+
+import asyncio
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from caption_ray.data.images import open_picture, to_square
+from caption_ray.serve.backend import OverloadedError, Square
+from caption_ray.serve.schemas import Limits, PictureSize
+
+FORMATS = ("AVIF", "BMP", "GIF", "ICO", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+"""What is decoded, by Pillow's names: of its other readers some start programs (EPS), most are of no use here."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecodedPicture:
+    """The model's input, the upright size of the picture, and how long decoding took, waiting not counted."""
+
+    square: Square
+    size: PictureSize
+    seconds: float
+
+
+class PictureDecoder:
+    """Decodes pictures, `num_threads` at a time; at most `max_waiting` wait for their turn.
+
+    A thread holds a picture of up to `limits.max_pixels`, at 15 bytes a pixel where there is alpha.
+    """
+
+    def __init__(self, limits: Limits, num_threads: int, max_waiting: int) -> None:
+        self._limits = limits
+        self._max_unfinished = num_threads + max_waiting
+        self._num_unfinished = 0
+        self._turns = asyncio.Semaphore(num_threads)
+        self._pool = ThreadPoolExecutor(num_threads, "decode")
+
+    async def decode(self, data: bytes, side: int) -> DecodedPicture:
+        """Return the picture in `data` as a square of `side` pixels.
+
+        Raises PictureError, by the header alone where there are too many pixels, and OverloadedError.
+        Cancelled while it waits, it is not decoded.
+        """
+        if self._num_unfinished >= self._max_unfinished:
+            raise OverloadedError(self._limits.retry_after_s)
+        self._num_unfinished += 1
+        try:
+            async with self._turns:
+                return await asyncio.get_running_loop().run_in_executor(self._pool, self._decode, data, side)
+        finally:
+            self._num_unfinished -= 1
+
+    def _decode(self, data: bytes, side: int) -> DecodedPicture:
+        started = time.perf_counter()
+        picture = open_picture(data, max_pixels=self._limits.max_pixels, formats=FORMATS)
+        square = to_square(picture, side)
+        size = PictureSize(width=picture.width, height=picture.height)
+        return DecodedPicture(square=square, size=size, seconds=time.perf_counter() - started)
+
+    def close(self) -> None:
+        """Let the threads end."""
+        self._pool.shutdown(wait=False, cancel_futures=True)

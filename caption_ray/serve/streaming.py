@@ -1,0 +1,56 @@
+"""Server-sent events: words as they are found, then the answer, or an error if it fails half-way."""
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+
+from pydantic import BaseModel
+from starlette.responses import StreamingResponse
+
+from caption_ray.serve.errors import DeadlineError
+from caption_ray.serve.schemas import PictureAnswer, StreamWord
+
+Item = StreamWord | PictureAnswer
+
+
+class EventStream:
+    """Turns words and an answer into events `word`, `caption` and `error`.
+
+    source: is closed in any case.  describe: returns the data of the event for an error.
+    """
+
+    def __init__(self, source: AsyncGenerator[Item, None], describe: Callable[[Exception], BaseModel]) -> None:
+        self._source, self._describe = source, describe
+        self._first: Item | None = None
+
+    async def start(self) -> None:
+        """Wait for the first word; raises what the source raises."""
+        try:
+            self._first = await anext(self._source)
+        except BaseException:
+            await self._source.aclose()
+            raise
+
+    def response(self, deadline_s: float) -> StreamingResponse:
+        """Return the response; the stream ends with an error if it lasts longer than `deadline_s`."""
+        # A proxy that buffers would bring all words at once.
+        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+        return StreamingResponse(self._events(deadline_s), headers=headers, media_type="text/event-stream")
+
+    async def _events(self, deadline_s: float) -> AsyncIterator[bytes]:
+        loop = asyncio.get_running_loop()
+        end = loop.time() + deadline_s
+        item = self._first
+        try:
+            while item is not None:
+                yield _event("word" if isinstance(item, StreamWord) else "caption", item)
+                item = await asyncio.wait_for(anext(self._source, None), max(end - loop.time(), 0.0))
+        except asyncio.TimeoutError:
+            yield _event("error", self._describe(DeadlineError(f"no answer within {deadline_s:.0f} s")))
+        except Exception as error:
+            yield _event("error", self._describe(error))
+        finally:
+            await self._source.aclose()
+
+
+def _event(name: str, data: BaseModel) -> bytes:
+    return f"event: {name}\ndata: {data.model_dump_json(exclude_none=True)}\n\n".encode()
