@@ -36,7 +36,5 @@ def sharp_captioner(vocabulary: Vocabulary) -> Captioner:
         decoder.output.bias[END_ID] = -1
     manifest = BundleManifest(name="sharp", data_digest="", files={})
     metrics = {"bleu_4": 0.125, "cider": 0.5}
-    bundle = Bundle(
-        location="", config=config, vocabulary=vocabulary, model=model, metrics=metrics, manifest=manifest
-    )
+    bundle = Bundle(location="", config=config, vocabulary=vocabulary, model=model, metrics=metrics, manifest=manifest)
     return Captioner(bundle)

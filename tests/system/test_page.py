@@ -6,42 +6,15 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
+from browsing import Visit
 from PIL import Image
-from sharp_model import sharp_captioner
+from playwright.sync_api import Browser, expect
 
 from caption_ray.inference import Captioner
-from caption_ray.serve.app import create_app
 from caption_ray.serve.example_pictures import FOLDER as EXAMPLES
-from caption_ray.serve.local import LocalBackend
-from caption_ray.text.vocabulary import Vocabulary
-
-playwright_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-from browsing import CHROMIUM, Visit, launch, served  # noqa: E402 - needs playwright
-from playwright.sync_api import Browser, expect  # noqa: E402
-
-pytestmark = pytest.mark.skipif(not CHROMIUM.exists(), reason=f"{CHROMIUM} is not installed")
 
 OpenPage = Callable[..., Visit]
 PHONE = {"viewport": {"width": 360, "height": 740}, "has_touch": True, "is_mobile": True}
-
-
-@pytest.fixture(scope="module")
-def captioner(tiny_vocabulary: Vocabulary) -> Captioner:
-    return sharp_captioner(tiny_vocabulary)
-
-
-@pytest.fixture(scope="module")
-def address(captioner: Captioner) -> Iterator[str]:
-    with served(create_app(LocalBackend(captioner))) as address:
-        yield address
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with playwright_api.sync_playwright() as playwright:
-        browser = launch(playwright)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

@@ -1,12 +1,13 @@
 """What the page says when something is wrong, and how it looks on a phone and in the dark."""
 
 import io
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 
 import numpy as np
 import pytest
+from browsing import Visit, served
 from PIL import Image
-from sharp_model import sharp_captioner
+from playwright.sync_api import Browser, expect
 
 from caption_ray.inference import Captioner
 from caption_ray.serve.app import create_app
@@ -15,13 +16,6 @@ from caption_ray.serve.example_pictures import FOLDER as EXAMPLES
 from caption_ray.serve.example_pictures import draw_examples
 from caption_ray.serve.local import LocalBackend
 from caption_ray.serve.schemas import ModelAnswer
-from caption_ray.text.vocabulary import Vocabulary
-
-playwright_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-from browsing import CHROMIUM, Visit, launch, served  # noqa: E402 - needs playwright
-from playwright.sync_api import Browser, expect  # noqa: E402
-
-pytestmark = pytest.mark.skipif(not CHROMIUM.exists(), reason=f"{CHROMIUM} is not installed")
 
 PHOTO = (EXAMPLES / "dog.jpg").read_bytes()
 PHONE = {"viewport": {"width": 360, "height": 740}, "has_touch": True, "is_mobile": True}
@@ -73,25 +67,6 @@ class BusyAtFirst:
 
     async def model(self) -> ModelAnswer:
         return await self._backend.model()
-
-
-@pytest.fixture(scope="module")
-def captioner(tiny_vocabulary: Vocabulary) -> Captioner:
-    return sharp_captioner(tiny_vocabulary)
-
-
-@pytest.fixture(scope="module")
-def address(captioner: Captioner) -> Iterator[str]:
-    with served(create_app(LocalBackend(captioner))) as address:
-        yield address
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with playwright_api.sync_playwright() as playwright:
-        browser = launch(playwright)
-        yield browser
-        browser.close()
 
 
 @pytest.mark.parametrize(
