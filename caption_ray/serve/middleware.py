@@ -3,6 +3,7 @@
 import hashlib
 import hmac
 import logging
+import os
 import re
 import time
 import uuid
@@ -19,6 +20,8 @@ from caption_ray.serve.schemas import Limits
 logger = logging.getLogger(__name__)
 
 _SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
+
+KEYS_VARIABLE = "CAPTION_RAY_API_KEYS"
 
 SECURITY_HEADERS = {
     "Content-Security-Policy": "default-src 'self'; img-src 'self' blob: data:; object-src 'none'; base-uri 'none'; "
@@ -118,3 +121,8 @@ class ApiKeyMiddleware:
         digest = hashlib.sha256(given.encode()).digest()
         matches = [hmac.compare_digest(digest, known) for known in self._digests]
         return any(matches)
+
+
+def api_keys_from_environment() -> list[str]:
+    """Return the keys in CAPTION_RAY_API_KEYS, separated by commas; for the processes that start an app."""
+    return [key.strip() for key in os.environ.get(KEYS_VARIABLE, "").split(",") if key.strip()]

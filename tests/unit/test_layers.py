@@ -34,7 +34,9 @@ SERVE_APP = (
     *("serve.access_log", "serve.app", "serve.documentation", "serve.errors", "serve.examples", "serve.metrics"),
     *("serve.middleware", "serve.openapi", "serve.pictures", "serve.reading", "serve.service", "serve.streaming"),
 )
-SERVE_PURE = (*SERVE_CONTRACT, *SERVE_APP, "serve.local")
+SERVE_COMPUTE = ("serve.compute", "serve.engine")
+SERVE_PURE = (*SERVE_CONTRACT, *SERVE_APP, *SERVE_COMPUTE)
+SERVE_ADAPTERS = ("serve.deployment", "serve.captioner", "serve.handle")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,15 +67,19 @@ LAYERS = (
     Layer(("attention_figure",), BASE, ("numpy", "PIL")),
     Layer(("inference",), (*PURE, "bundle"), (*TORCH, "PIL")),
     Layer(RUN_PARTS, (*PURE, *STEPS, *RUN_PARTS, *CAPTIONING), (*ARROW, "PIL", "pydantic", "safetensors")),
-    Layer(SERVE_PURE, (*PURE, *SERVE_PURE, *CAPTIONING), (*TORCH, "PIL", "jinja2", "pydantic", "starlette")),
-    Layer(("serve.example_pictures",), (*BASE, *DATA_FILES), ("numpy", "PIL")),
     Layer(SERVE_CONTRACT, (*BASE, *CAPTIONING, *SERVE_CONTRACT), ("numpy", "pydantic")),
     Layer(
         SERVE_APP,
         (*BASE, "data.images", "inference", *SERVE_CONTRACT, *SERVE_APP),
         ("numpy", "jinja2", "prometheus_client", "pydantic", "python_multipart", "starlette"),
     ),
-    Layer(("serve.local",), (*BASE, "entry", *CAPTIONING, *SERVE_PURE), ("pydantic", "torch", "uvicorn")),
+    Layer(
+        SERVE_COMPUTE,
+        (*BASE, "data.images", *CAPTIONING, *SERVE_CONTRACT, *SERVE_COMPUTE),
+        ("numpy", "PIL", "pydantic"),
+    ),
+    Layer(("serve.local",), (*BASE, "entry", *CAPTIONING, *SERVE_PURE), ("pydantic", "uvicorn")),
+    Layer(("serve.example_pictures",), (*BASE, *DATA_FILES), ("numpy", "PIL")),
     # 3, Ray adapters
     Layer(("cluster",), BASE, ("ray",)),
     Layer(
@@ -91,7 +97,11 @@ LAYERS = (
         (*PURE, "evaluation.report", *CAPTIONING, *DATA_ADAPTERS, *EVALUATION_ADAPTERS),
         (*ARROW, "ray", "PIL", "pydantic"),
     ),
-    Layer(("serve.deployment",), (*PURE, *CAPTIONING, *SERVE_PURE, "cluster"), (*TORCH, "ray", "pydantic")),
+    Layer(
+        SERVE_ADAPTERS,
+        (*PURE, *CAPTIONING, *SERVE_PURE, *SERVE_ADAPTERS, "cluster"),
+        (*TORCH, "ray", "pydantic", "starlette"),
+    ),
     # 4, entry
     Layer(("entry",), BASE, ("tyro",)),
     Layer(("jobs.*",), ("*",), ("pydantic", "tyro")),

@@ -1,0 +1,174 @@
+"""One replica of the model on Ray Serve: batches, streams, and a bundle that can be replaced while it answers.
+
+A new bundle is loaded and tried in the background, beside the one that answers, and takes over by one assignment. Not
+inside `reconfigure`: while that runs, Serve routes nothing to the replica, so a load of seconds would be an outage of
+seconds; and a replica whose `reconfigure` raises is stopped, so a bad bundle would take the good one with it.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Sequence
+from datetime import datetime, timezone
+
+import torch
+from pydantic import Field, ValidationError
+from ray import serve
+from ray.serve.metrics import Counter, Histogram
+
+from caption_ray import storage
+from caption_ray.bundle import read_manifest
+from caption_ray.errors import CaptionRayError
+from caption_ray.inference import Captioner
+from caption_ray.serve.backend import CaptionedPicture, GreedyWord, Square
+from caption_ray.serve.compute import describe, load_captioner, model_id
+from caption_ray.serve.engine import BatchOptions, BatchRecord, Engine
+from caption_ray.serve.schemas import ModelAnswer
+
+logger = logging.getLogger(__name__)
+
+_MAX_FAILURES = 3
+"""Failed batches in a row at which a replica says that it is unhealthy: a GPU may be beyond repair for its process."""
+
+
+class CaptionerConfig(BatchOptions):
+    """The deployment's `user_config`: all of it changes without a restart, by `serve deploy`."""
+
+    bundle: str | None = Field(
+        None, description="The bundle to answer with, a folder or URI; by default that of the application's `args`."
+    )
+    num_threads: int | None = Field(
+        None, ge=1, description="Threads that the model computes with on a CPU; by default as torch decides."
+    )
+
+
+@serve.deployment
+class CaptionerReplica:
+    """One copy of the model. default_bundle: what to answer with where `user_config` names no bundle."""
+
+    def __init__(self, default_bundle: str) -> None:
+        log_through_serve()
+        self._default_bundle = default_bundle
+        self._config = CaptionerConfig()
+        self._engine: Engine | None = None
+        self._loaded_at = _now()
+        self._refused: str | None = None
+        self._swap: asyncio.Task[None] | None = None
+        self._metrics = _Metrics()
+
+    async def reconfigure(self, user_config: dict[str, object]) -> None:
+        """Take over new settings at once, and a new bundle when it has been loaded and verified.
+
+        Raises only before there is a model at all: then Serve says why the deployment has failed.
+        """
+        try:
+            config = CaptionerConfig.model_validate(user_config)
+        except ValidationError as error:
+            if self._engine is None:
+                raise
+            self._refuse(f"user_config: {error}")
+            return
+        self._config = config
+        if config.num_threads:
+            torch.set_num_threads(config.num_threads)
+        if self._engine is None:
+            captioner = await asyncio.to_thread(self._load_first, config.bundle)
+            self._engine, self._loaded_at = Engine(captioner, config, self._metrics.observe), _now()
+            return
+        self._engine.options = config
+        if self._swap is not None:
+            self._swap.cancel()  # the newest word counts
+        self._refused = None
+        self._swap = asyncio.create_task(self._replace(config.bundle or self._default_bundle))
+
+    async def caption(self, pictures: Sequence[Square], beam_width: int | None) -> list[CaptionedPicture]:
+        """Return each picture's captions."""
+        return await self._running().caption(pictures, beam_width)
+
+    async def stream(self, picture: Square) -> AsyncIterator[GreedyWord | CaptionedPicture]:
+        """Yield the greedy caption's words as they are found, and at last the whole."""
+        async for event in self._running().stream(picture):
+            yield event
+
+    async def model(self) -> ModelAnswer:
+        """Describe the model that answers now."""
+        return describe(self._running().captioner, self._loaded_at, self._refused)
+
+    async def check_health(self) -> None:
+        """Raise where this process will not answer again, so that Serve starts another."""
+        if self._engine is None:
+            return
+        if not self._engine.is_running:
+            raise RuntimeError("the thread that computes captions has ended")
+        if self._engine.num_failures >= _MAX_FAILURES:
+            raise RuntimeError(f"the last {self._engine.num_failures} batches failed; see the errors before this one")
+
+    def _running(self) -> Engine:
+        assert self._engine is not None, "Serve calls reconfigure before any request"
+        return self._engine
+
+    def _load_first(self, bundle: str | None) -> Captioner:
+        """Load the bundle that is asked for, or the default one where that is refused.
+
+        So a replica that starts after a bad bundle has been refused answers like those that refused it.
+        """
+        if bundle is not None and storage.absolute(bundle) != self._default_bundle:
+            try:
+                return load_captioner(bundle)
+            except CaptionRayError as error:
+                self._refuse(str(error))
+        return load_captioner(self._default_bundle)
+
+    async def _replace(self, bundle: str) -> None:
+        engine = self._running()
+        try:
+            # By digest, not by name: a run trained anew leaves its bundle where the old one was.
+            manifest = await asyncio.to_thread(read_manifest, storage.absolute(bundle))
+            if manifest.digest == model_id(engine.captioner):
+                return
+            captioner = await asyncio.to_thread(load_captioner, bundle)
+        except Exception as error:  # whatever is wrong with the new one, the old one goes on
+            self._refuse(str(error) or type(error).__name__)
+            return
+        engine.captioner, self._loaded_at = captioner, _now()
+        logger.info("now answering with %s (%s)", captioner.bundle.location, model_id(captioner))
+
+    def _refuse(self, reason: str) -> None:
+        self._refused = reason
+        logger.error("refused: %s", reason)
+
+    def __del__(self) -> None:
+        if getattr(self, "_engine", None) is not None:
+            self._running().close()
+
+
+class _Metrics:
+    """Figures of the replica, through Ray: the metrics agent of each node serves those of all its replicas, tagged."""
+
+    def __init__(self) -> None:
+        self._pictures = Counter("caption_ray_pictures", description="Pictures captioned.")
+        self._model_s = Histogram(
+            "caption_ray_batch_seconds",
+            description="Time of one batch in the model.",
+            boundaries=[0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0],
+        )
+        self._batch_size = Histogram(
+            "caption_ray_batch_size", description="Pictures of one batch.", boundaries=[1, 2, 4, 8, 16, 32, 64]
+        )
+
+    def observe(self, batch: BatchRecord) -> None:
+        """Count one batch."""
+        self._pictures.inc(len(batch.answers))
+        self._model_s.observe(batch.model_s)
+        self._batch_size.observe(len(batch.answers))
+
+
+def _now() -> datetime:
+    return datetime.now(timezone.utc)
+
+
+def log_through_serve() -> None:
+    """Have this package's records written where Serve writes a replica's own, in its form, with its request ids."""
+    package, replica = logging.getLogger("caption_ray"), logging.getLogger("ray.serve")
+    package.handlers[:] = replica.handlers
+    package.setLevel(replica.level)
+    package.propagate = False

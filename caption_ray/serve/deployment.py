@@ -1,0 +1,82 @@
+"""The application on Ray Serve: an ingress that speaks HTTP and decodes pictures, and replicas of the model behind it.
+
+`serve run serve_config.yaml` builds it by `build_app`. No `from __future__ import annotations` here: Serve checks
+`args` against the builder's annotation only where that is a class, and takes anything where it is a string.
+"""
+
+import os
+from pathlib import Path
+
+from pydantic import Field
+from ray import serve
+from ray.serve import Application
+from ray.serve.handle import DeploymentHandle
+from starlette.applications import Starlette
+
+from caption_ray import storage
+from caption_ray.bundle import read_manifest
+from caption_ray.config import Settings
+from caption_ray.errors import BundleError
+from caption_ray.serve.app import create_app
+from caption_ray.serve.captioner import CaptionerConfig, CaptionerReplica, log_through_serve
+from caption_ray.serve.handle import ServeBackend
+from caption_ray.serve.middleware import api_keys_from_environment
+from caption_ray.serve.schemas import Limits
+
+BUNDLE_VARIABLE = "CAPTION_RAY_BUNDLE"
+
+_QUICKSTART_BUNDLE = Path(__file__).parents[2] / "runs" / "quickstart" / "bundle"
+
+
+class ServeArguments(Settings):
+    """The application's `args`. Another value restarts the replicas; to swap the bundle alone, see `user_config`."""
+
+    bundle: str | None = Field(
+        None,
+        description=f"Folder or URI of the bundle; by default what {BUNDLE_VARIABLE} names, else the quick start's.",
+    )
+    limits: Limits = Field(default_factory=Limits)
+
+
+@serve.deployment
+@serve.ingress()
+class Ingress:
+    """Speaks HTTP: checks and decodes pictures, asks a replica, words the answer."""
+
+    def __init__(self, captioner: DeploymentHandle, limits: Limits) -> None:
+        log_through_serve()
+        self._captioner = captioner
+        self._limits = limits
+
+    def __serve_build_asgi_app__(self) -> Starlette:
+        """Build the app in the replica's own process; the keys come from its environment and pass through no config."""
+        backend = ServeBackend(self._captioner, self._limits.retry_after_s)
+        return create_app(backend, self._limits, api_keys=api_keys_from_environment())
+
+
+def build_app(args: ServeArguments) -> Application:
+    """Return the application. Raises BundleError where the bundle is absent, before any process is started for it."""
+    bundle = find_bundle(args.bundle)
+    captioner = CaptionerReplica.options(user_config=CaptionerConfig().model_dump())  # type: ignore[attr-defined]
+    application: Application = Ingress.bind(captioner.bind(bundle), args.limits)  # type: ignore[attr-defined]
+    return application
+
+
+def find_bundle(asked: str | None) -> str:
+    """Return where the bundle is: as asked, or by the environment, or the quick start's in this clone.
+
+    Raises BundleError where there is none.
+    """
+    named = asked or os.environ.get(BUNDLE_VARIABLE)
+    location = storage.absolute(named or _QUICKSTART_BUNDLE)
+    try:
+        read_manifest(location)
+    except BundleError as error:
+        if named or storage.exists(location):
+            raise
+        raise BundleError(
+            f"{location}: there is no bundle yet; train one in two minutes by `python jobs/quickstart.py`, or name "
+            f"another by {BUNDLE_VARIABLE}, or by `args: {{bundle: ...}}` in serve_config.yaml",
+            exit_code=BundleError.exit_code,
+        ) from error
+    return location

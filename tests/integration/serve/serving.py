@@ -1,0 +1,184 @@
+"""`serve run` as a process of its own, asked over HTTP; and a load of clients that notes what each was answered."""
+
+import asyncio
+import copy
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import aiohttp
+import psutil
+import yaml
+
+ROOT = Path(__file__).parents[3]
+BYTES = {"Content-Type": "image/png"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reply:
+    """One answer: when it was asked for and given (seconds on the monotonic clock), and what it said."""
+
+    asked: float
+    answered: float
+    status: int
+    headers: dict[str, str]
+    body: Any
+
+    @property
+    def seconds(self) -> float:
+        return self.answered - self.asked
+
+
+class Service:
+    """A running `serve run`. Deploys further configs, and looks at the processes behind it."""
+
+    def __init__(self, config: dict[str, Any], folder: Path, environment: dict[str, str]) -> None:
+        self.config = copy.deepcopy(config)
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port: int = probe.getsockname()[1]
+        self.config["http_options"]["port"] = self.port
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.log = folder / "serve.log"
+        file = folder / "serve_config.yaml"
+        file.write_text(yaml.safe_dump(self.config))
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(
+                [Path(sys.executable).with_name("serve"), "run", file],
+                cwd=folder,
+                env={**os.environ, **environment, "PYTHONPATH": str(ROOT)},
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def get(self, path: str) -> Any:
+        with urllib.request.urlopen(f"{self.url}{path}", timeout=30) as answer:
+            return json.load(answer)
+
+    def wait_ready(self, timeout_s: float = 120) -> None:
+        def is_ready() -> bool:
+            assert self.process.poll() is None, self.log.read_text()[-3000:]
+            try:
+                return bool(self.get("/readyz"))
+            except (OSError, ValueError):
+                return False
+
+        wait_until(is_ready, timeout_s, self.log.read_text)
+
+    def stop(self, timeout_s: float = 60) -> int:
+        """Press Ctrl-C, as a person would, and return the exit code."""
+        self.process.send_signal(signal.SIGINT)
+        return self.process.wait(timeout_s)
+
+    def kill(self) -> None:
+        """End all of it, whatever state it is in."""
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+
+    def deploy(self, *, wait: bool = True, **captioner: Any) -> None:
+        """Do what `serve deploy` does, with other options of the captioner's deployment than it was started with."""
+        config = copy.deepcopy(self.config)
+        config["applications"][0]["deployments"][1].update(captioner)
+        self._dashboard("PUT", config)
+        if wait:
+            wait_until(lambda: self._application()["status"] == "RUNNING", 60, lambda: str(self._application()))
+
+    def replicas(self, deployment: str) -> dict[str, int]:
+        """Return the running replicas of a deployment: id and process id."""
+        found = self._application()["deployments"][deployment]["replicas"]
+        return {replica["replica_id"]: replica["pid"] for replica in found if replica["state"] == "RUNNING"}
+
+    def resident_bytes(self) -> int:
+        """Return the memory of all replicas together."""
+        pids = [*self.replicas("Ingress").values(), *self.replicas("CaptionerReplica").values()]
+        return sum(psutil.Process(pid).memory_info().rss for pid in pids)
+
+    def _application(self) -> dict[str, Any]:
+        application: dict[str, Any] = self._dashboard("GET")["applications"]["captions"]
+        return application
+
+    def _dashboard(self, method: str, body: object = None) -> Any:
+        (address,) = set(re.findall(r"View the dashboard at \S*?(http://127\.0\.0\.1:\d+)", self.log.read_text()))
+        request = urllib.request.Request(
+            f"{address}/api/serve/applications/",
+            method=method,
+            data=None if body is None else json.dumps(body).encode(),
+            headers={"Authorization": f"Bearer {os.environ['RAY_AUTH_TOKEN']}", "Content-Type": "application/json"},
+        )
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            content = answer.read()
+        return json.loads(content) if content else None
+
+
+def wait_until(holds: Callable[[], bool], timeout_s: float, tell: Callable[[], str] = str) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not holds():
+        assert time.monotonic() < deadline, f"not within {timeout_s} s: {tell()[-3000:]}"
+        time.sleep(0.2)
+
+
+async def ask(session: aiohttp.ClientSession, url: str, picture: bytes) -> Reply:
+    asked = time.monotonic()
+    async with session.post(f"{url}/v1/captions", data=picture, headers=BYTES) as answer:
+        content = await answer.read()
+    is_json = answer.content_type == "application/json"
+    return Reply(
+        asked=asked,
+        answered=time.monotonic(),
+        status=answer.status,
+        headers={name.lower(): value for name, value in answer.headers.items()},
+        body=json.loads(content) if is_json else content,
+    )
+
+
+def load(
+    url: str,
+    picture: bytes,
+    num_clients: int,
+    seconds: float,
+    meanwhile: Callable[[], Awaitable[None]] | None = None,
+) -> list[Reply]:
+    """Have clients ask one after another for so long, each as soon as it is answered; one told to wait waits a little.
+
+    They hold no connections of their own open in between, so that none is closed under a request.
+    """
+
+    async def client(session: aiohttp.ClientSession, end: float, replies: list[Reply]) -> None:
+        while time.monotonic() < end:
+            replies.append(await ask(session, url, picture))
+            if replies[-1].status != 200:
+                await asyncio.sleep(0.1)
+
+    async def run() -> list[Reply]:
+        replies: list[Reply] = []
+        end = time.monotonic() + seconds
+        connector = aiohttp.TCPConnector(limit=0, force_close=True)
+        async with aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(90)) as session:
+            tasks = [client(session, end, replies) for _ in range(num_clients)]
+            await asyncio.gather(*tasks, *([meanwhile()] if meanwhile else []))
+        return replies
+
+    return asyncio.run(run())
+
+
+def statuses(replies: list[Reply]) -> Counter[int]:
+    return Counter(reply.status for reply in replies)
+
+
+def median_s(replies: list[Reply]) -> float:
+    return median(reply.seconds for reply in replies if reply.status == 200)

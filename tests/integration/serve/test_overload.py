@@ -1,0 +1,36 @@
+"""More clients than the service can take: who is turned away is told so, and nothing is left behind."""
+
+import pytest
+from serving import Service, load, median_s, statuses
+
+
+@pytest.mark.parametrize("seconds", [8, pytest.param(60, marks=pytest.mark.slow)])
+def test_eight_times_too_many_clients(service: Service, picture: bytes, seconds: int) -> None:
+    # The model takes 8 requests and 8 wait.
+    load(service.url, picture, num_clients=16, seconds=2)
+    before = load(service.url, picture, num_clients=1, seconds=2)
+    assert statuses(before) == {200: len(before)}
+
+    load(service.url, picture, num_clients=8 * 16, seconds=seconds / 4)
+    early = service.resident_bytes()
+    replies = load(service.url, picture, num_clients=8 * 16, seconds=seconds)
+    grown = service.resident_bytes() - early
+
+    counts = statuses(replies)
+    assert set(counts) == {200, 503}
+    assert counts[200] > 5 * seconds
+    for reply in replies:
+        if reply.status == 503:
+            assert int(reply.headers["retry-after"]) >= 1
+            assert reply.body["error"]["code"] == "overloaded"
+    # Whoever is taken in is answered soon: the queue is short.
+    assert max(reply.seconds for reply in replies if reply.status == 200) < 10
+    assert grown < 40 << 20
+
+    after = load(service.url, picture, num_clients=1, seconds=2)
+    assert statuses(after) == {200: len(after)}
+    assert median_s(after) < 1.5 * median_s(before) + 0.01
+    print(
+        f"\n{seconds} s, 128 clients: {dict(counts)}, {grown / 2**20:+.1f} MiB, "
+        f"median of one client {median_s(before) * 1e3:.1f} ms before, {median_s(after) * 1e3:.1f} ms after"
+    )

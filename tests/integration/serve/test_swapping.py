@@ -1,0 +1,60 @@
+"""A new bundle takes over while clients ask; a bad one does not."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+from serving import Service, load, statuses, wait_until
+
+from caption_ray.bundle import read_manifest
+
+
+@pytest.mark.parametrize("seconds", [9, pytest.param(60, marks=pytest.mark.slow)])
+def test_no_request_is_lost_when_the_bundle_is_swapped(
+    service: Service, picture: bytes, bundle_a: str, bundle_b: str, seconds: int
+) -> None:
+    old, new = read_manifest(bundle_a).digest, read_manifest(bundle_b).digest
+
+    async def swap() -> None:
+        await asyncio.sleep(seconds / 3)
+        await asyncio.to_thread(service.deploy, wait=False, user_config={"bundle": bundle_b, "max_batch_size": 4})
+
+    replies = load(service.url, picture, num_clients=2, seconds=seconds, meanwhile=swap)
+    assert statuses(replies) == {200: len(replies)}
+    assert len(replies) > 10 * seconds / 3
+    by_time = sorted(replies, key=lambda reply: reply.asked)
+    answered = [reply.body["model_id"] for reply in by_time]
+    assert set(answered) == {old, new}
+    # Once somebody has been answered by the new one, whoever asks is.
+    swapped = min(reply.answered for reply in replies if reply.body["model_id"] == new)
+    assert {reply.body["model_id"] for reply in replies if reply.asked > swapped} == {new}
+    assert answered[: len(answered) // 4] == [old] * (len(answered) // 4)
+    # Nor did anybody wait for the loading.
+    assert max(reply.seconds for reply in replies) < 2.0
+    model = service.get("/v1/model")
+    assert (model["id"], model["location"], model.get("refused")) == (new, bundle_b, None)
+
+
+def test_bad_bundle_is_refused_and_the_old_one_goes_on(
+    service: Service, picture: bytes, bundle_a: str, damaged_bundle: str, tmp_path: Path
+) -> None:
+    good = read_manifest(bundle_a).digest
+    (pid,) = service.replicas("CaptionerReplica").values()
+    for user_config, reason in (
+        ({"bundle": damaged_bundle}, r"model.safetensors: not what manifest.json says"),
+        ({"bundle": str(tmp_path / "absent")}, "no manifest.json: not a bundle"),
+        ({"bundel": "x"}, "user_config"),
+        ({"max_batch_size": 0}, "max_batch_size"),
+    ):
+
+        async def deploy(user_config: dict[str, object] = user_config) -> None:
+            await asyncio.to_thread(service.deploy, user_config=user_config)
+
+        replies = load(service.url, picture, num_clients=1, seconds=1, meanwhile=deploy)
+        wait_until(lambda reason=reason: reason in (service.get("/v1/model").get("refused") or ""), 10)  # type: ignore[misc]
+        assert statuses(replies) == {200: len(replies)}
+        assert service.get("/v1/model")["id"] == good
+    assert list(service.replicas("CaptionerReplica").values()) == [pid]
+    # Corrected, it says no more that anything is wrong.
+    service.deploy(user_config={"max_batch_size": 8})
+    wait_until(lambda: service.get("/v1/model").get("refused") is None, 10)
