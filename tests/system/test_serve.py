@@ -102,7 +102,10 @@ def test_serve_run_answers_until_interrupted(config: Path, tiny_bundle: Path, tm
         # Ray itself says this of its controller when it is shut down in the midst of a call (2.60).
         log = re.sub(r".*ServeController\.graceful_shutdown failed\..*", "", log)
         assert "Traceback" not in log
-        assert processes_of_group(process.pid) == []
+        deadline = time.monotonic() + 20
+        while left := processes_of_group(process.pid):  # Ray's last ones end a moment after their parent
+            assert time.monotonic() < deadline, left
+            time.sleep(0.2)
     finally:
         end(process)
 
