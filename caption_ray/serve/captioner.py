@@ -17,6 +17,7 @@ from ray.serve.metrics import Counter, Histogram
 
 from caption_ray import storage
 from caption_ray.bundle import read_manifest
+from caption_ray.config import AskedPrecision
 from caption_ray.errors import CaptionRayError
 from caption_ray.inference import Captioner
 from caption_ray.serve.backend import CaptionedPicture, GreedyWord, Square
@@ -39,6 +40,7 @@ class CaptionerConfig(BatchOptions):
     num_threads: int | None = Field(
         None, ge=1, description="Threads that the model computes with on a CPU; by default as torch decides."
     )
+    precision: AskedPrecision = Field("auto", description="Of the encoder; 'auto' takes bf16 where that is faster.")
 
 
 @serve.deployment
@@ -48,7 +50,7 @@ class CaptionerReplica:
     def __init__(self, default_bundle: str) -> None:
         log_through_serve()
         self._default_bundle = default_bundle
-        self._config = CaptionerConfig()
+        self._precision: AskedPrecision = "auto"
         self._engine: Engine | None = None
         self._loaded_at = _now()
         self._refused: str | None = None
@@ -67,18 +69,17 @@ class CaptionerReplica:
                 raise
             self._refuse(f"user_config: {error}")
             return
-        self._config = config
         if config.num_threads:
             torch.set_num_threads(config.num_threads)
         if self._engine is None:
-            captioner = await asyncio.to_thread(self._load_first, config.bundle)
+            captioner = await asyncio.to_thread(self._load_first, config)
             self._engine, self._loaded_at = Engine(captioner, config, self._metrics.observe), _now()
             return
         self._engine.options = config
         if self._swap is not None:
             self._swap.cancel()  # the newest word counts
         self._refused = None
-        self._swap = asyncio.create_task(self._replace(config.bundle or self._default_bundle))
+        self._swap = asyncio.create_task(self._replace(config))
 
     async def caption(self, pictures: Sequence[Square], beam_width: int | None) -> list[CaptionedPicture]:
         """Return each picture's captions."""
@@ -106,30 +107,31 @@ class CaptionerReplica:
         assert self._engine is not None, "Serve calls reconfigure before any request"
         return self._engine
 
-    def _load_first(self, bundle: str | None) -> Captioner:
+    def _load_first(self, config: CaptionerConfig) -> Captioner:
         """Load the bundle that is asked for, or the default one where that is refused.
 
         So a replica that starts after a bad bundle has been refused answers like those that refused it.
         """
-        if bundle is not None and storage.absolute(bundle) != self._default_bundle:
+        self._precision = config.precision
+        if config.bundle is not None:
             try:
-                return load_captioner(bundle)
+                return load_captioner(config.bundle, config.precision)
             except CaptionRayError as error:
                 self._refuse(str(error))
-        return load_captioner(self._default_bundle)
+        return load_captioner(self._default_bundle, config.precision)
 
-    async def _replace(self, bundle: str) -> None:
-        engine = self._running()
+    async def _replace(self, config: CaptionerConfig) -> None:
+        engine, bundle = self._running(), storage.absolute(config.bundle or self._default_bundle)
         try:
             # By digest, not by name: a run trained anew leaves its bundle where the old one was.
-            manifest = await asyncio.to_thread(read_manifest, storage.absolute(bundle))
-            if manifest.digest == model_id(engine.captioner):
+            manifest = await asyncio.to_thread(read_manifest, bundle)
+            if (manifest.digest, config.precision) == (model_id(engine.captioner), self._precision):
                 return
-            captioner = await asyncio.to_thread(load_captioner, bundle)
+            captioner = await asyncio.to_thread(load_captioner, bundle, config.precision)
         except Exception as error:  # whatever is wrong with the new one, the old one goes on
             self._refuse(str(error) or type(error).__name__)
             return
-        engine.captioner, self._loaded_at = captioner, _now()
+        engine.captioner, self._precision, self._loaded_at = captioner, config.precision, _now()
         logger.info("now answering with %s (%s)", captioner.bundle.location, model_id(captioner))
 
     def _refuse(self, reason: str) -> None:

@@ -46,7 +46,7 @@ def describe(captioner: Captioner, loaded_at: datetime, refused: str | None) -> 
         image_size=config.encoder.image_size,
         grid_side=config.encoder.image_size // 32,
         vocabulary_size=config.vocabulary_size,
-        num_parameters=sum(parameter.numel() for parameter in captioner.model.parameters()),
+        num_parameters=sum(parameter.numel() for parameter in bundle.model.parameters()),
         device=str(captioner.device),
         precision=captioner.precision,
         beam_width=config.decode.beam_width,

@@ -12,11 +12,14 @@ from ray import serve
 from ray.serve import Application
 from ray.serve.handle import DeploymentHandle
 from starlette.applications import Starlette
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from caption_ray import storage
 from caption_ray.bundle import read_manifest
 from caption_ray.config import Settings
 from caption_ray.errors import BundleError
+from caption_ray.serve.access_log import configure_access_log
 from caption_ray.serve.app import create_app
 from caption_ray.serve.captioner import CaptionerConfig, CaptionerReplica, log_through_serve
 from caption_ray.serve.handle import ServeBackend
@@ -45,13 +48,36 @@ class Ingress:
 
     def __init__(self, captioner: DeploymentHandle, limits: Limits) -> None:
         log_through_serve()
+        configure_access_log()
         self._captioner = captioner
         self._limits = limits
 
     def __serve_build_asgi_app__(self) -> Starlette:
         """Build the app in the replica's own process; the keys come from its environment and pass through no config."""
         backend = ServeBackend(self._captioner, self._limits.retry_after_s)
-        return create_app(backend, self._limits, api_keys=api_keys_from_environment())
+        app = create_app(backend, self._limits, api_keys=api_keys_from_environment())
+        app.add_middleware(_RequestIdOnce)
+        return app
+
+
+class _RequestIdOnce:
+    """Leaves X-Request-ID to Serve's proxy, which adds it to every answer and has sent the same along with the request.
+
+    Where the app did not take that over, both are in the answer.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_once(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                if headers.get("x-request-id") == Headers(scope=scope).get("x-request-id"):
+                    del headers["x-request-id"]
+            await send(message)
+
+        await self.app(scope, receive, send_once)
 
 
 def build_app(args: ServeArguments) -> Application:

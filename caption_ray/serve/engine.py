@@ -1,8 +1,8 @@
 """A model and the one thread that computes with it: batches form from what waits when the thread becomes free.
 
 The event loop only queues and is told; it never computes. While a batch computes the next one fills, so a batch is as
-large as the load makes it, up to its limit, and at low load a picture waits for nobody. `@serve.batch` closes a batch by
-the clock instead, whether or not the model is free, and so under load puts many small ones in a queue.
+large as the load makes it, up to its limit, and at low load a picture waits for nobody. `@serve.batch` closes a batch
+by the clock instead, whether or not the model is free, and so under load puts many small ones in a queue.
 
 Streams advance by one word between two batches, and at most one of them is encoded there, so neither holds up the other
 for long.
@@ -12,7 +12,7 @@ import asyncio
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
@@ -62,7 +62,8 @@ class _Stream:
 class Engine:
     """Computes captions on a thread of its own. `captioner` may be replaced at any time, by one assignment.
 
-    num_failures: batches in a row, up to now, that raised. observe: told of each batch, on the engine's thread.
+    num_failures: batches in a row, up to now, that raised.
+    observe: told of each batch, on the engine's thread.
     """
 
     def __init__(
@@ -97,7 +98,7 @@ class Engine:
             self._changed.notify()
         return list(await asyncio.gather(*(asyncio.wrap_future(item.future) for item in items)))
 
-    async def stream(self, picture: Square) -> AsyncIterator[StreamEvent]:
+    async def stream(self, picture: Square) -> AsyncGenerator[StreamEvent, None]:
         """Yield the words of a greedy caption as they are found, and at last the whole. Closing it ends the work."""
         loop, events = asyncio.get_running_loop(), asyncio.Queue[StreamEvent | Exception]()
 

@@ -69,7 +69,15 @@ def draw_dog() -> Image.Image:
 
 def draw_boat() -> Image.Image:
     """Return a sailing boat with white sails on the sea, the sun low behind it."""
-    sheet = _ramps([(0, (78, 92, 158)), (0.4, (246, 158, 104)), (0.6, (255, 214, 138)), (0.601, (198, 140, 118)), (1, (34, 58, 104))])
+    sheet = _ramps(
+        [
+            (0, (78, 92, 158)),
+            (0.4, (246, 158, 104)),
+            (0.6, (255, 214, 138)),
+            (0.601, (198, 140, 118)),
+            (1, (34, 58, 104)),
+        ]
+    )
     draw = ImageDraw.Draw(sheet)
     _ellipse(draw, (296, 146, 372, 222), (255, 240, 196))
     _blocks(draw, [(0, 216, 480, 232)], (196, 138, 118))

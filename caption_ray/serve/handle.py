@@ -1,7 +1,7 @@
 """The app's backend on Ray Serve: calls the captioner's replicas, and turns Ray's errors into the app's.
 
-The app itself calls once more where BackendUnavailableError says that a replica was lost: captioning changes nothing, so
-twice is as good as once, and the router has left the lost one out by then.
+The app itself calls once more where BackendUnavailableError says that a replica was lost: captioning changes nothing,
+so twice is as good as once, and the router has left the lost one out by then.
 """
 
 import asyncio

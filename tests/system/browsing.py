@@ -99,7 +99,9 @@ class Visit:
     def strangers(self) -> list[str]:
         """Return the requests that went elsewhere than to the service."""
         here = urlsplit(self.address).netloc
-        return [url for url in self.addresses if not url.startswith(("blob:", "data:")) and urlsplit(url).netloc != here]
+        return [
+            url for url in self.addresses if not url.startswith(("blob:", "data:")) and urlsplit(url).netloc != here
+        ]
 
     def _note(self, kind: str, text: str) -> None:
         if text.startswith(_FAILED_ANSWER):

@@ -108,21 +108,30 @@ class Service:
         pids = [*self.replicas("Ingress").values(), *self.replicas("CaptionerReplica").values()]
         return sum(psutil.Process(pid).memory_info().rss for pid in pids)
 
+    def metrics_address(self) -> str:
+        """Return where Ray's metrics agent of this node is scraped."""
+        with urllib.request.urlopen(self._authorised("GET", "/nodes?view=summary"), timeout=30) as answer:
+            (node,) = json.load(answer)["data"]["summary"]
+        return f"{node['raylet']['nodeManagerAddress']}:{node['raylet']['metricsExportPort']}"
+
     def _application(self) -> dict[str, Any]:
         application: dict[str, Any] = self._dashboard("GET")["applications"]["captions"]
         return application
 
     def _dashboard(self, method: str, body: object = None) -> Any:
+        request = self._authorised(method, "/api/serve/applications/", body)
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            content = answer.read()
+        return json.loads(content) if content else None
+
+    def _authorised(self, method: str, path: str, body: object = None) -> urllib.request.Request:
         (address,) = set(re.findall(r"View the dashboard at \S*?(http://127\.0\.0\.1:\d+)", self.log.read_text()))
-        request = urllib.request.Request(
-            f"{address}/api/serve/applications/",
+        return urllib.request.Request(
+            f"{address}{path}",
             method=method,
             data=None if body is None else json.dumps(body).encode(),
             headers={"Authorization": f"Bearer {os.environ['RAY_AUTH_TOKEN']}", "Content-Type": "application/json"},
         )
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            content = answer.read()
-        return json.loads(content) if content else None
 
 
 def wait_until(holds: Callable[[], bool], timeout_s: float, tell: Callable[[], str] = str) -> None:

@@ -74,7 +74,9 @@ def _refused_values(config: dict[str, typing.Any], bundle: str) -> Iterator[str]
                 else:
                     yield from _refusal(model, deployment["user_config"], f"{place}.user_config")
             runtime_env = (deployment.get("ray_actor_options") or {}).get("runtime_env") or {}
-            yield from (f"{place}.runtime_env: unknown key {key!r}" for key in set(runtime_env) - RuntimeEnv.known_fields)
+            yield from (
+                f"{place}.runtime_env: unknown key {key!r}" for key in set(runtime_env) - RuntimeEnv.known_fields
+            )
 
 
 def _refusal(model: type[BaseModel], value: object, place: str) -> Iterator[str]:

@@ -1,7 +1,11 @@
 """More clients than the service can take: who is turned away is told so, and nothing is left behind."""
 
+import logging
+
 import pytest
 from serving import Service, load, median_s, statuses
+
+logger = logging.getLogger(__name__)
 
 
 @pytest.mark.parametrize("seconds", [8, pytest.param(60, marks=pytest.mark.slow)])
@@ -30,7 +34,5 @@ def test_eight_times_too_many_clients(service: Service, picture: bytes, seconds:
     after = load(service.url, picture, num_clients=1, seconds=2)
     assert statuses(after) == {200: len(after)}
     assert median_s(after) < 1.5 * median_s(before) + 0.01
-    print(
-        f"\n{seconds} s, 128 clients: {dict(counts)}, {grown / 2**20:+.1f} MiB, "
-        f"median of one client {median_s(before) * 1e3:.1f} ms before, {median_s(after) * 1e3:.1f} ms after"
-    )
+    logger.info("%d s, 128 clients: %s, memory %+.1f MiB", seconds, dict(counts), grown / 2**20)
+    logger.info("one client: %.1f ms before, %.1f ms after", 1e3 * median_s(before), 1e3 * median_s(after))

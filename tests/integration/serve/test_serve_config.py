@@ -52,7 +52,11 @@ def test_config_has_no_key_that_ray_ignores(tiny_bundle: Path) -> None:
         ((*APPLICATION, "args", "limits"), {"max_byte": 1}, "captions.args.limits.max_byte: Extra inputs"),
         ((*APPLICATION, "import_path"), "caption_ray.serve.deployment:bild_app", "captions.import_path: module"),
         ((*APPLICATION, "import_path"), "caption_ray.serve.deploy:build_app", "captions.import_path: No module"),
-        ((*INGRESS, "name"), "Ingres", "captions.Ingres: no such deployment; there are ['CaptionerReplica', 'Ingress']"),
+        (
+            (*INGRESS, "name"),
+            "Ingres",
+            "captions.Ingres: no such deployment; there are ['CaptionerReplica', 'Ingress']",
+        ),
         ((*INGRESS, "user_config"), {}, "captions.Ingress: takes no user_config"),
         ((*CAPTIONER, "autoscaling_config", "min_replicas"), 9, "autoscaling.: Value error, max_replicas (2)"),
         ((*CAPTIONER, "max_queued_requests"), "many", "max_queued_requests: Input should be a valid integer"),

@@ -1,6 +1,8 @@
 """A new bundle takes over while clients ask; a bad one does not."""
 
 import asyncio
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -58,3 +60,16 @@ def test_bad_bundle_is_refused_and_the_old_one_goes_on(
     # Corrected, it says no more that anything is wrong.
     service.deploy(user_config={"max_batch_size": 8})
     wait_until(lambda: service.get("/v1/model").get("refused") is None, 10)
+
+
+def test_replica_that_starts_with_a_bad_bundle_answers_with_the_default(
+    service: Service, bundle_a: str, damaged_bundle: str
+) -> None:
+    """One that dies after a refusal comes back as it was."""
+    service.deploy(user_config={"bundle": damaged_bundle})
+    (pid,) = service.replicas("CaptionerReplica").values()
+    os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: list(service.replicas("CaptionerReplica").values()) not in ([], [pid]), 60)
+    model = service.get("/v1/model")
+    assert model["id"] == read_manifest(bundle_a).digest
+    assert "model.safetensors: not what manifest.json says" in model["refused"]

@@ -168,7 +168,7 @@ def test_streams_and_batches_take_turns(engine: Engine, gated: Gated, records: l
 
     async def read(seed: int) -> None:
         async for event in engine.stream(noise(seed)):
-            events.append("word" if isinstance(event, GreedyWord) else "whole")
+            events.extend(["word" if isinstance(event, GreedyWord) else "whole"])
 
     async def ask(seed: int) -> None:
         await engine.caption([noise(seed)], None)
