@@ -42,10 +42,10 @@ class ServiceMetrics:
             "caption_ray_caption_words", "Words of the best caption.",
             buckets=(1, 2, 4, 6, 8, 10, 12, 14, 16, 20, 24, 32), registry=registry,
         )  # fmt: skip
-        self.log_probability = Histogram(
-            "caption_ray_caption_log_probability",
-            "Mean over a best caption's words and end, natural logarithm; low where pictures are unlike training's.",
-            buckets=(-5, -4, -3, -2.5, -2, -1.75, -1.5, -1.25, -1, -0.75, -0.5, -0.25, 0), registry=registry,
+        self.surprise = Histogram(
+            "caption_ray_caption_surprise_nats",
+            "Minus the mean log-probability of a best caption's words and end; high where pictures are unlike training's.",
+            buckets=(0.25, 0.5, 0.75, 1, 1.25, 1.5, 1.75, 2, 2.5, 3, 4, 5), registry=registry,
         )  # fmt: skip
         self.picture_bytes = Histogram(
             "caption_ray_picture_bytes", "Size of a picture's file.",
@@ -68,7 +68,8 @@ class ServiceMetrics:
         """Take in a picture's best caption."""
         self.captions.labels("ok").inc()
         self.caption_words.observe(len(best.words))
-        self.log_probability.observe(best.log_probability / (len(best.words) + 1))
+        # Not the log-probability itself: histograms of negative values have no sum.
+        self.surprise.observe(-best.log_probability / (len(best.words) + 1))
 
     def text(self) -> bytes:
         """Return all in Prometheus' text format."""

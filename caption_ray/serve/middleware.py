@@ -118,7 +118,7 @@ class ApiKeyMiddleware:
         return path in self.OPEN_PATHS or path.startswith("/static/")
 
     def _knows(self, given: str) -> bool:
-        digest = hashlib.sha256(given.encode()).digest()
+        digest = hashlib.sha256(given.encode("latin-1")).digest()  # the bytes as they were sent
         matches = [hmac.compare_digest(digest, known) for known in self._digests]
         return any(matches)
 

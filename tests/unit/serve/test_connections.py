@@ -1,0 +1,134 @@
+"""Clients that are slow, hang up or send without end, over real connections."""
+
+import socket
+import threading
+import time
+from collections.abc import Callable
+
+import httpx
+import pytest
+from live import client_of
+from odd_pictures import png
+from stand_in import StandIn
+
+from caption_ray.serve.metrics import ServiceMetrics
+from caption_ray.serve.schemas import Limits
+
+
+def connect(client: httpx.Client) -> socket.socket:
+    return socket.create_connection((client.base_url.host, client.base_url.port), timeout=30)
+
+
+def head(path: str, *lines: str) -> bytes:
+    return "\r\n".join((f"POST {path} HTTP/1.1", "Host: x", *lines, "", "")).encode()
+
+
+def eventually(holds: Callable[[], bool]) -> None:
+    end = time.monotonic() + 20
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def value(metrics: ServiceMetrics, name: str, **labels: str) -> float:
+    return metrics.registry.get_sample_value(name, labels) or 0.0
+
+
+def test_a_byte_at_a_time_is_cut_off_and_holds_up_no_one() -> None:
+    with client_of(StandIn(), Limits(body_timeout_s=1.0)) as client, connect(client) as slow:
+        slow.sendall(head("/v1/captions", "Content-Length: 1000"))
+        begun = time.monotonic()
+        stop = threading.Event()
+
+        def trickle() -> None:
+            try:
+                while not stop.wait(0.05):
+                    slow.sendall(b"x")
+            except OSError:
+                pass
+
+        thread = threading.Thread(target=trickle)
+        thread.start()
+        while time.monotonic() < begun + 0.5:
+            assert client.post("/v1/captions", content=png()).elapsed.total_seconds() < 0.5
+        answer = slow.recv(65536)
+        stop.set()
+        thread.join()
+    assert answer.startswith(b"HTTP/1.1 408 ")
+    assert b'"code":"body_timeout"' in answer
+    assert b"connection: close" in answer
+    assert 0.9 < time.monotonic() - begun < 5
+
+
+def test_declared_length_over_the_limit_is_refused_before_the_body() -> None:
+    with client_of(StandIn(), Limits(max_bytes=1000)) as client, connect(client) as sender:
+        sender.sendall(head("/v1/captions", "Content-Length: 1001"))
+        assert sender.recv(65536).startswith(b"HTTP/1.1 413 ")
+
+
+def test_chunks_without_end_are_stopped_at_the_limit() -> None:
+    with client_of(StandIn(), Limits(max_bytes=100_000)) as client, connect(client) as sender:
+        sender.sendall(head("/v1/captions", "Transfer-Encoding: chunked"))
+        sent = 0
+        sender.setblocking(False)
+        answer = b""
+        while not answer and sent < 50_000_000:
+            try:
+                sent += sender.send(b"1000\r\n" + bytes(0x1000) + b"\r\n")
+            except BlockingIOError:
+                time.sleep(0.01)
+            except OSError:
+                break
+            try:
+                answer = sender.recv(65536)
+            except BlockingIOError:
+                continue
+    assert answer.startswith(b"HTTP/1.1 413 ")
+    assert sent < 20_000_000  # the rest was still in the sockets' buffers
+
+
+@pytest.mark.parametrize("path", ["/v1/captions", "/v1/captions/stream"])
+def test_work_of_a_client_that_hangs_up_is_dropped(path: str) -> None:
+    backend, metrics = StandIn(seconds=30), ServiceMetrics()
+    with client_of(backend, metrics=metrics) as client:
+        with connect(client) as gone:
+            gone.sendall(head(path, f"Content-Length: {len(png())}") + png())
+            eventually(lambda: len(backend.calls) == 1)
+        eventually(lambda: backend.num_cancelled == 1)
+        eventually(lambda: value(metrics, "caption_ray_requests_in_flight") == 0)
+    assert value(metrics, "caption_ray_requests_total", route=path, method="POST", status="499") == 1
+    assert value(metrics, "caption_ray_captions_total", outcome="client_gone") == 1
+
+
+def test_hanging_up_amid_the_body_is_no_fault() -> None:
+    metrics = ServiceMetrics()
+    with client_of(StandIn(), metrics=metrics) as client:
+        with connect(client) as gone:
+            gone.sendall(head("/v1/captions", "Content-Length: 1000") + b"x")
+            eventually(lambda: value(metrics, "caption_ray_requests_in_flight") == 1)
+        eventually(lambda: value(metrics, "caption_ray_requests_in_flight") == 0)
+    assert value(metrics, "caption_ray_requests_total", route="/v1/captions", method="POST", status="499") == 1
+
+
+def test_deadline() -> None:
+    backend = StandIn(seconds=30)
+    with client_of(backend, Limits(deadline_s=0.2)) as client:
+        answer = client.post("/v1/captions", content=png())
+        assert (answer.status_code, answer.json()["error"]["code"]) == (408, "deadline_exceeded")
+        assert answer.json()["error"]["limit"] == 0.2
+        assert backend.num_cancelled == 1
+
+
+def test_deadline_within_a_stream() -> None:
+    backend = StandIn(seconds=0.4)
+    with client_of(backend, Limits(deadline_s=0.6)) as client:
+        answer = client.post("/v1/captions/stream", content=png())
+    assert answer.status_code == 200
+    assert answer.text.count("event: word") == 1
+    assert '"code":"deadline_exceeded"' in answer.text.split("event: error")[1]
+    assert backend.num_cancelled == 1
+
+
+def test_connection_serves_on_after_errors(client: httpx.Client) -> None:
+    for body, status in ((b"x", 415), (png(), 200), (png()[:60], 422), (png(), 200)):
+        assert client.post("/v1/captions", content=body).status_code == status

@@ -1,0 +1,35 @@
+"""Requests made by schemathesis from the API's own description, good and bad: every answer is one that it describes."""
+
+from collections.abc import Iterator
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from live import running
+from odd_pictures import bad_pictures, good_pictures
+
+from caption_ray.serve.app import create_app
+from caption_ray.serve.local import LocalBackend
+from caption_ray.serve.openapi import build_openapi
+from caption_ray.serve.schemas import Limits
+
+FILES = [data for data, _ in (*good_pictures().values(), *bad_pictures().values()) if len(data) < 50_000]
+BODIES = st.one_of(st.sampled_from(FILES), st.binary(max_size=300))
+
+for media_type in ("image/*", "application/octet-stream"):
+    schemathesis.openapi.media_type(media_type, BODIES)
+
+SCHEMA = schemathesis.openapi.from_dict(build_openapi(Limits()))
+
+
+@pytest.fixture(scope="module")
+def address(local_backend: LocalBackend) -> Iterator[str]:
+    with running(create_app(local_backend)) as port:
+        yield f"http://127.0.0.1:{port}"
+
+
+@SCHEMA.parametrize()
+@settings(max_examples=40, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
+def test_every_answer_is_as_described(case: schemathesis.Case, address: str) -> None:
+    case.call_and_validate(base_url=address)

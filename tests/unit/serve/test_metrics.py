@@ -1,0 +1,82 @@
+import json
+import re
+from pathlib import Path
+
+import httpx
+import pytest
+from live import client_of
+from odd_pictures import png
+from stand_in import StandIn
+
+from caption_ray.serve.metrics import ServiceMetrics
+
+DASHBOARD = Path(__file__).parents[3] / "gcp" / "grafana-dashboard.json"
+
+
+def samples(text: str) -> dict[str, float]:
+    """Return values by name and labels of Prometheus' text."""
+    lines = [line.rpartition(" ") for line in text.splitlines() if line and not line.startswith("#")]
+    return {name: float(value) for name, _, value in lines}
+
+
+def test_counts_by_hand() -> None:
+    with client_of(StandIn()) as client:
+        client.post("/v1/captions", content=png())
+        client.post("/v1/captions", content=b"text")
+        client.post("/v1/captions/batch", files=[("p", png()), ("p", png()), ("p", png()[:60])])
+        client.post("/v1/captions/stream", content=png())
+        client.request("PROPFIND", "/coffee/1")
+        answer = client.get("/metrics")
+    assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
+    found = samples(answer.text)
+    assert found['caption_ray_captions_total{outcome="ok"}'] == 4
+    assert found['caption_ray_captions_total{outcome="not_a_picture"}'] == 1
+    assert found['caption_ray_captions_total{outcome="undecodable_picture"}'] == 1
+    assert found['caption_ray_requests_total{method="POST",route="/v1/captions",status="200"}'] == 1
+    assert found['caption_ray_requests_total{method="POST",route="/v1/captions",status="415"}'] == 1
+    assert found['caption_ray_requests_total{method="other",route="other",status="404"}'] == 1
+    assert found["caption_ray_requests_in_flight"] == 1  # the one that asks
+    assert found["caption_ray_decode_seconds_count"] == 4
+    assert found["caption_ray_model_seconds_count"] == 3
+    assert found["caption_ray_caption_words_sum"] == 4 * 2
+    # -3 over two words and the end is -1 each
+    assert found["caption_ray_caption_surprise_nats_sum"] == pytest.approx(4)
+    assert found['caption_ray_caption_surprise_nats_bucket{le="0.75"}'] == 0
+    assert found['caption_ray_caption_surprise_nats_bucket{le="1.0"}'] == 4
+    assert found["caption_ray_picture_bytes_count"] == 6
+    assert found["caption_ray_picture_pixels_sum"] == 4 * 1200
+
+
+def test_every_metric_of_the_dashboard_exists(client: httpx.Client) -> None:
+    client.post("/v1/captions", content=png())
+    known = {name.partition("{")[0] for name in samples(client.get("/metrics").text)}
+    board = json.loads(DASHBOARD.read_text())
+    queries = [target["expr"] for panel in board["panels"] for target in panel.get("targets", [])]
+    named = {name for query in queries for name in re.findall(r"caption_ray_\w+", query)}
+    assert len(queries) >= 10
+    assert named - known == set()
+    # And every metric is on it, but for the parts of histograms.
+    families = {family.name for family in ServiceMetrics().registry.collect()}
+    assert {family for family in families if not any(name.startswith(family) for name in named)} == set()
+
+
+def test_panels_do_not_overlap() -> None:
+    taken: set[tuple[int, int]] = set()
+    for panel in json.loads(DASHBOARD.read_text())["panels"]:
+        place = panel["gridPos"]
+        cells = {
+            (x, y)
+            for x in range(place["x"], place["x"] + place["w"])
+            for y in range(place["y"], place["y"] + place["h"])
+        }
+        assert not taken & cells
+        assert max(x for x, _ in cells) < 24
+        taken |= cells
+
+
+def test_batches_are_reported() -> None:
+    metrics = ServiceMetrics()
+    metrics.observe_batch(3, 0.5)
+    found = samples(metrics.text().decode())
+    assert found["caption_ray_batch_size_sum"] == 3
+    assert found["caption_ray_batch_seconds_sum"] == 0.5

@@ -1,0 +1,105 @@
+import json
+import logging
+import re
+from collections.abc import Iterator
+
+import httpx
+import pytest
+from live import client_of
+from odd_pictures import png
+from stand_in import StandIn
+
+from caption_ray.serve.middleware import SECURITY_HEADERS, api_keys_from_environment
+
+KEYS = ("first-key-of-two", "second-kéy")
+
+
+@pytest.fixture(scope="module")
+def locked() -> Iterator[httpx.Client]:
+    with client_of(StandIn(), api_keys=KEYS) as client:
+        yield client
+
+
+@pytest.mark.parametrize("path", ["/", "/docs", "/openapi.json", "/healthz", "/readyz", "/static/docs.css"])
+def test_pages_and_health_need_no_key(locked: httpx.Client, path: str) -> None:
+    assert locked.get(path).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/v1/model", "/metrics", "/v1/captions", "/absent", "/docs/", "/docs/../v1/model"])
+def test_the_rest_needs_one(locked: httpx.Client, path: str) -> None:
+    answer = locked.get(path)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (401, "unauthorized")
+    assert answer.headers["www-authenticate"] == "Bearer"
+
+
+@pytest.mark.parametrize("key", [key.encode() for key in KEYS])
+def test_each_key_opens(locked: httpx.Client, key: bytes) -> None:
+    for headers in ({b"Authorization": b"Bearer " + key}, {b"authorization": b"bearer " + key}, {b"X-API-Key": key}):
+        assert locked.post("/v1/captions", content=png(), headers=headers).status_code == 200
+
+
+@pytest.mark.parametrize("key", ["first-key-of-tw", "first-key-of-two2", "first-key-of-two,second", "\xff"])
+def test_other_keys_do_not(locked: httpx.Client, key: str) -> None:
+    headers = {b"Authorization": b"Bearer " + key.encode("latin-1")}
+    assert locked.get("/v1/model", headers=headers).status_code == 401
+    assert locked.get("/v1/model", headers={"Authorization": "Basic Zmlyc3Qta2V5LW9mLXR3bw=="}).status_code == 401
+
+
+def test_keys_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CAPTION_RAY_API_KEYS", raising=False)
+    assert api_keys_from_environment() == []
+    monkeypatch.setenv("CAPTION_RAY_API_KEYS", " a, ,b,")
+    assert api_keys_from_environment() == ["a", "b"]
+
+
+@pytest.mark.parametrize("path", ["/", "/docs", "/static/docs.css", "/absent", "/v1/model"])
+def test_security_headers_are_everywhere(client: httpx.Client, path: str) -> None:
+    headers = client.get(path).headers
+    assert {name: headers[name] for name in SECURITY_HEADERS} == SECURITY_HEADERS
+    assert "frame-ancestors 'none'" in headers["content-security-policy"]
+    assert "unsafe" not in headers["content-security-policy"]
+
+
+@pytest.mark.parametrize("asked", ["a-b_c.D9", "x" * 64])
+def test_sane_request_id_is_taken_over(client: httpx.Client, asked: str) -> None:
+    assert client.get("/healthz", headers={"X-Request-ID": asked}).headers["x-request-id"] == asked
+
+
+@pytest.mark.parametrize("asked", ["", "x" * 65, "a b", 'a"b', "é"])
+def test_other_request_ids_are_made_anew(client: httpx.Client, asked: str) -> None:
+    answer = client.get("/healthz", headers={b"X-Request-ID": asked.encode("latin-1")})
+    assert re.fullmatch("[0-9a-f]{32}", answer.headers["x-request-id"])
+
+
+def test_a_line_of_json_for_each_request(locked: httpx.Client, caplog: pytest.LogCaptureFixture) -> None:
+    secret = "Zyxwv"  # stands for what must be in no log: in file names, keys, content, query
+    with caplog.at_level(logging.DEBUG):
+        headers = {"X-API-Key": KEYS[0], "X-Request-ID": "mine"}
+        picture = png() + secret.encode()
+        locked.post("/v1/captions", files={"p": (f"{secret}.png", picture)}, headers=headers)
+        locked.post(f"/v1/captions?{secret}=1", content=secret.encode(), headers=headers)
+        locked.post("/v1/captions", content=secret.encode(), headers=headers)
+        locked.get(f"/{secret}", headers={"Authorization": f"Bearer {secret}"})
+    lines = [json.loads(r.getMessage()) for r in caplog.records if r.name == "caption_ray.serve.access"]
+    assert [(line["route"], line["status"], line["code"]) for line in lines] == [
+        ("/v1/captions", 200, None),
+        ("/v1/captions", 400, "invalid_query"),
+        ("/v1/captions", 415, "not_a_picture"),
+        ("other", 401, "unauthorized"),
+    ]
+    assert lines[0]["request_id"] == "mine"
+    assert (lines[0]["picture_bytes"], lines[0]["picture_pixels"], lines[0]["pictures"]) == (len(picture), 1200, 1)
+    assert lines[0]["model_id"] == "f" * 64
+    assert lines[0]["ms"] > 0
+    # The client and the server log too: paths and queries, as they are set to in this test.
+    theirs = ("http", "uvicorn")
+    ours = "\n".join(record.getMessage() for record in caplog.records if not record.name.startswith(theirs))
+    assert secret not in ours
+    assert KEYS[0] not in ours
+
+
+def test_fault_is_logged_with_its_request(caplog: pytest.LogCaptureFixture) -> None:
+    with client_of(StandIn([RuntimeError("boom")])) as client, caplog.at_level(logging.INFO):
+        client.post("/v1/captions", content=png(), headers={"X-Request-ID": "mine"})
+    (fault,) = [record for record in caplog.records if record.exc_info]
+    assert fault.getMessage() == "request mine failed"
