@@ -21,7 +21,7 @@ export class AttentionOverlay {
 
   constructor(canvas) {
     this.#canvas = canvas;
-    this.#context = canvas.getContext("2d");
+    this.#context = canvas.getContext("2d", { willReadFrequently: true }); // drawn pixel by pixel, so kept off the GPU
   }
 
   /** Show a grid of shares; without one, the bare picture. */

@@ -1,0 +1,177 @@
+"""What the page says when something is wrong, and how it looks on a phone and in the dark."""
+
+import io
+from collections.abc import AsyncIterator, Sequence
+
+import numpy as np
+import pytest
+from browsing import Visit, served
+from PIL import Image
+from playwright.sync_api import Browser, expect
+
+from caption_ray.inference import Captioner
+from caption_ray.serve.app import create_app
+from caption_ray.serve.backend import CaptionedPicture, GreedyWord, OverloadedError, Square
+from caption_ray.serve.example_pictures import FOLDER as EXAMPLES
+from caption_ray.serve.example_pictures import draw_examples
+from caption_ray.serve.local import LocalBackend
+from caption_ray.serve.schemas import ModelAnswer
+
+PHOTO = (EXAMPLES / "dog.jpg").read_bytes()
+PHONE = {"viewport": {"width": 360, "height": 740}, "has_touch": True, "is_mobile": True}
+# Each text's contrast with what lies behind it (WCAG 2.2, 1.4.3), by the browser's own computed colours.
+CONTRASTS = """() => {
+    const context = Object.assign(document.createElement("canvas"), { width: 1, height: 1 })
+        .getContext("2d", { willReadFrequently: true });
+    const rgba = (colour) => {
+        context.clearRect(0, 0, 1, 1);
+        context.fillStyle = colour;
+        context.fillRect(0, 0, 1, 1);
+        return [...context.getImageData(0, 0, 1, 1).data];
+    };
+    const behind = (element) => {
+        for (; element; element = element.parentElement) {
+            const colour = rgba(getComputedStyle(element).backgroundColor);
+            if (colour[3] === 255) return colour;
+        }
+        return [255, 255, 255, 255];
+    };
+    const luminance = (colour) => colour.slice(0, 3)
+        .map((value) => value / 255)
+        .map((value) => (value <= 0.04045 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4))
+        .reduce((sum, value, index) => sum + value * [0.2126, 0.7152, 0.0722][index], 0);
+    const texts = [...document.querySelectorAll("body *")].filter((element) => element.checkVisibility()
+        && [...element.childNodes].some((node) => node.nodeType === 3 && node.data.trim()));
+    return texts.map((element) => {
+        const pair = [rgba(getComputedStyle(element).color), behind(element)].map(luminance).sort((a, b) => b - a);
+        return [element.textContent.trim().slice(0, 40), (pair[0] + 0.05) / (pair[1] + 0.05)];
+    });
+}"""
+
+
+class BusyAtFirst:
+    """A backend that is overloaded for its first streams."""
+
+    def __init__(self, backend: LocalBackend, num_refusals: int) -> None:
+        self._backend, self.num_refusals = backend, num_refusals
+
+    async def caption(self, pictures: Sequence[Square], beam_width: int | None) -> list[CaptionedPicture]:
+        return await self._backend.caption(pictures, beam_width)
+
+    async def stream(self, picture: Square) -> AsyncIterator[GreedyWord | CaptionedPicture]:
+        if self.num_refusals:
+            self.num_refusals -= 1
+            raise OverloadedError(2)
+        async for item in self._backend.stream(picture):
+            yield item
+
+    async def model(self) -> ModelAnswer:
+        return await self._backend.model()
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "content", "title"),
+    [
+        ("cut.jpg", "image/jpeg", PHOTO[:3000], "This picture cannot be read"),
+        ("noise.jpg", "image/jpeg", b"no picture at all", "That is not a picture"),
+        ("notes.pdf", "application/pdf", b"%PDF-1.7", "That is not a picture"),
+        ("huge.jpg", "image/jpeg", bytes(11 << 20), "The file is too large\n\nAt most 10 MB are taken."),
+    ],
+)
+def test_bad_file_is_answered_in_words(
+    browser: Browser, address: str, name: str, kind: str, content: bytes, title: str
+) -> None:
+    visit = Visit(browser, address).open()
+    visit.choose(name, content, kind)
+    assert visit.problem().startswith(title)
+    expect(visit.page.get_by_role("alert")).to_contain_text(title.split("\n")[0])
+    expect(visit.page.locator("#retry")).to_be_hidden()
+    visit.choose("dog.jpg", PHOTO)
+    assert visit.caption()
+    expect(visit.page.locator("#problem")).to_be_hidden()
+    assert visit.complaints == []
+
+
+def test_busy_service_is_asked_again_by_itself(browser: Browser, captioner: Captioner) -> None:
+    with served(create_app(BusyAtFirst(LocalBackend(captioner), 1))) as address:
+        visit = Visit(browser, address).open()
+        visit.choose("dog.jpg", PHOTO)
+        message = visit.problem()
+        assert message.startswith("The service is busy")
+        assert "Trying again in 2 s." in message
+        assert visit.caption()
+        expect(visit.page.locator("#problem")).to_be_hidden()
+        visit.context.close()
+
+
+def test_key_is_asked_for_and_kept_in_the_tab(browser: Browser, captioner: Captioner) -> None:
+    with served(create_app(LocalBackend(captioner), api_keys=("open sesame",))) as address:
+        visit = Visit(browser, address).open()
+        visit.choose("dog.jpg", PHOTO)
+        assert visit.problem().startswith("This service asks for a key")
+        visit.page.get_by_label("API key").fill("open sesame")
+        visit.page.keyboard.press("Enter")
+        assert visit.caption()
+        expect(visit.page.locator("#model")).to_contain_text("Model sharp")
+        visit.page.reload()
+        visit.choose("dog.jpg", PHOTO)
+        assert visit.caption()
+        assert not any("sesame" in url for url in visit.addresses)
+        visit.context.close()
+
+
+def test_offline_goes_on_when_the_connection_is_back(browser: Browser, address: str) -> None:
+    visit = Visit(browser, address).open()
+    expect(visit.page.locator("#model")).to_contain_text("Model")
+    visit.context.set_offline(True)
+    visit.choose("dog.jpg", PHOTO)
+    assert visit.problem().startswith("You are offline")
+    visit.context.set_offline(False)
+    assert visit.caption()
+
+
+def test_phone_needs_no_sideways_scrolling(browser: Browser, address: str) -> None:
+    visit = Visit(browser, address, **PHONE).open()
+    width = "document.documentElement.scrollWidth"
+    expect(visit.page.get_by_role("button", name="Take a photo")).to_be_visible()
+    assert visit.page.locator("#photo").get_attribute("capture") == "environment"
+    assert visit.page.evaluate(width) == 360
+    visit.choose("dog.jpg", PHOTO)
+    visit.caption()
+    assert visit.page.evaluate(width) == 360
+    word = visit.page.locator(".word").nth(1)
+    word.tap()
+    assert np.array(visit.overlay()).any()
+    word.tap()
+    assert not np.array(visit.overlay()).any()
+    visit.choose("notes.pdf", b"%PDF", "application/pdf")
+    visit.problem()
+    assert visit.page.evaluate(width) == 360
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_every_text_has_contrast(browser: Browser, address: str, scheme: str) -> None:
+    visit = Visit(browser, address, color_scheme=scheme).open()
+    expect(visit.page.locator("#model")).to_contain_text("Model")
+    found = visit.page.evaluate(CONTRASTS)
+    visit.choose("dog.jpg", PHOTO)
+    visit.caption()
+    visit.page.locator(".word").first.hover()
+    found += visit.page.evaluate(CONTRASTS)
+    visit.choose("cut.jpg", PHOTO[:3000])
+    visit.problem()
+    found += visit.page.evaluate(CONTRASTS)
+    assert {text: ratio for text, ratio in found if ratio < 4.5} == {}
+    assert len(found) > 40
+    page_is_dark = visit.page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(22, 20, 18)"
+    assert page_is_dark == (scheme == "dark")
+
+
+def test_examples_are_what_their_command_draws() -> None:
+    drawn = draw_examples()
+    assert sorted(drawn) == sorted(path.name for path in EXAMPLES.iterdir())
+    for name, picture in drawn.items():
+        content = (EXAMPLES / name).read_bytes()
+        kept = np.asarray(Image.open(io.BytesIO(content)), dtype=float)
+        assert np.abs(kept - np.asarray(picture, dtype=float)).mean() < 6
+        assert len(content) < 12_000
