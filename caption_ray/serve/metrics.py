@@ -44,7 +44,7 @@ class ServiceMetrics:
         )  # fmt: skip
         self.surprise = Histogram(
             "caption_ray_caption_surprise_nats",
-            "Minus the mean log-probability of a best caption's words and end; high for pictures unlike training's.",
+            "Minus the mean log-probability of a caption's words and end; high where pictures are unlike training's.",
             buckets=(0.25, 0.5, 0.75, 1, 1.25, 1.5, 1.75, 2, 2.5, 3, 4, 5), registry=registry,
         )  # fmt: skip
         self.picture_bytes = Histogram(

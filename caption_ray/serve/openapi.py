@@ -13,6 +13,7 @@ from caption_ray.serve.schemas import (
     BatchAnswer,
     CaptionRequest,
     ErrorAnswer,
+    ErrorDetail,
     HealthAnswer,
     Limits,
     ModelAnswer,
@@ -140,6 +141,19 @@ def _open(operation: Json) -> Json:
     return {**operation, "security": []}
 
 
+# OpenAPI 3.1 has no word for a stream's parts; the schema is that of one event.
+_EVENT: Json = {
+    "type": "object",
+    "properties": {
+        "event": {"enum": ["word", "caption", "error"]},
+        "data": {
+            "type": "string",
+            "contentMediaType": "application/json",
+            "contentSchema": {"anyOf": [_reference(model) for model in (StreamWord, PictureAnswer, ErrorDetail)]},
+        },
+    },
+    "required": ["event", "data"],
+}
 _PICTURE_ERRORS = (400, 401, 405, 408, 413, 415, 422, 500, 503)
 
 
@@ -170,7 +184,7 @@ def _one_picture(limits: Limits) -> Json:
         "content": {
             "image/*": _raw(limits),
             "application/octet-stream": _raw(limits),
-            "multipart/form-data": {"schema": {**part, "required": ["picture"]}},
+            "multipart/form-data": {"schema": {**part, "required": ["picture"], "additionalProperties": False}},
         },
     }
 
@@ -206,7 +220,12 @@ def _batch_operation(limits: Limits) -> Json:
             "description": "A part for each picture; the parts' names do not matter.",
             "content": {
                 "multipart/form-data": {
-                    "schema": {"type": "object", "properties": {"pictures": pictures}, "required": ["pictures"]}
+                    "schema": {
+                        "type": "object",
+                        "properties": {"pictures": pictures},
+                        "required": ["pictures"],
+                        "additionalProperties": False,
+                    }
                 }
             },
         },
@@ -219,7 +238,7 @@ def _stream_operation(limits: Limits) -> Json:
         errors=_PICTURE_ERRORS,
     )  # fmt: skip
     operation["responses"]["200"]["content"] = {
-        "text/event-stream": {"schema": {"type": "string"}, "examples": {"events": {"value": EVENTS}}}
+        "text/event-stream": {"schema": _EVENT, "examples": {"events": {"value": EVENTS}}}
     }
     return {
         **operation,

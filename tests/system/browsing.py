@@ -14,7 +14,7 @@ import pytest
 import uvicorn
 
 pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-from playwright.sync_api import Browser, Page, Playwright, expect
+from playwright.sync_api import Browser, BrowserType, Page, expect
 
 CHROMIUM = Path(os.environ.get("CAPTION_RAY_CHROMIUM", "/usr/bin/chromium"))
 _ARGUMENTS = (
@@ -29,11 +29,11 @@ _READ_OVERLAY = """() => {
 _SIDE = 112  # of the overlay's canvas, pixels
 
 
-def launch(playwright: Playwright) -> Browser:
+def launch(chromium: BrowserType) -> Browser:
     """Start Debian's Chromium without a window; where there is none, the test is skipped."""
     if not CHROMIUM.exists():
         pytest.skip(f"{CHROMIUM} is not installed")
-    return playwright.chromium.launch(executable_path=str(CHROMIUM), args=_ARGUMENTS.split())
+    return chromium.launch(executable_path=str(CHROMIUM), args=_ARGUMENTS.split())
 
 
 @contextmanager

@@ -6,7 +6,10 @@ import pytest
 import torch
 from PIL import Image
 
-from caption_ray.config import DecodeOptions
+from caption_ray.bundle import BundleConfig, build_model, load_bundle, save_bundle
+from caption_ray.config import DecodeOptions, EncoderConfig, ModelConfig
+from caption_ray.data.images import stack_pictures
+from caption_ray.device import autocast, resolve_precision
 from caption_ray.errors import PictureError
 from caption_ray.inference import Captioner, to_captions
 from caption_ray.model.decoding import Hypothesis
@@ -62,10 +65,67 @@ def test_stream_equals_beam_width_1(captioner: Captioner, name: str, max_words: 
     streamed = list(captioner.stream(decoded, max_words))
     assert tuple(word for word, _, _ in streamed) == expected.words
     assert all(log_probability < 0 for _, log_probability, _ in streamed)
-    # What is missing is the log-probability of the end.
+    # What is missing is the log-probability of the end, which the whole caption has.
     assert sum(log_probability for _, log_probability, _ in streamed) >= expected.log_probability - 1e-5
     for (_, _, attention), seen in zip(streamed, expected.attention, strict=True):
         assert attention.tolist() == pytest.approx(seen.flatten().tolist(), abs=1e-5)
+
+
+def test_stream_returns_the_whole_caption(captioner: Captioner) -> None:
+    decoded = captioner.decode_picture(picture("wide"))
+    ((expected,),) = captioner.caption([decoded], DecodeOptions(beam_width=1, max_words=6))
+    stream = captioner.stream(decoded, 6)
+    for _ in expected.words:
+        next(stream)
+    with pytest.raises(StopIteration) as end:
+        next(stream)
+    whole = end.value.value
+    assert whole.words == expected.words
+    assert whole.log_probability == pytest.approx(expected.log_probability, abs=1e-5)
+    assert whole.attention == pytest.approx(expected.attention, abs=1e-5)
+
+
+def test_each_picture_is_searched_for_as_it_asks(captioner: Captioner) -> None:
+    pictures = [captioner.decode_picture(picture(name)) for name in ("wide", "tall", "square", "wide")]
+    options = [DecodeOptions(beam_width=width, max_words=6) for width in (1, 3, 1, 2)]
+    together = captioner.caption_each(pictures, options)
+    for square, asked, found in zip(pictures, options, together, strict=True):
+        (alone,) = captioner.caption([square], asked)
+        assert [caption.words for caption in found] == [caption.words for caption in alone]
+        assert [c.log_probability for c in found] == pytest.approx([c.log_probability for c in alone], abs=1e-4)
+
+
+def test_folding_changes_rounding_only(captioner: Captioner, tiny_bundle: Path) -> None:
+    pictures = [captioner.decode_picture(picture(name)) for name in SIZES]
+    bundle = load_bundle(str(tiny_bundle))
+    with torch.no_grad():
+        plain = bundle.model.features(stack_pictures(pictures))
+        folded = captioner.model.features(stack_pictures(pictures))
+    assert float((folded - plain).norm() / plain.norm()) < 1e-5
+
+
+def test_bf16_is_for_encoders_that_bear_it(tiny_vocabulary: Vocabulary, tiny_bundle: Path, tmp_path: Path) -> None:
+    cpu = torch.device("cpu")
+    assert Captioner.load(str(tiny_bundle), cpu, "auto").precision == "fp32"  # MobileNetV2
+    config = BundleConfig(
+        encoder=EncoderConfig(backbone="resnet18", weights="none", image_size=64),
+        model=ModelConfig(embedding_size=3, hidden_size=5, attention_size=2),
+        decode=DecodeOptions(beam_width=1, max_words=6),
+        num_features=512,
+        vocabulary_size=len(tiny_vocabulary),
+    )
+    model = build_model(config)
+    save_bundle(
+        str(tmp_path), name="r", data_digest="", config=config, vocabulary=tiny_vocabulary, model=model, metrics={}
+    )
+    captioner = Captioner.load(str(tmp_path), cpu, "auto")
+    assert captioner.precision == resolve_precision("auto", cpu)
+    pictures = [captioner.decode_picture(picture("square"))]
+    with torch.no_grad():
+        exact = captioner.model.features(stack_pictures(pictures))
+        with autocast("bf16", cpu):
+            rounded = captioner.model.features(stack_pictures(pictures)).float()
+    assert float((rounded - exact).norm() / exact.norm()) < 0.02
 
 
 def test_broken_picture(captioner: Captioner) -> None:

@@ -3,8 +3,10 @@
 import { ApiError, apiKey, fetchCaptions, fetchModel, streamCaption } from "./api.js";
 import { AttentionOverlay, describeGrid, prefersStillness } from "./attention.js";
 import { AlternativesView, CaptionView, percent, sentence } from "./caption.js";
-import { MAX_BYTES, fileFrom, formatBytes, isSurelyNoPicture, shrink } from "./picture.js";
+import { copyText } from "./clipboard.js";
+import { MAX_BYTES, formatBytes, isSurelyNoPicture, shrink } from "./picture.js";
 import { PictureProblem, describeProblem } from "./problems.js";
+import { listenForPictures } from "./sources.js";
 
 const WORD_PAUSE_MS = 110; // between words, so that one can follow; the stream may be faster
 const LAST_LOOK_MS = 900; // how long the last word's map stays
@@ -271,49 +273,10 @@ function pause(milliseconds, signal) {
   });
 }
 
-// --- Where pictures come from ----------------------------------------------------------------------------------
-
-function listenForPictures() {
-  for (const input of [byId("file"), byId("photo")]) {
-    input.addEventListener("change", () => {
-      const [file] = input.files;
-      if (file) describe(file);
-      input.value = ""; // the same file may be chosen again
-    });
-  }
-  document.addEventListener("click", ({ target }) => {
-    const action = target.closest("[data-action]")?.dataset.action;
-    if (action) byId(action === "photograph" ? "photo" : "file").click();
-    const example = target.closest("[data-example]")?.dataset.example;
-    if (example) describeExample(example);
-  });
-  document.addEventListener("paste", (event) => {
-    const file = fileFrom(event.clipboardData);
-    if (file) describe(file);
-  });
-  listenForDrops();
-}
-
-function listenForDrops() {
-  let depth = 0; // of nested elements that the pointer has entered
-  const setDragging = (value) => {
-    depth = value;
-    document.body.classList.toggle("dragging", depth > 0);
-  };
-  document.addEventListener("dragenter", () => setDragging(depth + 1));
-  document.addEventListener("dragleave", () => setDragging(Math.max(0, depth - 1)));
-  document.addEventListener("dragover", (event) => event.preventDefault());
-  document.addEventListener("drop", (event) => {
-    event.preventDefault();
-    setDragging(0);
-    const file = fileFrom(event.dataTransfer);
-    if (file) describe(file);
-    else announce("That was no file. Save the picture first, then drop its file here.");
-  });
-}
+// --- Examples, and the rest of the page ----------------------------------------------------------------------
 
 async function describeExample(name) {
-  const response = await fetch(`static/examples/${name}`).catch(() => null);
+  const response = await fetch(`static/examples/${name}`, { cache: "force-cache" }).catch(() => null);
   const content = response?.ok ? await response.blob() : new Blob([]);
   const done = describe(new File([content], name, { type: "image/jpeg" }));
   markExample(name);
@@ -326,31 +289,12 @@ function markExample(name) {
   }
 }
 
-// --- The rest of the page --------------------------------------------------------------------------------------
-
 async function copyCaption() {
   const button = byId("copy");
   const hasCopied = await copyText(current.said);
   button.textContent = hasCopied ? "Copied" : "Select and copy it by hand";
   announce(button.textContent);
   setTimeout(() => (button.textContent = "Copy caption"), 2000);
-}
-
-/** Copy a text. Browsers offer the clipboard on https and localhost only; elsewhere there is the old way. */
-async function copyText(text) {
-  try {
-    await navigator.clipboard.writeText(text);
-    return true;
-  } catch {
-    const area = Object.assign(document.createElement("textarea"), { value: text, className: "visually-hidden" });
-    const focused = document.activeElement;
-    document.body.append(area);
-    area.select();
-    const hasCopied = document.execCommand("copy");
-    area.remove();
-    focused?.focus();
-    return hasCopied;
-  }
 }
 
 async function describeModel() {
@@ -386,7 +330,10 @@ function useKey(event) {
 }
 
 function start() {
-  listenForPictures();
+  listenForPictures(describe, () => announce("That was no file. Save the picture first, then drop its file here."));
+  for (const button of document.querySelectorAll("[data-example]")) {
+    button.addEventListener("click", () => describeExample(button.dataset.example));
+  }
   byId("copy").addEventListener("click", copyCaption);
   byId("clear").addEventListener("click", clear);
   byId("retry").addEventListener("click", retry);

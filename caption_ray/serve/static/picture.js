@@ -1,13 +1,8 @@
-// Pictures before they are sent: from where they come, and made smaller where they are too large.
+// Pictures before they are sent, made smaller where they are too large.
 
 export const MAX_BYTES = 10 * 2 ** 20; // the service's default; if it has another, its answer 413 says so
 const SMALLER_SIDE = 2048; // pixels; the model looks at far fewer
 const JPEG_QUALITY = 0.9;
-
-/** The first file that a paste or a drop brought, if any. */
-export function fileFrom(transfer) {
-  return transfer?.files?.[0] ?? null;
-}
 
 /** Whether the browser is sure that this is no picture. A file without a type may be one. */
 export function isSurelyNoPicture(file) {
