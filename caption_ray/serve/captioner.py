@@ -10,7 +10,6 @@ import logging
 from collections.abc import AsyncIterator, Sequence
 from datetime import datetime, timezone
 
-import torch
 from pydantic import Field, ValidationError
 from ray import serve
 from ray.serve.metrics import Counter, Histogram
@@ -69,13 +68,12 @@ class CaptionerReplica:
                 raise
             self._refuse(f"user_config: {error}")
             return
-        if config.num_threads:
-            torch.set_num_threads(config.num_threads)
         if self._engine is None:
             captioner = await asyncio.to_thread(self._load_first, config)
             self._engine, self._loaded_at = Engine(captioner, config, self._metrics.observe), _now()
+            self._engine.num_threads = config.num_threads
             return
-        self._engine.options = config
+        self._engine.options, self._engine.num_threads = config, config.num_threads
         if self._swap is not None:
             self._swap.cancel()  # the newest word counts
         self._refused = None

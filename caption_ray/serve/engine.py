@@ -16,6 +16,7 @@ from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
+import torch
 from pydantic import Field
 
 from caption_ray.config import Settings
@@ -62,6 +63,7 @@ class _Stream:
 class Engine:
     """Computes captions on a thread of its own. `captioner` may be replaced at any time, by one assignment.
 
+    num_threads: of torch on a CPU; None leaves it as torch or OMP_NUM_THREADS has it. May be set at any time.
     num_failures: batches in a row, up to now, that raised.
     observe: told of each batch, on the engine's thread.
     """
@@ -71,6 +73,7 @@ class Engine:
     ) -> None:
         self.captioner = captioner
         self.options = options
+        self.num_threads: int | None = None
         self.num_failures = 0
         self._observe = observe
         self._waiting: deque[_Waiting] = deque()
@@ -139,6 +142,8 @@ class Engine:
                 self._changed.wait_for(lambda: self._waiting or self._streams or self._closed)
                 if self._closed:
                     break
+            if self.num_threads:
+                torch.set_num_threads(self.num_threads)  # here, since it holds for the calling thread alone
             self._advance_streams()
             if batch := self._draw():
                 self._compute(batch)

@@ -261,3 +261,18 @@ def test_closing_answers_those_who_wait(gated: Gated) -> None:
     first, second = asyncio.run(ask())
     assert isinstance(first, list)
     assert isinstance(second, BackendUnavailableError)
+
+
+def test_threads_are_set_where_the_model_computes(plain: Captioner) -> None:
+    """torch's setting holds for the calling thread alone."""
+    found: list[int] = []
+    engine = Engine(plain, BatchOptions(), lambda record: found.append(torch.get_num_threads()))
+    before = torch.get_num_threads()
+    try:
+        for wanted in (1, 2):
+            engine.num_threads = wanted
+            asyncio.run(engine.caption([noise(0)], 1))
+    finally:
+        engine.close()
+    assert found == [1, 2]
+    assert torch.get_num_threads() == before
