@@ -16,6 +16,17 @@ from caption_ray.bundle import BundleConfig, build_model, save_bundle
 from caption_ray.config import DecodeOptions, EncoderConfig, ModelConfig
 from caption_ray.text.vocabulary import Vocabulary
 
+_RUNNING = pytest.StashKey[Service]()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[None]:
+    """End `serve run` with the last test of this folder: its processes would take time from all tests that follow."""
+    yield
+    if nextitem is not None and Path(__file__).parent not in nextitem.path.parents and _RUNNING in item.config.stash:
+        item.config.stash[_RUNNING].stop()
+        del item.config.stash[_RUNNING]
+
 
 def make_bundle(folder: Path, seed: int, vocabulary: Vocabulary) -> str:
     """Write a bundle of usual picture size, which takes about 15 ms a picture, so that load is felt by the model."""
@@ -83,14 +94,20 @@ def small_config() -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def running(
-    small_config: dict[str, Any], bundle_a: str, tmp_path_factory: pytest.TempPathFactory, ray_environment: None
+    small_config: dict[str, Any],
+    bundle_a: str,
+    tmp_path_factory: pytest.TempPathFactory,
+    ray_environment: None,
+    pytestconfig: pytest.Config,
 ) -> Iterator[Service]:
-    """`serve run`, once for all tests; each leaves it as it was."""
+    """`serve run`, once for all tests of this folder; each leaves it as it was."""
     service = Service(small_config, tmp_path_factory.mktemp("serve"), {"CAPTION_RAY_BUNDLE": bundle_a})
     try:
         service.wait_ready()
+        pytestconfig.stash[_RUNNING] = service
         yield service
-        service.stop()
+        if _RUNNING in pytestconfig.stash:
+            service.stop()
     finally:
         service.kill()
 
