@@ -24,7 +24,7 @@ def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> 
     """End `serve run` with the last test of this folder: its processes would take time from all tests that follow."""
     yield
     if nextitem is not None and Path(__file__).parent not in nextitem.path.parents and _RUNNING in item.config.stash:
-        item.config.stash[_RUNNING].stop()
+        item.config.stash[_RUNNING].end()
         del item.config.stash[_RUNNING]
 
 
@@ -106,10 +106,8 @@ def running(
         service.wait_ready()
         pytestconfig.stash[_RUNNING] = service
         yield service
-        if _RUNNING in pytestconfig.stash:
-            service.stop()
     finally:
-        service.kill()
+        service.end()
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """`serve run` as a process of its own, asked over HTTP; and a load of clients that notes what each was answered."""
 
 import asyncio
+import contextlib
 import copy
 import json
 import os
@@ -83,6 +84,12 @@ class Service:
         """Press Ctrl-C, as a person would, and return the exit code."""
         self.process.send_signal(signal.SIGINT)
         return self.process.wait(timeout_s)
+
+    def end(self) -> None:
+        """End it as a person would, and by force where that takes long; tests/system/test_serve.py tests Ctrl-C."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.stop(30)
+        self.kill()
 
     def kill(self) -> None:
         """End all of it, whatever state it is in."""
