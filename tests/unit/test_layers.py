@@ -78,7 +78,7 @@ LAYERS = (
     Layer(
         SERVE_COMPUTE,
         (*BASE, "data.images", *CAPTIONING, *SERVE_CONTRACT, *SERVE_COMPUTE),
-        ("numpy", "PIL", "pydantic"),
+        ("numpy", "torch", "PIL", "pydantic"),
     ),
     Layer(("serve.local",), (*BASE, "entry", *CAPTIONING, *SERVE_PURE), ("pydantic", "uvicorn")),
     Layer(("serve.example_pictures",), (*BASE, *DATA_FILES), ("numpy", "PIL")),
