@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
-from caption_ray.data.pipeline import KEEP_MEMORY
+from caption_ray.cluster import KEEP_MEMORY
 
 
 def keep_memory() -> None:

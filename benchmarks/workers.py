@@ -8,7 +8,8 @@ import ray.data
 import ray.train
 import ray.train.torch
 
-from caption_ray.data.pipeline import KEEP_MEMORY, ExactSplit
+from caption_ray.cluster import KEEP_MEMORY
+from caption_ray.data.pipeline import ExactSplit
 
 
 def run_in_workers(

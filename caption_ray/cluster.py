@@ -12,6 +12,15 @@ import ray.data
 
 logger = logging.getLogger(__name__)
 
+KEEP_MEMORY = {
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
+    "MALLOC_TRIM_THRESHOLD_": str(256 << 20),
+    "MALLOC_TOP_PAD_": str(16 << 20),
+}
+"""Environment in which glibc's malloc does not give a block's or a step's memory back to the system only to have it
+faulted in, page by page, for the next one."""
+
 _TOKEN_VARIABLES = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 
 

@@ -15,6 +15,7 @@ import ray.data
 import ray.train
 
 from caption_ray import storage
+from caption_ray.cluster import KEEP_MEMORY
 from caption_ray.data import images
 from caption_ray.data.batches import PictureFormat
 from caption_ray.data.feature_manifest import FeatureManifest
@@ -27,15 +28,6 @@ _BLOCKS_PER_SPLIT = 64
 
 _BLOCKS_PER_CPU = 8
 """Blocks that may wait for the workers, for each CPU that fills them."""
-
-KEEP_MEMORY = {
-    "MALLOC_ARENA_MAX": "1",
-    "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
-    "MALLOC_TRIM_THRESHOLD_": str(256 << 20),
-    "MALLOC_TOP_PAD_": str(16 << 20),
-}
-"""Environment in which glibc's malloc does not give a block's or a step's memory back to the system only to have it
-faulted in, page by page, for the next one."""
 
 _RESIDENT_SHARE = 0.4
 """Of a node's object store, what a feed may take for good."""

@@ -113,7 +113,7 @@ class Recurrence(torch.autograd.Function):
             cells,
             shown,
             query_and_gate,
-            score,
+            twice_score,
             recurrent,
         )
         ctx.set_materialize_grads(False)
@@ -127,8 +127,7 @@ class Recurrence(torch.autograd.Function):
         """Return the gradients of all inputs, from the last step to the first."""
         layout: CaptionLayout = ctx.layout
         values, spread, energy, attention, context, opening, inputs, gates, cells, shown, *weights = ctx.saved_tensors
-        query_and_gate, score, recurrent = weights
-        twice_score = 2 * score
+        query_and_gate, twice_score, recurrent = weights
         averaging = Averaging(layout, values, spread)
         num_rows, num_words = len(layout.rank), inputs.shape[0]
         hidden_size = recurrent.shape[0] // 4
@@ -139,7 +138,7 @@ class Recurrence(torch.autograd.Function):
         context_by_gate = context * (opening * (1 - opening))
         d_gates = inputs.new_empty(num_words, 4, hidden_size)
         d_projected = inputs.new_empty(num_words, query_and_gate.shape[0])
-        d_score_rows = inputs.new_empty(num_words, 1, score.shape[0])
+        d_score_rows = inputs.new_empty(num_words, 1, twice_score.shape[0])
         d_row_keys = energy.new_zeros(num_rows, *energy.shape[1:])
         d_state = inputs.new_zeros(num_rows, hidden_size)
         d_cell = cells.new_zeros(num_rows, hidden_size)

@@ -24,7 +24,7 @@ from caption_ray.serve.errors import TABLE, ClientGoneError, DeadlineError, refu
 from caption_ray.serve.metrics import CONTENT_TYPE, ServiceMetrics
 from caption_ray.serve.middleware import ApiKeyMiddleware, RecordMiddleware
 from caption_ray.serve.openapi import build_openapi
-from caption_ray.serve.pictures import PictureDecoder
+from caption_ray.serve.pictures import DecodedPicture, PictureDecoder
 from caption_ray.serve.reading import BufferBudget, parse_query, read_picture, read_pictures
 from caption_ray.serve.schemas import BatchAnswer, HealthAnswer, Limits
 from caption_ray.serve.service import CaptionService
@@ -122,11 +122,7 @@ class _Routes:
     async def caption(self, request: Request) -> Response:
         """Caption one picture."""
         query, record = parse_query(request, self._limits, _QUERY), record_of(request.scope)
-        with self._budget.share() as share:
-            sent = await read_picture(request, self._limits, share)
-            started = time.perf_counter()
-            decoded = await self._while_connected(request, self._service.decode(sent, record))
-            del sent
+        decoded, started = await self._read_and_decode(request, record)
         work = self._service.caption([decoded], query, record, started)
         (answer,) = await self._while_connected(request, work)
         return _json(answer)
@@ -146,15 +142,18 @@ class _Routes:
     async def stream(self, request: Request) -> Response:
         """Caption one picture a word at a time."""
         query, record = parse_query(request, self._limits, _STREAM_QUERY), record_of(request.scope)
-        with self._budget.share() as share:
-            sent = await read_picture(request, self._limits, share)
-            started = time.perf_counter()
-            decoded = await self._while_connected(request, self._service.decode(sent, record))
-            del sent
+        decoded, started = await self._read_and_decode(request, record)
         events = EventStream(self._service.stream(decoded, query, record, started), self._refuse_midway(record))
         # What fails before the first word still has a status of its own.
         await self._while_connected(request, events.start())
         return events.response(self._remaining_s(record))
+
+    async def _read_and_decode(self, request: Request, record: RequestRecord) -> tuple[DecodedPicture, float]:
+        """Return a request's one picture, and when its body had arrived; the body's memory is free again by then."""
+        with self._budget.share() as share:
+            sent = await read_picture(request, self._limits, share)
+            started = time.perf_counter()
+            return await self._while_connected(request, self._service.decode(sent, record)), started
 
     def _refuse_midway(self, record: RequestRecord) -> Any:
         def refuse_midway(error: Exception) -> BaseModel:

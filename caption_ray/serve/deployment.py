@@ -102,7 +102,6 @@ def find_bundle(asked: str | None) -> str:
             raise
         raise BundleError(
             f"{location}: there is no bundle yet; train one in two minutes by `python jobs/quickstart.py`, or name "
-            f"another by {BUNDLE_VARIABLE}, or by `args: {{bundle: ...}}` in serve_config.yaml",
-            exit_code=BundleError.exit_code,
+            f"another by {BUNDLE_VARIABLE}, or by `args: {{bundle: ...}}` in serve_config.yaml"
         ) from error
     return location

@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from typing import Annotated
 
 import torch
 from pydantic import Field
@@ -26,11 +27,14 @@ from caption_ray.serve.compute import caption_batch, stream_words
 
 StreamEvent = GreedyWord | CaptionedPicture
 
+# A bound that a command line shares with the setting that it gives.
+BatchSize = Annotated[int, Field(ge=1, le=1024)]
+
 
 class BatchOptions(Settings):
     """How batches are formed; may be changed while the engine runs."""
 
-    max_batch_size: int = Field(16, ge=1, le=1024, description="Most pictures that go through the model at once.")
+    max_batch_size: BatchSize = Field(16, description="Most pictures that go through the model at once.")
     batch_wait_s: float = Field(
         0.0, ge=0, le=1, description="Time that an idle model waits for more pictures after the first, seconds."
     )

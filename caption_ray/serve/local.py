@@ -14,7 +14,7 @@ from caption_ray.serve.access_log import configure_access_log
 from caption_ray.serve.app import create_app
 from caption_ray.serve.backend import CaptionedPicture, GreedyWord, OverloadedError, Square
 from caption_ray.serve.compute import describe, load_captioner
-from caption_ray.serve.engine import BatchOptions, BatchRecord, Engine
+from caption_ray.serve.engine import BatchOptions, BatchRecord, BatchSize, Engine
 from caption_ray.serve.metrics import ServiceMetrics
 from caption_ray.serve.middleware import api_keys_from_environment
 from caption_ray.serve.schemas import Limits, ModelAnswer
@@ -75,7 +75,7 @@ class Arguments(Settings):
     bundle: str = Field(description="Bundle to caption with: a folder, or a URI such as gs://bucket/bundle.")
     host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 for all.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on.")
-    max_batch_size: int = Field(16, ge=1, description="Pictures computed together.")
+    max_batch_size: BatchSize = Field(16, description="Pictures computed together.")
     max_queued: int = Field(64, ge=1, description="Pictures that may wait for their batch.")
     precision: AskedPrecision = Field("auto", description="Of the encoder; 'auto' takes bf16 where that is faster.")
 

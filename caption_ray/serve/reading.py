@@ -113,8 +113,6 @@ async def read_picture(request: Request, limits: Limits, share: BufferShare) -> 
     collector = _Parts(limits.max_bytes, max_parts=1, too_many=MalformedError("one picture is expected, not several"))
     body = _Body(request, limits, limits.max_bytes + _PART_OVERHEAD, share)
     (picture,) = await _parse_parts(boundary, body, collector)
-    if picture.data is None:
-        raise TooLargeError(f"the picture has more than {limits.max_bytes:,} bytes", limits.max_bytes)
     return picture
 
 

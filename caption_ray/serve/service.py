@@ -31,6 +31,9 @@ from caption_ray.serve.schemas import (
 _MODEL_AGE_S = 1.0
 """How old the answer of `backend.model()` may be: it may be another process that has to be asked."""
 
+_SECOND_TRY_AFTER_S = 0.05
+"""Time for a router to learn that a replica has died."""
+
 
 class CaptionService:
     """What the routes do, without HTTP."""
@@ -84,7 +87,7 @@ class CaptionService:
         except BackendUnavailableError:
             # Captioning changes nothing, so that it may be done twice; another replica may live.
             self._metrics.retries.inc()
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(_SECOND_TRY_AFTER_S)
             return await self._backend.caption(squares, width)
 
     async def decode_all(
@@ -153,7 +156,7 @@ class CaptionService:
                 if begun or attempt == 2:
                     raise
                 self._metrics.retries.inc()
-                await asyncio.sleep(0.05)
+                await asyncio.sleep(_SECOND_TRY_AFTER_S)
             finally:
                 close = getattr(stream, "aclose", None)
                 if close is not None:

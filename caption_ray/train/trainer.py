@@ -12,9 +12,9 @@ import torch
 
 from caption_ray import storage
 from caption_ray.bundle import BundleConfig, load_bundle, save_bundle
-from caption_ray.cluster import connect
+from caption_ray.cluster import KEEP_MEMORY, connect
 from caption_ray.config import Experiment
-from caption_ray.data.pipeline import KEEP_MEMORY, ExactSplit, Feed, cached_feed, stream_feed
+from caption_ray.data.pipeline import ExactSplit, Feed, cached_feed, stream_feed
 from caption_ray.data.shards import VOCABULARY_NAME, DatasetManifest, first_pictures, load_manifest, read_vocabulary
 from caption_ray.device import resolve_precision
 from caption_ray.errors import DatasetError, RunError, UsageError
