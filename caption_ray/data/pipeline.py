@@ -19,7 +19,7 @@ from caption_ray.cluster import KEEP_MEMORY
 from caption_ray.data import images
 from caption_ray.data.batches import PictureFormat
 from caption_ray.data.feature_manifest import FeatureManifest
-from caption_ray.data.shards import MAX_GROUP_ROWS, DatasetManifest, ShardFile
+from caption_ray.data.shards import MAX_GROUP_BYTES, MAX_GROUP_ROWS, DatasetManifest, ShardFile
 
 _MAX_TASK_BYTES = 48 << 20
 """A task reads a row group, or several of few bytes; it hands out up to about this much, or MAX_GROUP_ROWS pictures."""
@@ -114,7 +114,8 @@ def _read(folder: str, files: Sequence[ShardFile], reading: _Reading) -> ray.dat
     task_rows = max(1, min(MAX_GROUP_ROWS, _MAX_TASK_BYTES // reading.picture_bytes))
     pieces = []
     for file in files:
-        of = -(-file.num_rows // task_rows)
+        num_groups = max(-(-file.num_rows // MAX_GROUP_ROWS), file.num_bytes // MAX_GROUP_BYTES)
+        of = min(num_groups, -(-file.num_rows // task_rows))  # more would leave some without a row group
         pieces += [{"location": storage.join(folder, file.name), "piece": piece, "of": of} for piece in range(of)]
     num_bytes = sum(file.num_rows for file in files) * reading.picture_bytes
     block_rows = max(1, min(num_bytes // _BLOCKS_PER_SPLIT, _MAX_BLOCK_BYTES) // reading.picture_bytes)
