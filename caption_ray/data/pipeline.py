@@ -124,7 +124,7 @@ def _read(folder: str, files: Sequence[ShardFile], reading: _Reading) -> ray.dat
         fn_args=(reading, block_rows),
         batch_size=None,
         batch_format="pyarrow",
-        compute=ray.data.TaskPoolStrategy(size=_TASKS_PER_CPU * num_cpus),
+        compute=ray.data.TaskPoolStrategy(size=max(1, min(_TASKS_PER_CPU * num_cpus, len(pieces)))),
         runtime_env={"env_vars": KEEP_MEMORY},
     )
     context = dataset.context
