@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,7 +26,7 @@ from caption_ray.serve.middleware import ApiKeyMiddleware, RecordMiddleware
 from caption_ray.serve.openapi import build_openapi
 from caption_ray.serve.pictures import DecodedPicture, PictureDecoder
 from caption_ray.serve.reading import BufferBudget, parse_query, read_picture, read_pictures
-from caption_ray.serve.schemas import BatchAnswer, HealthAnswer, Limits
+from caption_ray.serve.schemas import BatchAnswer, ErrorAnswer, HealthAnswer, Limits
 from caption_ray.serve.service import CaptionService
 from caption_ray.serve.streaming import EventStream
 
@@ -146,7 +146,7 @@ class _Routes:
         events = EventStream(self._service.stream(decoded, query, record, started), self._refuse_midway(record))
         # What fails before the first word still has a status of its own.
         await self._while_connected(request, events.start())
-        return events.response(self._remaining_s(record))
+        return events.response(self._remaining_s(record), self._limits.deadline_s)
 
     async def _read_and_decode(self, request: Request, record: RequestRecord) -> tuple[DecodedPicture, float]:
         """Return a request's one picture, and when its body had arrived; the body's memory is free again by then."""
@@ -155,12 +155,12 @@ class _Routes:
             started = time.perf_counter()
             return await self._while_connected(request, self._service.decode(sent, record)), started
 
-    def _refuse_midway(self, record: RequestRecord) -> Any:
-        def refuse_midway(error: Exception) -> BaseModel:
-            detail = refuse(error, self._limits, record.request_id).detail
-            record.code = detail.code
-            self._metrics.captions.labels(detail.code).inc()
-            return detail
+    def _refuse_midway(self, record: RequestRecord) -> Callable[[Exception], ErrorAnswer]:
+        def refuse_midway(error: Exception) -> ErrorAnswer:
+            refused = refuse(error, self._limits, record.request_id)
+            record.code = refused.detail.code
+            self._metrics.captions.labels(refused.detail.code).inc()
+            return refused.answer
 
         return refuse_midway
 

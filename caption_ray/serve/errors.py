@@ -95,9 +95,14 @@ class Refused:
     detail: ErrorDetail
     headers: dict[str, str]
 
+    @property
+    def answer(self) -> ErrorAnswer:
+        """What is said, in the one form that errors have wherever they occur."""
+        return ErrorAnswer(error=self.detail)
+
     def response(self) -> Response:
-        """Return the answer."""
-        body = ErrorAnswer(error=self.detail).model_dump_json(exclude_none=True)
+        """Return the answer as a response of its own."""
+        body = self.answer.model_dump_json(exclude_none=True)
         return Response(body, self.status, self.headers, media_type="application/json")
 
 

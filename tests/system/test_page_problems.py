@@ -11,7 +11,7 @@ from playwright.sync_api import Browser, expect
 
 from caption_ray.inference import Captioner
 from caption_ray.serve.app import create_app
-from caption_ray.serve.backend import CaptionedPicture, GreedyWord, OverloadedError, Square
+from caption_ray.serve.backend import BackendUnavailableError, CaptionedPicture, GreedyWord, OverloadedError, Square
 from caption_ray.serve.example_pictures import FOLDER as EXAMPLES
 from caption_ray.serve.example_pictures import draw_examples
 from caption_ray.serve.local import LocalBackend
@@ -50,18 +50,19 @@ CONTRASTS = """() => {
 
 
 class BusyAtFirst:
-    """A backend that is overloaded for its first streams."""
+    """A backend whose first stream ends with an error, after some words."""
 
-    def __init__(self, backend: LocalBackend, num_refusals: int) -> None:
-        self._backend, self.num_refusals = backend, num_refusals
+    def __init__(self, backend: LocalBackend, error: Exception, num_words: int) -> None:
+        self._backend, self._error, self._num_words = backend, [error], num_words
 
     async def caption(self, pictures: Sequence[Square], beam_width: int | None) -> list[CaptionedPicture]:
         return await self._backend.caption(pictures, beam_width)
 
     async def stream(self, picture: Square) -> AsyncIterator[GreedyWord | CaptionedPicture]:
-        if self.num_refusals:
-            self.num_refusals -= 1
-            raise OverloadedError(2)
+        if self._error:
+            for _ in range(self._num_words):
+                yield GreedyWord(text="ball", log_probability=-1.0, attention=np.full((7, 7), 1 / 49, np.float32))
+            raise self._error.pop()
         async for item in self._backend.stream(picture):
             yield item
 
@@ -92,8 +93,13 @@ def test_bad_file_is_answered_in_words(
     assert visit.complaints == []
 
 
-def test_busy_service_is_asked_again_by_itself(browser: Browser, captioner: Captioner) -> None:
-    with served(create_app(BusyAtFirst(LocalBackend(captioner), 1))) as address:
+@pytest.mark.parametrize(
+    ("error", "num_words"), [(OverloadedError(2), 0), (OverloadedError(2), 3), (BackendUnavailableError("died"), 3)]
+)
+def test_busy_service_is_asked_again_by_itself(
+    browser: Browser, captioner: Captioner, error: Exception, num_words: int
+) -> None:
+    with served(create_app(BusyAtFirst(LocalBackend(captioner), error, num_words))) as address:
         visit = Visit(browser, address).open()
         visit.choose("dog.jpg", PHOTO)
         message = visit.problem()

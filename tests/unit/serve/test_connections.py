@@ -1,5 +1,6 @@
 """Clients that are slow, hang up or send without end, over real connections."""
 
+import json
 import socket
 import threading
 import time
@@ -125,7 +126,8 @@ def test_deadline_within_a_stream() -> None:
         answer = client.post("/v1/captions/stream", content=png())
     assert answer.status_code == 200
     assert answer.text.count("event: word") == 1
-    assert '"code":"deadline_exceeded"' in answer.text.split("event: error")[1]
+    error = json.loads(answer.text.split("event: error\ndata: ")[1])["error"]
+    assert (error["code"], error["message"], error["limit"]) == ("deadline_exceeded", "No answer within 0.6 s.", 0.6)
     assert backend.num_cancelled == 1
 
 
