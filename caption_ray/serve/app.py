@@ -15,7 +15,6 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
-from starlette.types import Receive, Scope, Send
 
 from caption_ray.serve.access_log import RequestRecord, record_of
 from caption_ray.serve.backend import CaptionBackend
@@ -67,13 +66,14 @@ def create_app(
         yield
         decoder.close()
 
+    table: list[Route | Mount] = [
+        *(Route(path, getattr(routes, name), methods=[method]) for path, method, name in _TABLE),
+        Mount("/static", app=StaticFiles(directory=STATIC)),
+    ]
     return Starlette(
-        routes=[
-            *(_NamedRoute(path, getattr(routes, name), methods=[method]) for path, method, name in _TABLE),
-            _NamedMount("/static", app=StaticFiles(directory=STATIC)),
-        ],
+        routes=table,
         middleware=[
-            Middleware(RecordMiddleware, metrics=metrics, limits=limits),
+            Middleware(RecordMiddleware, routes=table, metrics=metrics, limits=limits),
             Middleware(ApiKeyMiddleware, api_keys=api_keys, limits=limits),
         ],
         exception_handlers=dict.fromkeys((*TABLE, HTTPException), routes.on_error),
@@ -93,22 +93,6 @@ _TABLE = (
     ("/docs", "GET", "docs"),
     ("/", "GET", "page"),
 )
-
-
-class _NamedRoute(Route):
-    """A route whose path, not the request's, is what logs and metrics say."""
-
-    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        record_of(scope).route = self.path
-        await super().handle(scope, receive, send)
-
-
-class _NamedMount(Mount):
-    """A mounted app, named alike."""
-
-    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        record_of(scope).route = self.path
-        await super().handle(scope, receive, send)
 
 
 class _Routes:

@@ -101,6 +101,6 @@ def test_command_serves_and_ends_at_a_signal(tiny_bundle: Path) -> None:
             _, log = server.communicate(timeout=30)
     lines = [json.loads(line) for line in log.decode().splitlines() if line.startswith("{")]
     assert [(line["route"], line["status"]) for line in lines] == [
-        ("/readyz", 200), ("/v1/captions", 200), ("other", 401)
+        ("/readyz", 200), ("/v1/captions", 200), ("/v1/model", 401)
     ]  # fmt: skip
     assert "Zyxwv" not in log.decode()
