@@ -20,6 +20,7 @@ from caption_ray.serve.access_log import RequestRecord, record_of
 from caption_ray.serve.backend import CaptionBackend
 from caption_ray.serve.documentation import render_docs
 from caption_ray.serve.errors import TABLE, ClientGoneError, DeadlineError, refuse
+from caption_ray.serve.lingering import LingerMiddleware
 from caption_ray.serve.metrics import CONTENT_TYPE, ServiceMetrics
 from caption_ray.serve.middleware import ApiKeyMiddleware, RecordMiddleware
 from caption_ray.serve.openapi import build_openapi
@@ -73,6 +74,7 @@ def create_app(
     return Starlette(
         routes=table,
         middleware=[
+            Middleware(LingerMiddleware),
             Middleware(RecordMiddleware, routes=table, metrics=metrics, limits=limits),
             Middleware(ApiKeyMiddleware, api_keys=api_keys, limits=limits),
         ],

@@ -37,7 +37,7 @@ SECURITY_HEADERS = {
 
 
 class RecordMiddleware:
-    """Outermost: gives the request its id, counts and logs it, and answers what nobody else has answered.
+    """Gives the request its id, counts and logs it, and answers what nobody else has answered.
 
     X-Request-ID is taken over if it is 1 to 64 letters, digits, dots, dashes and underscores, and else made anew.
     routes: those of the app; what logs and metrics say is the path of the route, not that of the request.

@@ -8,10 +8,16 @@ from collections.abc import Callable
 
 import httpx
 import pytest
-from live import client_of
+from live import client_of, running
 from odd_pictures import png
 from stand_in import StandIn
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
 
+from caption_ray.serve.lingering import LingerMiddleware
 from caption_ray.serve.metrics import ServiceMetrics
 from caption_ray.serve.schemas import Limits
 
@@ -24,8 +30,8 @@ def head(path: str, *lines: str) -> bytes:
     return "\r\n".join((f"POST {path} HTTP/1.1", "Host: x", *lines, "", "")).encode()
 
 
-def eventually(holds: Callable[[], bool]) -> None:
-    end = time.monotonic() + 20
+def eventually(holds: Callable[[], bool], within_s: float = 20) -> None:
+    end = time.monotonic() + within_s
     while not holds():
         assert time.monotonic() < end
         time.sleep(0.01)
@@ -62,9 +68,60 @@ def test_a_byte_at_a_time_is_cut_off_and_holds_up_no_one() -> None:
 
 
 def test_declared_length_over_the_limit_is_refused_before_the_body() -> None:
-    with client_of(StandIn(), Limits(max_bytes=1000)) as client, connect(client) as sender:
+    metrics = ServiceMetrics()
+    with client_of(StandIn(), Limits(max_bytes=1000), metrics=metrics) as client, connect(client) as sender:
         sender.sendall(head("/v1/captions", "Content-Length: 1001"))
-        assert sender.recv(65536).startswith(b"HTTP/1.1 413 ")
+        answer = sender.recv(65536)
+        assert answer.startswith(b"HTTP/1.1 413 ")
+        assert b"connection: close" in answer
+        # Done for the service, though the connection is still open for what the client may send.
+        eventually(lambda: value(metrics, "caption_ray_requests_in_flight") == 0, within_s=1)
+
+
+@pytest.mark.parametrize(
+    ("lines", "status"),
+    [
+        (("POST /v1/captions HTTP/1.1",), b"413"),
+        (("POST /v1/captions/stream HTTP/1.1",), b"413"),
+        (("POST /v1/captions?beam_width=0 HTTP/1.1",), b"400"),
+        (("PUT /v1/captions HTTP/1.1",), b"405"),
+        (("POST /v2 HTTP/1.1",), b"404"),
+    ],
+)
+@pytest.mark.parametrize("is_chunked", [False, True])
+def test_client_that_reads_when_it_has_sent_all_gets_the_answer(
+    lines: tuple[str, ...], status: bytes, is_chunked: bool
+) -> None:
+    """As browsers do: of a connection that is closed under their sending they have no answer at all."""
+    num_bytes = 6_000_000  # more than the sockets' buffers hold
+    length = "Transfer-Encoding: chunked" if is_chunked else f"Content-Length: {num_bytes}"
+    body = bytes(num_bytes)
+    if is_chunked:
+        body = b"%x\r\n%b\r\n0\r\n\r\n" % (num_bytes, body)
+    with client_of(StandIn(), Limits(max_bytes=100_000)) as client, connect(client) as sender:
+        sender.sendall("\r\n".join((*lines, "Host: x", length, "", "")).encode() + body)
+        answer = sender.recv(65536)
+        assert answer.startswith(b"HTTP/1.1 %b " % status)
+        assert b"connection: close" in answer
+        assert sender.recv(1) == b""
+
+
+@pytest.mark.parametrize(("max_s", "max_bytes"), [(0.3, 1 << 40), (20.0, 1_000_000)])
+def test_who_goes_on_sending_is_cut_off_in_time(max_s: float, max_bytes: int) -> None:
+    async def refuse(_: Request) -> Response:
+        return Response(status_code=413)
+
+    app = Starlette(
+        routes=[Route("/v1/captions", refuse, methods=["POST"])],
+        middleware=[Middleware(LingerMiddleware, max_s=max_s, max_bytes=max_bytes)],
+    )
+    with running(app) as port, socket.create_connection(("127.0.0.1", port), timeout=30) as sender:
+        sender.sendall(head("/v1/captions", "Transfer-Encoding: chunked"))
+        begun = time.monotonic()
+        with pytest.raises(OSError):  # noqa: PT012
+            while time.monotonic() < begun + 10:
+                sender.sendall(b"1000\r\n" + bytes(0x1000) + b"\r\n")
+    assert time.monotonic() - begun < 5
 
 
 def test_chunks_without_end_are_stopped_at_the_limit() -> None:
