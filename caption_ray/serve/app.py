@@ -12,18 +12,18 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
-from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from caption_ray.serve.access_log import RequestRecord, record_of
 from caption_ray.serve.backend import CaptionBackend
-from caption_ray.serve.documentation import render_docs
 from caption_ray.serve.errors import TABLE, ClientGoneError, DeadlineError, refuse
 from caption_ray.serve.lingering import LingerMiddleware
 from caption_ray.serve.metrics import CONTENT_TYPE, ServiceMetrics
 from caption_ray.serve.middleware import ApiKeyMiddleware, RecordMiddleware
 from caption_ray.serve.openapi import build_openapi
+from caption_ray.serve.pages import render_docs, render_page
 from caption_ray.serve.pictures import DecodedPicture, PictureDecoder
 from caption_ray.serve.reading import BufferBudget, parse_query, read_picture, read_pictures
 from caption_ray.serve.schemas import BatchAnswer, ErrorAnswer, HealthAnswer, Limits
@@ -103,7 +103,7 @@ class _Routes:
     def __init__(self, service: CaptionService, budget: BufferBudget, limits: Limits, metrics: ServiceMetrics) -> None:
         self._service, self._budget, self._limits, self._metrics = service, budget, limits, metrics
         self._document = build_openapi(limits)
-        self._docs = render_docs(self._document)
+        self._docs, self._page = render_docs(self._document), render_page(limits)
 
     async def caption(self, request: Request) -> Response:
         """Caption one picture."""
@@ -180,9 +180,7 @@ class _Routes:
 
     async def page(self, _: Request) -> Response:
         """Return the page."""
-        if not (STATIC / "index.html").is_file():
-            raise HTTPException(404)
-        return FileResponse(STATIC / "index.html", headers={"Cache-Control": "no-cache"})
+        return HTMLResponse(self._page, headers={"Cache-Control": "no-cache"})
 
     async def on_error(self, request: Request, error: Exception) -> Response:
         """Answer what is in the table."""

@@ -15,7 +15,7 @@ from caption_ray.serve.backend import BackendUnavailableError, CaptionedPicture,
 from caption_ray.serve.example_pictures import FOLDER as EXAMPLES
 from caption_ray.serve.example_pictures import draw_examples
 from caption_ray.serve.local import LocalBackend
-from caption_ray.serve.schemas import ModelAnswer
+from caption_ray.serve.schemas import Limits, ModelAnswer
 
 PHOTO = (EXAMPLES / "dog.jpg").read_bytes()
 PHONE = {"viewport": {"width": 360, "height": 740}, "has_touch": True, "is_mobile": True}
@@ -107,6 +107,33 @@ def test_busy_service_is_asked_again_by_itself(
         assert "Trying again in 2 s." in message
         assert visit.caption()
         expect(visit.page.locator("#problem")).to_be_hidden()
+        visit.context.close()
+
+
+def test_page_knows_how_much_the_service_takes(browser: Browser, captioner: Captioner) -> None:
+    with served(create_app(LocalBackend(captioner), Limits(max_bytes=20 << 10))) as address:
+        visit = Visit(browser, address).open()
+        visit.choose("huge.jpg", bytes(21 << 10))
+        assert visit.problem().startswith("The file is too large\n\nAt most 20 kB are taken.")
+        noise = np.random.default_rng(0).integers(0, 255, (500, 600, 3), dtype=np.uint8)
+        file = io.BytesIO()
+        Image.fromarray(noise).save(file, "PNG")
+        visit.choose("noise.png", file.getvalue(), "image/png")
+        assert visit.caption()
+        assert visit.page.locator("#note").inner_text().startswith("Scaled down from 881 kB to ")
+        assert (visit.failed_answers, visit.complaints) == (0, [])
+        visit.context.close()
+
+
+def test_answer_to_a_body_that_is_stopped_amid_is_read(browser: Browser, captioner: Captioner) -> None:
+    """As where the service has been started anew, with another limit, since the page was loaded."""
+    with served(create_app(LocalBackend(captioner), Limits(max_bytes=100_000))) as address:
+        visit = Visit(browser, address).open()
+        for path in ("v1/captions", "v1/captions/stream", "v1/captions?beam_width=0"):
+            status = visit.page.evaluate(
+                "path => fetch(path, { method: 'POST', body: new Uint8Array(12e6) }).then(({ status }) => status)", path
+            )
+            assert status == (400 if "?" in path else 413)
         visit.context.close()
 
 

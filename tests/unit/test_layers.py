@@ -32,8 +32,8 @@ EVALUATION_ADAPTERS = ("evaluation.evaluate", "evaluation.pictures")
 TRAIN_ADAPTERS = ("train.loop", "train.trainer", "train.sweep")
 SERVE_CONTRACT = ("serve.schemas", "serve.backend")
 SERVE_APP = (
-    *("serve.access_log", "serve.app", "serve.documentation", "serve.errors", "serve.examples", "serve.lingering"),
-    *("serve.metrics", "serve.middleware", "serve.openapi", "serve.pictures", "serve.reading", "serve.service"),
+    *("serve.access_log", "serve.app", "serve.errors", "serve.examples", "serve.lingering", "serve.metrics"),
+    *("serve.middleware", "serve.openapi", "serve.pages", "serve.pictures", "serve.reading", "serve.service"),
     "serve.streaming",
 )
 SERVE_COMPUTE = ("serve.compute", "serve.engine")
