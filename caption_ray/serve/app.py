@@ -49,7 +49,7 @@ def create_app(
     """Return the app.
 
     api_keys: if there are any, all but the pages, their parts and the health checks need one.
-    metrics: where a backend of the same process reports too.  decode_threads: pictures decoded at a time.
+    metrics: by default those of this process, which GET /metrics tells.  decode_threads: pictures decoded at a time.
     max_waiting: pictures that may wait to be decoded.  max_buffered_bytes: of all bodies in memory together; what is
     over either is refused as overload.
     """

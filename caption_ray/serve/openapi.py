@@ -254,4 +254,4 @@ def _stream_operation(limits: Limits) -> Json:
 def _metrics_operation() -> Json:
     operation = _operation("metrics", "operation", "Tell Prometheus", HealthAnswer, None, errors=(401, 405, 500))
     operation["responses"]["200"]["content"] = {"text/plain": {"schema": {"type": "string"}}}
-    return operation
+    return {**operation, "description": "Of a service on Ray: where Ray exports the figures of all its processes."}

@@ -38,7 +38,7 @@ SERVE_APP = (
 )
 SERVE_COMPUTE = ("serve.compute", "serve.engine")
 SERVE_PURE = (*SERVE_CONTRACT, *SERVE_APP, *SERVE_COMPUTE)
-SERVE_ADAPTERS = ("serve.deployment", "serve.captioner", "serve.handle")
+SERVE_ADAPTERS = ("serve.deployment", "serve.captioner", "serve.handle", "serve.ray_metrics", "serve.siblings")
 
 
 @dataclass(frozen=True, slots=True)
