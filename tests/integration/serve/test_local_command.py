@@ -32,6 +32,7 @@ def test_command_serves_and_ends_at_a_signal(tiny_bundle: Path, picture: bytes) 
                         time.sleep(0.1)
                 assert client.post("/v1/captions", content=picture).status_code == 200
                 assert httpx.get(f"http://127.0.0.1:{port}/v1/model").status_code == 401
+                assert client.get("/healthz", headers={"X-Long": "x" * 100_000}).status_code == 400
         finally:
             server.send_signal(signal.SIGTERM)
             _, log = server.communicate(timeout=30)

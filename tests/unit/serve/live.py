@@ -5,6 +5,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import httpx
 import uvicorn
@@ -36,9 +37,9 @@ class _PromptServer(uvicorn.Server):
 
 
 @contextmanager
-def running(app: Starlette) -> Iterator[int]:
-    """Serve an app on a free port of this machine, in a thread, and give the port."""
-    server = _PromptServer(uvicorn.Config(app, port=0, log_config=None, access_log=False))
+def running(app: Starlette, **options: Any) -> Iterator[int]:
+    """Serve an app on a free port of this machine, in a thread, and give the port. options: of uvicorn."""
+    server = _PromptServer(uvicorn.Config(app, port=0, log_config=None, access_log=False, **options))
     thread = threading.Thread(target=lambda: asyncio.run(server.serve()), daemon=True)
     thread.start()
     while not server.started:

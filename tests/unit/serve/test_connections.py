@@ -17,6 +17,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from caption_ray.serve.app import create_app
 from caption_ray.serve.lingering import LingerMiddleware
 from caption_ray.serve.metrics import ProcessExporter, ServiceMetrics
 from caption_ray.serve.schemas import Limits
@@ -97,9 +98,9 @@ def test_declared_length_over_the_limit_is_refused_before_the_body() -> None:
         (("POST /v2 HTTP/1.1",), b"404"),
     ],
 )
-@pytest.mark.parametrize("is_chunked", [False, True])
+@pytest.mark.parametrize(("is_chunked", "http"), [(False, "httptools"), (True, "httptools"), (False, "h11")])
 def test_client_that_reads_when_it_has_sent_all_gets_the_answer(
-    lines: tuple[str, ...], status: bytes, is_chunked: bool
+    lines: tuple[str, ...], status: bytes, is_chunked: bool, http: str
 ) -> None:
     """As browsers do: of a connection that is closed under their sending they have no answer at all."""
     num_bytes = 6_000_000  # more than the sockets' buffers hold
@@ -107,7 +108,8 @@ def test_client_that_reads_when_it_has_sent_all_gets_the_answer(
     body = bytes(num_bytes)
     if is_chunked:
         body = b"%x\r\n%b\r\n0\r\n\r\n" % (num_bytes, body)
-    with client_of(StandIn(), Limits(max_bytes=100_000)) as client, connect(client) as sender:
+    app = create_app(StandIn(), Limits(max_bytes=100_000))
+    with running(app, http=http) as port, socket.create_connection(("127.0.0.1", port), timeout=30) as sender:
         sender.sendall("\r\n".join((*lines, "Host: x", length, "", "")).encode() + body)
         answer = receive(sender, until=b"}}")
         assert answer.startswith(b"HTTP/1.1 %b " % status)
