@@ -114,7 +114,7 @@ class CaptionerReplica:
             return await asyncio.to_thread(load_captioner, config.bundle, config.precision)
         except Exception as error:  # as in _replace
             captioner = await load_as_siblings(self._default_bundle, config.precision)
-            self._refuse(f"{error or type(error).__name__}; started with {captioner.bundle.location} instead")
+            self._refuse(f"{str(error) or type(error).__name__}; started with {captioner.bundle.location} instead")
             return captioner
 
     async def _replace(self, config: CaptionerConfig) -> None:
