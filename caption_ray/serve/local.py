@@ -93,7 +93,7 @@ def main(arguments: Arguments) -> dict[str, object]:
         observe=lambda batch: batches.observe(len(batch.answers), batch.model_s),
     )
     app = create_app(backend, limits, api_keys=api_keys_from_environment(), metrics=metrics)
-    # h11 refuses headers over 64 KiB; httptools, which uvicorn would choose, takes them in without end.
+    # h11 refuses headers of much more than 64 KiB; httptools, which uvicorn would choose, takes in any.
     uvicorn.run(app, host=arguments.host, port=arguments.port, http="h11", log_level="warning", access_log=False)
     return {"served": arguments.bundle}
 
