@@ -64,19 +64,19 @@ def test_bad_bundle_is_refused_and_the_old_one_goes_on(
 
 
 def test_replica_that_starts_with_a_bad_bundle_answers_as_its_siblings(
-    service: Service, picture: bytes, bundle_b: str, damaged_bundle: str
+    service: Service, bundle_b: str, tmp_path: Path
 ) -> None:
     """They were given another than the default since they started; a second one is started with one that is bad."""
     good = read_manifest(bundle_b).digest
     service.deploy(user_config={"bundle": bundle_b})
     wait_until(lambda: service.get("/v1/model")["id"] == good, 30)
-    service.deploy(user_config={"bundle": damaged_bundle}, num_replicas=2)
+    service.deploy(user_config={"bundle": str(tmp_path / "absent")}, num_replicas=2)
     wait_until(lambda: len(service.replicas("CaptionerReplica")) == 2, 60)
 
     def models() -> list[dict[str, Any]]:
         return [service.get("/v1/model") for _ in range(40)]
 
-    bad = "model.safetensors: not what manifest.json says"
+    bad = "no manifest.json: not a bundle"
     wait_until(lambda: all(bad in model.get("refused", "") for model in models()), 20)
     found = models()
     assert {model["id"] for model in found} == {good}
