@@ -56,10 +56,7 @@ def to_captions(hypotheses: Sequence[Hypothesis], vocabulary: Vocabulary) -> lis
 
 
 class _FrozenDecoder:
-    """A decoder whose weights stay as they are: laid out once for all searches, not at the start of each.
-
-    That is a third of the time of a search for one picture.
-    """
+    """A decoder whose weights stay as they are: laid out once for all searches, not at the start of each."""
 
     @torch.no_grad()
     def __init__(self, decoder: Decoder, num_features: int) -> None:
