@@ -103,7 +103,7 @@ LAYERS = (
     Layer(
         SERVE_ADAPTERS,
         (*PURE, *CAPTIONING, *SERVE_PURE, *SERVE_ADAPTERS, "cluster"),
-        (*TORCH, "ray", "pydantic", "starlette"),
+        (*TORCH, "ray", "grpc", "pydantic", "starlette"),
     ),
     # 4, entry
     Layer(("entry",), BASE, ("tyro",)),
