@@ -5,7 +5,8 @@ large as the load makes it, up to its limit, and at low load a picture waits for
 by the clock instead, whether or not the model is free, and so under load puts many small ones in a queue.
 
 On a CPU each thread computes batches of its own, by itself. Two that share a batch wait for each other after every
-operation, and where anything else runs on their cores, as those that speak HTTP do, they mostly wait.
+operation, and where anything else runs on their cores, as those that speak HTTP do, they mostly wait. Only a batch that
+leaves the others nothing to do is shared, so that a single client is answered sooner.
 
 Streams advance by one word between two batches of the first thread, and at most one of them is encoded there, so
 neither holds up the other for long.
@@ -183,8 +184,8 @@ class Engine:
             raise BackendUnavailableError("the model has been shut down")
 
     def _run(self, number: int) -> None:
-        if self.captioner.device.type == "cpu":
-            torch.set_num_threads(1)  # here, since it holds for the calling thread alone
+        # At first use in a thread torch takes the number that was set last in any; after that, this thread's own.
+        torch.get_num_threads()
         while True:
             with self._changed:
                 self._idle.add(number)
@@ -192,15 +193,25 @@ class Engine:
                 if self._closed:
                     return
             if number == 0:
+                self._use_threads(1)
                 self._advance_streams()
-            if batch := self._draw(number):
+            batch, num_threads = self._draw(number)
+            if batch:
+                self._use_threads(num_threads)
                 self._compute(batch)
 
     def _has_work(self, number: int) -> bool:
         return number < self._num_threads() and bool(self._waiting or (number == 0 and self._streams))
 
-    def _draw(self, number: int) -> list[_Waiting]:
-        """Take what waits, up to a batch, or this thread's share of it. Waits for more only where no stream would."""
+    def _use_threads(self, number: int) -> None:
+        if self.captioner.device.type == "cpu":
+            torch.set_num_threads(number)  # of the calling thread alone
+
+    def _draw(self, number: int) -> tuple[list[_Waiting], int]:
+        """Take what waits, up to a batch, or this thread's share of it, and tell with how many threads to compute it.
+
+        Waits for more only where no stream would have to wait with it.
+        """
         with self._changed:
             options = self.options
             if self._waiting and not (number == 0 and self._streams):
@@ -217,7 +228,10 @@ class Engine:
             drawn = [self._waiting.popleft() for _ in range(share)]
             if drawn:
                 self._idle.remove(number)
-        return [item for item in drawn if item.future.set_running_or_notify_cancel()]
+            # Threads that are too many now count neither here nor there: they never get anything to do.
+            others_rest = num_idle == self._num_threads() and not self._waiting
+        batch = [item for item in drawn if item.future.set_running_or_notify_cancel()]
+        return batch, self._num_threads() if others_rest else 1
 
     def _compute(self, batch: list[_Waiting]) -> None:
         started = time.monotonic()

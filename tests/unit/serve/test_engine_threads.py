@@ -1,4 +1,4 @@
-"""Several threads compute batches, each by itself, from one queue."""
+"""Several threads compute batches from one queue."""
 
 import asyncio
 import time
@@ -6,7 +6,6 @@ import time
 import torch
 from gated import Gated, busy, noise
 
-from caption_ray.inference import Captioner
 from caption_ray.serve.engine import BatchOptions, BatchRecord, Engine
 
 
@@ -17,16 +16,23 @@ def wait_until_idle(engine: Engine, num_threads: int) -> None:
         time.sleep(0.01)
 
 
-def test_each_thread_computes_by_itself(plain: Captioner) -> None:
+def test_only_a_batch_that_leaves_the_others_nothing_is_shared_by_all(gated: Gated) -> None:
     """torch's setting holds for the calling thread alone, and is left as it was for all others."""
     found: list[int] = []
     before = torch.get_num_threads()
-    engine = Engine(plain, BatchOptions(), lambda record: found.append(torch.get_num_threads()))
-    try:
-        asyncio.run(engine.caption([noise(0), noise(1)], 1))
-    finally:
-        engine.close()
-    assert found == [1, 1]
+    engine = Engine(gated, BatchOptions(num_threads=3), lambda _: found.append(torch.get_num_threads()))
+    wait_until_idle(engine, 3)
+
+    async def ask() -> None:
+        async with busy(engine, gated):
+            second = asyncio.create_task(engine.caption([noise(1)], 1))
+            assert await asyncio.to_thread(lambda: gated.inside.acquire(timeout=30))  # the first's
+            assert await asyncio.to_thread(lambda: gated.inside.acquire(timeout=30))
+        await second
+
+    asyncio.run(ask())
+    engine.close()
+    assert sorted(found) == [1, 3]
     assert torch.get_num_threads() == before
 
 
