@@ -56,16 +56,16 @@ class Container:
         enter = ["nsenter", "--target", str(self._first()), "--mount", "--pid", "--net"]
         return subprocess.run([*enter, *self._chroot(command, environment)], capture_output=True, text=True, check=False)
 
-    def curl(self, path: str, *options: str) -> str | None:
+    def curl(self, path: str, *options: str, port: int = 8000) -> bytes | None:
         """Ask it over HTTP; None where that fails."""
         enter = ["nsenter", "--target", str(self._first()), "--net"]
-        command = [*enter, "curl", "--silent", "--fail", "--max-time", "60", *options, f"http://127.0.0.1:8000{path}"]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        command = [*enter, "curl", "--silent", "--fail", "--max-time", "60", *options, f"http://127.0.0.1:{port}{path}"]
+        done = subprocess.run(command, capture_output=True, check=False)
         return done.stdout if done.returncode == 0 else None
 
-    def wait_for(self, path: str, timeout_s: float = 120) -> None:
+    def wait_for(self, path: str, port: int = 8000, timeout_s: float = 120) -> None:
         """Wait until a path is answered."""
-        self._wait(lambda: self.curl(path) is not None, timeout_s)
+        self._wait(lambda: self.curl(path, port=port) is not None, timeout_s)
 
     def stop(self, timeout_s: float = 30) -> int:
         """Ask it to end, as `docker stop` does, and return the exit code."""

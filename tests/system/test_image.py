@@ -71,8 +71,8 @@ def assert_captions(container: Container, bundle: Path, picture: Path) -> None:
     assert set(captions["captions"][0]["text"].split()) <= WORDS
     page = container.curl("/")
     assert page is not None
-    assert "<title>" in page
-    for asset in re.findall(r'(?:src|href)="(/?static/[^"]+)"', page):
+    assert b"<title>" in page
+    for asset in re.findall(r'(?:src|href)="(/?static/[^"]+)"', page.decode()):
         assert container.curl(f"/{asset.lstrip('/')}"), asset
 
 
@@ -125,11 +125,11 @@ def test_same_image_is_head_and_worker(container: Container, tiny_bundle: Path, 
     settings = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "7" * 64, "HOME": "/tmp"}
     head = "ulimit -n 65536; ray start --head --num-cpus=0 --dashboard-host=0.0.0.0 --node-ip-address=127.0.0.1 --block"
     container.start("bash", "-lc", head, **settings)
-    wait = "for i in $(seq 60); do ray health-check --address 127.0.0.1:6379 && exit 0; sleep 1; done; exit 1"
-    assert container.run("bash", "-lc", wait, **settings).returncode == 0, container.log.read_text()[-3000:]
+    container.wait_for("/api/gcs_healthz", port=8265)  # the readiness probe of gcp/rayservice.yaml
     worker = "ray start --address=127.0.0.1:6379 --num-cpus=2 --dashboard-agent-listen-port=52366"
     started = container.run("bash", "-lc", worker, **settings)
     assert started.returncode == 0, started.stdout + started.stderr
+    container.wait_for("/api/local_raylet_healthz", port=52366)  # the liveness probe, on a port of its own
     serve_config = yaml.safe_load((ROOT / "serve_config.yaml").read_text())
     serve_config["http_options"]["host"] = "0.0.0.0"
     write = f"cat > /tmp/config.yaml <<'END'\n{yaml.safe_dump(serve_config)}\nEND\nserve deploy /tmp/config.yaml"
