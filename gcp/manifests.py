@@ -1,9 +1,9 @@
 """Fills in the manifests beside it, and keeps the RayService's Serve config the same as serve_config.yaml.
 
-    python gcp/manifests.py embed                              writes the Serve config into gcp/rayservice.yaml
-    python gcp/manifests.py render --image I --bundle B --host H [--gpu] [--redis ADDRESS]      prints all manifests
-    kubectl get rayservice caption-ray -o json | python gcp/manifests.py roll-out gs://...      prints a patch
-    kubectl get rayservice caption-ray -o json | python gcp/manifests.py roll-back              prints a patch
+python gcp/manifests.py embed                              writes the Serve config into gcp/rayservice.yaml
+python gcp/manifests.py render --image I --bundle B --host H [--gpu] [--redis ADDRESS]      prints all manifests
+kubectl get rayservice caption-ray -o json | python gcp/manifests.py roll-out gs://...      prints a patch
+kubectl get rayservice caption-ray -o json | python gcp/manifests.py roll-back              prints a patch
 """
 
 import argparse
@@ -82,7 +82,9 @@ def render(image: str, bundle: str, host: str, *, gpu: bool = False, redis: str 
                 if redis:
                     document["spec"]["rayClusterConfig"]["gcsFaultToleranceOptions"] = {
                         "redisAddress": redis,
-                        "redisPassword": {"valueFrom": {"secretKeyRef": {"name": "caption-ray-redis", "key": "password"}}},
+                        "redisPassword": {
+                            "valueFrom": {"secretKeyRef": {"name": "caption-ray-redis", "key": "password"}}
+                        },
                     }
             documents.append(_filled(document, values, file))
     return documents

@@ -122,7 +122,16 @@ def make_wheels(folder: Path) -> Path | None:
         place.mkdir(parents=True)
         # An own environment, so that the machine's constraints do not keep pip from this version.
         subprocess.run(
-            [sys.executable, "-m", "pip", "download", "-q", "--no-deps", f"--dest={place}", f"{name}=={version}{build}"],
+            [
+                sys.executable,
+                "-m",
+                "pip",
+                "download",
+                "-q",
+                "--no-deps",
+                f"--dest={place}",
+                f"{name}=={version}{build}",
+            ],
             env={**os.environ, "PIP_CONSTRAINT": os.devnull},
             check=True,
         )

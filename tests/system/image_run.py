@@ -35,6 +35,7 @@ class Container:
     def __init__(self, root: Path, config: dict[str, Any], bundle: Path, log: Path) -> None:
         self._root, self._config, self.log = root, config, log
         (root / "bundle").mkdir(exist_ok=True)
+        (root / "etc/hosts").write_text("127.0.0.1 localhost\n")  # as Docker does
         self._environment = {"ROOT": str(root), "BUNDLE": str(bundle), "PATH": os.environ["PATH"]}
 
     def start(self, *command: str, **environment: str) -> None:
@@ -54,7 +55,9 @@ class Container:
     def run(self, *command: str, **environment: str) -> subprocess.CompletedProcess[str]:
         """Run a command inside, beside what was started."""
         enter = ["nsenter", "--target", str(self._first()), "--mount", "--pid", "--net"]
-        return subprocess.run([*enter, *self._chroot(command, environment)], capture_output=True, text=True, check=False)
+        return subprocess.run(
+            [*enter, *self._chroot(command, environment)], capture_output=True, text=True, check=False
+        )
 
     def curl(self, path: str, *options: str, port: int = 8000) -> bytes | None:
         """Ask it over HTTP; None where that fails."""

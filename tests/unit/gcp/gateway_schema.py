@@ -1,171 +1,93 @@
-"""Strict models of what the gateway's manifests use of the Gateway API (v1) and of GKE's policies (networking.gke.io/v1).
+"""Strict schemas of what the gateway's manifests use of the Gateway API (v1) and of GKE's policies for it.
 
-The packages that hold Kubernetes' schemas hold those of its core alone. These say no more than the fields that are used
-here: a typo, a wrong type or a value out of range is found, and a field that is new to them must be added first.
+The packages that hold Kubernetes' schemas hold those of its core alone. These know no more than the fields that are used
+here, by the API references: a typo, a wrong type or a value out of range is found, and another field must be added first.
 """
 
-from typing import Annotated, Literal
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
-
-Port = Annotated[int, Field(ge=1, le=65535)]
-Name = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")]
+Schema = dict[str, Any]
 
 
-class Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
+def record(optional: tuple[str, ...] = (), **properties: Schema) -> Schema:
+    required = [name for name in properties if name not in optional]
+    return {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
 
 
-class Metadata(Strict):
-    name: Name
-    namespace: Name
-    annotations: dict[str, str] = {}
+def one_of(*values: object) -> Schema:
+    return {"enum": list(values)}
 
 
-class Namespaces(Strict):
-    from_: Literal["All", "Same", "Selector"] = Field(alias="from")
+def text(pattern: str) -> Schema:
+    return {"type": "string", "pattern": pattern}
 
 
-class AllowedRoutes(Strict):
-    namespaces: Namespaces
+def whole(least: int, most: int) -> Schema:
+    return {"type": "integer", "minimum": least, "maximum": most}
 
 
-class Listener(Strict):
-    name: Name
-    protocol: Literal["HTTP", "HTTPS"]
-    port: Port
-    allowedRoutes: AllowedRoutes
+def list_of(item: Schema) -> Schema:
+    return {"type": "array", "items": item, "minItems": 1, "maxItems": 64}
 
 
-class Address(Strict):
-    type: Literal["NamedAddress", "IPAddress"]
-    value: str
+NAME, PATH, PORT = text("^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$"), text("^/"), whole(1, 65535)
+METADATA = record(("annotations",), name=NAME, namespace=NAME, annotations={"additionalProperties": text("")})
+SERVICE = record(group=one_of(""), kind=one_of("Service"), name=NAME)
 
 
-class GatewaySpec(Strict):
-    gatewayClassName: Literal["gke-l7-global-external-managed", "gke-l7-regional-external-managed"]
-    addresses: list[Address]
-    listeners: list[Listener]
+def kind(version: str, name: str, spec: Schema) -> Schema:
+    return record(apiVersion=one_of(version), kind=one_of(name), metadata=METADATA, spec=spec)
 
 
-class Gateway(Strict):
-    apiVersion: Literal["gateway.networking.k8s.io/v1"]
-    kind: Literal["Gateway"]
-    metadata: Metadata
-    spec: GatewaySpec
-
-
-class PathMatch(Strict):
-    type: Literal["Exact", "PathPrefix"]
-    value: Annotated[str, Field(pattern="^/")]
-
-
-class Match(Strict):
-    path: PathMatch
-
-
-class Redirect(Strict):
-    scheme: Literal["https"]
-    statusCode: Literal[301, 302]
-
-
-class Filter(Strict):
-    type: Literal["RequestRedirect"]
-    requestRedirect: Redirect
-
-
-class Backend(Strict):
-    name: Name
-    port: Port
-
-
-class Rule(Strict):
-    matches: list[Match] = Field([], max_length=64)
-    filters: list[Filter] = []
-    backendRefs: list[Backend] = []
-
-
-class Parent(Strict):
-    name: Name
-    sectionName: Name
-
-
-class RouteSpec(Strict):
-    parentRefs: list[Parent]
-    hostnames: list[Annotated[str, Field(pattern=r"^[a-z0-9.-]+\.[a-z]+$")]] = []
-    rules: list[Rule]
-
-
-class HTTPRoute(Strict):
-    apiVersion: Literal["gateway.networking.k8s.io/v1"]
-    kind: Literal["HTTPRoute"]
-    metadata: Metadata
-    spec: RouteSpec
-
-
-class Target(Strict):
-    group: Literal[""]
-    kind: Literal["Service"]
-    name: Name
-
-
-class HTTPCheck(Strict):
-    port: Port
-    requestPath: Annotated[str, Field(pattern="^/")]
-
-
-class Check(Strict):
-    type: Literal["HTTP"]
-    httpHealthCheck: HTTPCheck
-
-
-class HealthDefault(Strict):
-    checkIntervalSec: Annotated[int, Field(ge=1, le=300)]
-    timeoutSec: Annotated[int, Field(ge=1, le=300)]
-    healthyThreshold: Annotated[int, Field(ge=1, le=10)]
-    unhealthyThreshold: Annotated[int, Field(ge=1, le=10)]
-    config: Check
-
-
-class HealthSpec(Strict):
-    default: HealthDefault
-    targetRef: Target
-
-
-class HealthCheckPolicy(Strict):
-    apiVersion: Literal["networking.gke.io/v1"]
-    kind: Literal["HealthCheckPolicy"]
-    metadata: Metadata
-    spec: HealthSpec
-
-
-class Draining(Strict):
-    drainingTimeoutSec: Annotated[int, Field(ge=0, le=3600)]
-
-
-class Logging(Strict):
-    enabled: bool
-    sampleRate: Annotated[int, Field(ge=0, le=1_000_000)]
-
-
-class BackendDefault(Strict):
-    timeoutSec: Annotated[int, Field(ge=1, le=2147483647)]
-    connectionDraining: Draining
-    logging: Logging
-
-
-class BackendSpec(Strict):
-    default: BackendDefault
-    targetRef: Target
-
-
-class GCPBackendPolicy(Strict):
-    apiVersion: Literal["networking.gke.io/v1"]
-    kind: Literal["GCPBackendPolicy"]
-    metadata: Metadata
-    spec: BackendSpec
-
-
-GATEWAY_KINDS = TypeAdapter[Gateway | HTTPRoute | HealthCheckPolicy | GCPBackendPolicy](
-    Annotated[Gateway | HTTPRoute | HealthCheckPolicy | GCPBackendPolicy, Field(discriminator="kind")]
+LISTENER = record(
+    name=NAME,
+    protocol=one_of("HTTP", "HTTPS"),
+    port=PORT,
+    allowedRoutes=record(namespaces=record(**{"from": one_of("All", "Same")})),
 )
+RULE = record(
+    ("matches", "filters", "backendRefs"),
+    matches=list_of(record(path=record(type=one_of("Exact", "PathPrefix"), value=PATH))),
+    filters=list_of(
+        record(
+            type=one_of("RequestRedirect"),
+            requestRedirect=record(scheme=one_of("https"), statusCode=one_of(301, 302)),
+        )
+    ),
+    backendRefs=list_of(record(name=NAME, port=PORT)),
+)
+HEALTH = record(
+    checkIntervalSec=whole(1, 300),
+    timeoutSec=whole(1, 300),
+    healthyThreshold=whole(1, 10),
+    unhealthyThreshold=whole(1, 10),
+    config=record(type=one_of("HTTP"), httpHealthCheck=record(port=PORT, requestPath=PATH)),
+)
+BACKEND = record(
+    timeoutSec=whole(1, (1 << 31) - 1),
+    connectionDraining=record(drainingTimeoutSec=whole(0, 3600)),
+    logging=record(enabled={"type": "boolean"}, sampleRate=whole(0, 1_000_000)),
+)
+GATEWAY_KINDS = {
+    "Gateway": kind(
+        "gateway.networking.k8s.io/v1",
+        "Gateway",
+        record(
+            gatewayClassName=one_of("gke-l7-global-external-managed"),
+            addresses=list_of(record(type=one_of("NamedAddress"), value=NAME)),
+            listeners=list_of(LISTENER),
+        ),
+    ),
+    "HTTPRoute": kind(
+        "gateway.networking.k8s.io/v1",
+        "HTTPRoute",
+        record(
+            ("hostnames",),
+            parentRefs=list_of(record(name=NAME, sectionName=NAME)),
+            hostnames=list_of(text(r"^[a-z0-9.-]+\.[a-z]+$")),
+            rules=list_of(RULE),
+        ),
+    ),
+    "HealthCheckPolicy": kind("networking.gke.io/v1", "HealthCheckPolicy", record(default=HEALTH, targetRef=SERVICE)),
+    "GCPBackendPolicy": kind("networking.gke.io/v1", "GCPBackendPolicy", record(default=BACKEND, targetRef=SERVICE)),
+}

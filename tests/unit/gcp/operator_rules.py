@@ -41,8 +41,9 @@ def _violations(service: dict[str, Any]) -> Iterator[str]:
         environment = {variable["name"] for variable in pod["containers"][0].get("env", [])}
         if options.get("version") == "v2" and "RAY_enable_autoscaler_v2" in environment:
             yield f"{place}: RAY_enable_autoscaler_v2 and autoscalerOptions.version exclude each other"
-        if cluster.get("gcsFaultToleranceOptions") and "ray.io/ft-enabled" in service["metadata"].get("annotations", {}):
-            yield "gcsFaultToleranceOptions: the annotation ray.io/ft-enabled excludes it"
+    annotations = service["metadata"].get("annotations", {})
+    if cluster.get("gcsFaultToleranceOptions") and "ray.io/ft-enabled" in annotations:
+        yield "gcsFaultToleranceOptions: the annotation ray.io/ft-enabled excludes it"
     upgrade = spec.get("upgradeStrategy", {})
     if upgrade.get("type", "NewCluster") not in ("NewCluster", "NewClusterWithIncrementalUpgrade", "None"):
         yield "upgradeStrategy: no such type"

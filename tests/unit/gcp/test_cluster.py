@@ -189,9 +189,10 @@ def test_policies_and_budgets_select_pods_that_there_are(
     def num_selected(selector: dict[str, Any]) -> int:
         return sum(pod.items() >= selector.get("matchLabels", {}).items() for pod in pods)
 
-    budgets = {b["metadata"]["name"]: num_selected(b["spec"]["selector"]) for b in of_kind(documents, "PodDisruptionBudget")}
-    assert budgets == {"caption-ray-workers": 3, "caption-ray-head": 1}
-    policies = {p["metadata"]["name"]: num_selected(p["spec"]["podSelector"]) for p in of_kind(documents, "NetworkPolicy")}
-    assert policies == {"deny": 4, "ray": 4, "load-balancer": 3}
+    budgets, policies = of_kind(documents, "PodDisruptionBudget"), of_kind(documents, "NetworkPolicy")
+    selected = {budget["metadata"]["name"]: num_selected(budget["spec"]["selector"]) for budget in budgets}
+    assert selected == {"caption-ray-workers": 3, "caption-ray-head": 1}
+    selected = {policy["metadata"]["name"]: num_selected(policy["spec"]["podSelector"]) for policy in policies}
+    assert selected == {"deny": 4, "ray": 4, "load-balancer": 3}
     accounts = {account["metadata"]["name"] for account in of_kind(documents, "ServiceAccount")}
     assert {g["template"]["spec"]["serviceAccountName"] for g in groups_of(ray_service).values()} == accounts
