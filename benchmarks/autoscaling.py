@@ -1,13 +1,14 @@
 """Autoscaling, seen: one client, then sixteen, then one again, and how many replicas and nodes answer them.
 
 The nodes are processes of this machine, started and ended by Ray's own autoscaler (v2) through its fake provider: what
-is seen is when Serve and the autoscaler decide, and that no request fails meanwhile, but not how long a cloud takes for a
-machine. The deployments are those of gcp/rayservice.yaml, but for targets and delays, which are shorter here.
+is seen is when Serve and the autoscaler decide, and that no request fails meanwhile, but not how long a cloud takes for
+a machine. The deployments are those of gcp/rayservice.yaml, but for targets and delays, which are shorter here.
 
     python benchmarks/autoscaling.py --bundle runs/quickstart/bundle --picture photo.jpg --plot autoscaling.png
 
-The plot needs matplotlib. Ray ends every Ray process of the user when such a cluster starts and ends, so this refuses to
-run beside another one; `unshare --pid --net --fork --kill-child --mount-proc bash -c 'ip link set lo up; ...'` runs it apart.
+The plot needs matplotlib. Ray ends every Ray process of the user when such a cluster starts and ends, so this refuses
+to run beside another one. As root `unshare --pid --net --fork --kill-child --mount-proc bash -c 'ip link set lo up; ...'`
+runs it apart from all others.
 """
 
 import argparse
@@ -51,9 +52,7 @@ def main() -> None:
     parser.add_argument("--plot", type=Path)
     asked = parser.parse_args()
     if found := find_gcs_addresses():
-        sys.exit(
-            f"a Ray is running here already ({', '.join(found)}), and would be ended; see this program's first lines"
-        )
+        sys.exit(f"a Ray runs here already ({', '.join(found)}) and would be ended; see this program's first lines")
     os.environ.update(
         RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S="1",
         RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S="1",

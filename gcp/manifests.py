@@ -19,6 +19,7 @@ import yaml
 GCP = Path(__file__).parent
 FILES = ("cluster.yaml", "rayservice.yaml", "gateway.yaml")
 _BEGIN, _END = "  # serve-config: begin\n", "  # serve-config: end\n"
+_REDIS_SECRET = {"name": "caption-ray-redis", "key": "password"}
 _BUNDLE, _PREVIOUS = "caption-ray/bundle", "caption-ray/previous-bundle"
 
 # What differs on the cluster: a worker of 3 CPUs and 8 GiB holds one captioner and one ingress.
@@ -82,9 +83,7 @@ def render(image: str, bundle: str, host: str, *, gpu: bool = False, redis: str 
                 if redis:
                     document["spec"]["rayClusterConfig"]["gcsFaultToleranceOptions"] = {
                         "redisAddress": redis,
-                        "redisPassword": {
-                            "valueFrom": {"secretKeyRef": {"name": "caption-ray-redis", "key": "password"}}
-                        },
+                        "redisPassword": {"valueFrom": {"secretKeyRef": _REDIS_SECRET}},
                     }
             documents.append(_filled(document, values, file))
     return documents
@@ -118,7 +117,7 @@ def _dump(document: object) -> str:
 class _Plain(yaml.SafeDumper):
     """Writes everything out: kubectl's reader has no `<<`."""
 
-    def ignore_aliases(self, data: object) -> bool:
+    def ignore_aliases(self, data: object) -> bool:  # noqa: ARG002
         return True
 
 

@@ -20,7 +20,10 @@ class Arguments(Settings):
 
 
 def main(arguments: Arguments) -> dict[str, object]:
-    """Copy the bundle if it is not there yet, the manifest last. Raises BundleError where it is damaged, here or there."""
+    """Copy the bundle if it is not there yet, the manifest last.
+
+    Raises BundleError where it is damaged, here or there.
+    """
     source, destination = storage.absolute(arguments.bundle), storage.absolute(arguments.destination)
     manifest = load_bundle(source).manifest
     target = storage.join(destination, f"{manifest.name}-{manifest.digest[:12]}")

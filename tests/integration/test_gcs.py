@@ -115,7 +115,8 @@ def test_job_killed_while_it_trains_into_a_bucket_goes_on(
         job = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
         deadline = time.monotonic() + 240
         while not storage.exists(f"{place}/job/checkpoint_manager_snapshot.json"):
-            assert time.monotonic() < deadline and job.poll() is None, (tmp_path / "job.log").read_text()[-3000:]
+            assert job.poll() is None, (tmp_path / "job.log").read_text()[-3000:]
+            assert time.monotonic() < deadline, (tmp_path / "job.log").read_text()[-3000:]
             time.sleep(0.1)
         os.killpg(job.pid, 9)
         job.wait()

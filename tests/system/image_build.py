@@ -1,9 +1,9 @@
 """Builds the Dockerfile by buildah, where there is neither Docker nor a registry in reach: on Debian, as root.
 
 The base image is made from Debian's packages. What pip is told on this machine (indexes, folders of wheels, the CA
-bundle) reaches the build as volumes, never the image. Where PyTorch's index of CPU builds is out of reach, a folder takes
-its place: torch's CPU wheel as pip finds it here, and torchvision's without its compiled operators, which are built
-against CUDA, and which captions do not use.
+bundle) reaches the build as volumes, never the image. Where PyTorch's index of CPU builds is out of reach, a folder
+takes its place: torch's CPU wheel as pip finds it here, and torchvision's without its compiled operators, which are
+built against CUDA, and which captions do not use.
 """
 
 import json

@@ -1,7 +1,7 @@
 """Starts an image's files as Docker would start the image, where Docker itself cannot run.
 
-As `docker run --read-only --tmpfs /tmp --network none -v BUNDLE:/bundle:ro`: namespaces of its own for processes, mounts
-and network, a root that cannot be written to, and the image's own user, environment and command.
+As `docker run --read-only --tmpfs /tmp --network none -v BUNDLE:/bundle:ro`: namespaces of its own for processes,
+mounts and network, a root that cannot be written to, and the image's own user, environment and command.
 """
 
 import os
@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+_APART = ("unshare", "--mount", "--pid", "--net", "--fork", "--kill-child")
 _START = """
 set -e
 mount --make-rprivate /
@@ -43,8 +44,7 @@ class Container:
         inside = [*self._config["Entrypoint"], *(command or self._config["Cmd"])]
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
-                ["unshare", "--mount", "--pid", "--net", "--fork", "--kill-child", "bash", "-c", _START, "bash"]
-                + self._chroot(inside, environment),
+                [*_APART, "bash", "-c", _START, "bash", *self._chroot(inside, environment)],
                 env=self._environment,
                 stdout=log,
                 stderr=subprocess.STDOUT,

@@ -1,7 +1,8 @@
 """Strict schemas of what the gateway's manifests use of the Gateway API (v1) and of GKE's policies for it.
 
-The packages that hold Kubernetes' schemas hold those of its core alone. These know no more than the fields that are used
-here, by the API references: a typo, a wrong type or a value out of range is found, and another field must be added first.
+The packages that hold Kubernetes' schemas hold those of its core alone. These know no more than the fields that are
+used here, by the API references: a typo, a wrong type or a value out of range is found, and another field must be added
+first.
 """
 
 from typing import Any
