@@ -7,8 +7,8 @@ a machine. The deployments are those of gcp/rayservice.yaml, but for targets and
     python benchmarks/autoscaling.py --bundle runs/quickstart/bundle --picture photo.jpg --plot autoscaling.png
 
 The plot needs matplotlib. Ray ends every Ray process of the user when such a cluster starts and ends, so this refuses
-to run beside another one. As root `unshare --pid --net --fork --kill-child --mount-proc bash -c 'ip link set lo up; ...'`
-runs it apart from all others.
+to run beside another one. As root, `unshare --pid --net --fork --kill-child --mount-proc bash -c 'ip link set lo up &&
+python ...'` runs it apart from all others.
 """
 
 import argparse

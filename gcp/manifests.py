@@ -1,9 +1,8 @@
 """Fills in the manifests beside it, and keeps the RayService's Serve config the same as serve_config.yaml.
 
-python gcp/manifests.py embed                              writes the Serve config into gcp/rayservice.yaml
-python gcp/manifests.py render --image I --bundle B --host H [--gpu] [--redis ADDRESS]      prints all manifests
-kubectl get rayservice caption-ray -o json | python gcp/manifests.py roll-out gs://...      prints a patch
-kubectl get rayservice caption-ray -o json | python gcp/manifests.py roll-back              prints a patch
+`python gcp/manifests.py embed` writes the Serve config into gcp/rayservice.yaml; `render` prints all manifests, filled
+in; `roll-out URI` and `roll-back` read the RayService on the cluster, as JSON from stdin, and print a patch for it.
+gcp/gke.sh calls the last three.
 """
 
 import argparse
