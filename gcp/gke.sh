@@ -59,9 +59,12 @@ do_up() {
     use_cluster
     run helm upgrade --install kuberay-operator kuberay-operator --version "$KUBERAY" \
         --repo https://ray-project.github.io/kuberay-helm --namespace "$operator" --create-namespace --wait
-    # Workload Identity Federation: whatever runs in the namespace may read bundles, and nothing else.
     local number=PROJECT_NUMBER
     [[ -n $dry_run ]] || number=$(gcloud projects describe "$PROJECT" --format='value(projectNumber)')
+    # Nodes pull the image as this account, which in newer projects may do nothing unasked.
+    run gcloud artifacts repositories add-iam-policy-binding "$REPOSITORY" --project="$PROJECT" --location="$REGION" \
+        --role=roles/artifactregistry.reader --member="serviceAccount:$number-compute@developer.gserviceaccount.com"
+    # Workload Identity Federation: whatever runs in the namespace may read bundles, and nothing else.
     local pool=projects/$number/locations/global/workloadIdentityPools/$PROJECT.svc.id.goog
     run gcloud storage buckets add-iam-policy-binding "gs://$BUCKET" --role=roles/storage.objectViewer \
         --member="principalSet://iam.googleapis.com/$pool/namespace/$namespace"
