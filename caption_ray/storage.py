@@ -112,7 +112,9 @@ def copy_folder(source: str, destination: str) -> None:
     """Copy all files below one folder into another, on any two file systems."""
     source_fs, source_path = open_location(source)
     destination_fs, destination_path = open_location(destination)
-    _make_folder(destination_fs, destination_path)
+    # pyarrow makes those that the source lists, and a bucket lists none.
+    for folder in {posixpath.dirname(file) for file in list_files(source)}:
+        _make_folder(destination_fs, posixpath.join(destination_path, folder))
     fs.copy_files(source_path, destination_path, source_filesystem=source_fs, destination_filesystem=destination_fs)
 
 

@@ -18,7 +18,7 @@ source gcp/steps.sh
 
 : "${REGION:=us-central1}" "${CLUSTER:=caption-ray}" "${REPOSITORY:=caption-ray}" "${KUBERAY:=1.7.0}"
 : "${REDIS:=}" # HOST:PORT, to outlive a lost head; see "Fault tolerance" in gcp/README.md
-: "${PYTHON:=python}"
+: "${PYTHON:=python}" "${ANSWERS:=20}"
 readonly namespace=caption-ray service=caption-ray operator=kuberay-system
 dry_run='' gpu='' bundles=''
 
@@ -174,16 +174,16 @@ change_bundle() {
 }
 
 # A bundle's folder ends in the first twelve digits of its digest, with which the id of the model begins. Each replica
-# changes by itself, so twenty answers in a row must come from it.
+# changes by itself, so $ANSWERS answers in a row must come from it.
 await_bundle() {
     local digest=${1##*-} answers=0 model=''
-    say "waiting until twenty answers in a row come from $digest"
+    say "waiting until $ANSWERS answers in a row come from $digest"
     [[ -z $dry_run ]] || return 0
-    for ((attempt = 0; attempt < 300 && answers < 20; attempt++)); do
+    for ((attempt = 0; attempt < 300 && answers < ANSWERS; attempt++)); do
         model=$(ask /v1/model || true)
         if [[ $model == *'"id":"'"$digest"* ]]; then answers=$((answers + 1)); else answers=0 && sleep 2; fi
     done
-    ((answers == 20)) || fail "$HOST does not answer with $1; its last word was: ${model:-none}"
+    ((answers == ANSWERS)) || fail "$HOST does not answer with $1; its last word was: ${model:-none}"
 }
 
 ask() {

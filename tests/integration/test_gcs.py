@@ -19,13 +19,9 @@ from caption_ray.errors import BundleError
 from caption_ray.train.trainer import TrainRequest, train
 
 ROOT = Path(__file__).parents[2]
-
-
-def upload(bundle: Path, destination: str) -> subprocess.CompletedProcess[str]:
-    """Run gcp/upload_bundle.py as a person would."""
-    command = [sys.executable, ROOT / "gcp" / "upload_bundle.py", "--bundle", bundle, "--destination", destination]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+sys.path.insert(0, str(ROOT / "gcp"))
+from upload_bundle import Arguments  # noqa: E402
+from upload_bundle import main as upload_bundle  # noqa: E402
 
 
 def test_files_in_a_bucket_are_files(bucket: str, tmp_path: Path) -> None:
@@ -52,23 +48,25 @@ def test_files_in_a_bucket_are_files(bucket: str, tmp_path: Path) -> None:
 def test_bundle_is_uploaded_once_under_its_digest_and_loads_from_there(
     bucket: str, tiny_bundle: Path, tmp_path: Path
 ) -> None:
-    done = upload(tiny_bundle, f"{bucket}/bundles")
+    script = ROOT / "gcp" / "upload_bundle.py"
+    command = [sys.executable, script, "--bundle", tiny_bundle, "--destination", f"{bucket}/bundles"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": ROOT})
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout.splitlines()[-1])
     digest = read_manifest(str(tiny_bundle)).digest
     assert result == {"bundle": f"{bucket}/bundles/tiny-{digest[:12]}", "digest": digest, "copied": True}
     assert load_bundle(result["bundle"]).metrics == load_bundle(str(tiny_bundle)).metrics
-    again = json.loads(upload(tiny_bundle, f"{bucket}/bundles").stdout.splitlines()[-1])
-    assert again == {**result, "copied": False}
+    place = Arguments(bundle=str(tiny_bundle), destination=f"{bucket}/bundles/")
+    assert upload_bundle(place) == {**result, "copied": False}
     # What was damaged in the bucket is not taken for what was uploaded, and neither is what was damaged before.
     storage.write_text(storage.join(result["bundle"], "metrics.json"), "{}")
     with pytest.raises(BundleError, match=r"gs://.*metrics\.json: not what manifest\.json says"):
-        load_bundle(result["bundle"])
-    assert upload(tiny_bundle, f"{bucket}/bundles").returncode == 1
+        upload_bundle(place)
     damaged = Path(shutil.copytree(tiny_bundle, tmp_path / "damaged"))
     (damaged / "config.json").write_text("{}")
-    new_bucket("other")
-    assert upload(damaged, "gs://anonymous@other/bundles").returncode == 1
+    other = new_bucket("other")
+    with pytest.raises(BundleError, match=r"config\.json: not what manifest\.json says"):
+        upload_bundle(Arguments(bundle=str(damaged), destination=other))
     assert list_objects("other") == []
 
 
