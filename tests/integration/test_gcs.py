@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from killing import kill_with_family
 from object_store import list_objects, new_bucket
 from small import EXPERIMENT, numbers
 
@@ -110,14 +111,13 @@ def test_job_killed_while_it_trains_into_a_bucket_goes_on(
     )
     command = [sys.executable, Path(__file__).with_name("run_training.py"), settings]
     with (tmp_path / "job.log").open("w") as log:
-        job = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+        job = subprocess.Popen(command, stdout=log, stderr=log)
         deadline = time.monotonic() + 240
         while not storage.exists(f"{place}/job/checkpoint_manager_snapshot.json"):
             assert job.poll() is None, (tmp_path / "job.log").read_text()[-3000:]
             assert time.monotonic() < deadline, (tmp_path / "job.log").read_text()[-3000:]
             time.sleep(0.1)
-        os.killpg(job.pid, 9)
-        job.wait()
+        kill_with_family(job)
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "going on with run job" in done.stderr

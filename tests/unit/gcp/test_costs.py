@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 from costs import README, Prices, Sizes, month, with_table
-from test_cluster import capacity, groups_of
+from pods import capacity, groups_of
 
 
 def test_readme_has_the_table_that_its_command_makes() -> None:
