@@ -17,7 +17,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source gcp/steps.sh
 
 : "${REGION:=us-central1}" "${CLUSTER:=caption-ray}" "${REPOSITORY:=caption-ray}" "${KUBERAY:=1.7.0}"
-: "${REDIS:=}" # HOST:PORT, to outlive a lost head; see "Fault tolerance" in gcp/README.md
+: "${REDIS:=}" # IP:PORT, to outlive a lost head; see "Fault tolerance" in gcp/README.md
 : "${PYTHON:=python}" "${ANSWERS:=20}"
 readonly namespace=caption-ray service=caption-ray operator=kuberay-system
 dry_run='' gpu='' bundles=''

@@ -6,7 +6,6 @@ gcp/gke.sh calls the last three.
 """
 
 import argparse
-import copy
 import json
 import string
 import sys
@@ -66,26 +65,26 @@ def embedded() -> str:
 
 
 def render(image: str, bundle: str, host: str, *, gpu: bool = False, redis: str | None = None) -> list[dict[str, Any]]:
-    """Return all manifests, filled in. redis: HOST:PORT for the tolerance of a lost head, whose password is in the
+    """Return all manifests, filled in. redis: IP:PORT of a Redis to outlive a lost head, whose password is in the
     Secret caption-ray-redis.
 
     Raises ValueError where a manifest has a variable that nothing fills in.
     """
+    documents = [document for file in FILES for document in yaml.safe_load_all((GCP / file).read_text())]
+    found = {(document["kind"], document["metadata"]["name"]): document for document in documents}
+    if gpu:
+        found["RayService", "caption-ray"]["spec"]["serveConfigV2"] = _dump(serve_config(gpu=True))
+    if redis:
+        found["RayService", "caption-ray"]["spec"]["rayClusterConfig"]["gcsFaultToleranceOptions"] = {
+            "redisAddress": redis,
+            "redisPassword": {"valueFrom": {"secretKeyRef": _REDIS_SECRET}},
+        }
+        address, _, port = redis.rpartition(":")
+        found["NetworkPolicy", "ray"]["spec"]["egress"].append(
+            {"to": [{"ipBlock": {"cidr": f"{address}/32"}}], "ports": [{"protocol": "TCP", "port": int(port)}]}
+        )
     values = {"IMAGE": image, "BUNDLE": bundle, "HOST": host}
-    documents = []
-    for file in FILES:
-        for document in yaml.safe_load_all((GCP / file).read_text()):
-            document = copy.deepcopy(document)  # what YAML's anchors share is no longer shared
-            if document["kind"] == "RayService":
-                if gpu:
-                    document["spec"]["serveConfigV2"] = _dump(serve_config(gpu=True))
-                if redis:
-                    document["spec"]["rayClusterConfig"]["gcsFaultToleranceOptions"] = {
-                        "redisAddress": redis,
-                        "redisPassword": {"valueFrom": {"secretKeyRef": _REDIS_SECRET}},
-                    }
-            documents.append(_filled(document, values, file))
-    return documents
+    return [_filled(document, values, document["kind"]) for document in documents]
 
 
 def roll_out(live: dict[str, Any], bundle: str) -> dict[str, Any]:
@@ -120,16 +119,16 @@ class _Plain(yaml.SafeDumper):
         return True
 
 
-def _filled(value: Any, values: dict[str, str], file: str) -> Any:
+def _filled(value: Any, values: dict[str, str], kind: str) -> Any:
     if isinstance(value, dict):
-        return {key: _filled(inner, values, file) for key, inner in value.items()}
+        return {key: _filled(inner, values, kind) for key, inner in value.items()}
     if isinstance(value, list):
-        return [_filled(inner, values, file) for inner in value]
+        return [_filled(inner, values, kind) for inner in value]
     if isinstance(value, str):
         try:
             return string.Template(value).substitute(values)
         except KeyError as error:
-            raise ValueError(f"{file}: nothing fills in {error}; there are {', '.join(values)}") from error
+            raise ValueError(f"{kind}: nothing fills in {error}; there are {', '.join(values)}") from error
     return value
 
 

@@ -45,6 +45,17 @@ def test_with_gpus_too() -> None:
     assert num_pods(ingresses, capacity(groups["cpu"])) <= groups["cpu"]["maxReplicas"]
 
 
+def test_redis_is_reached_and_its_password_is_in_a_secret() -> None:
+    documents = manifests.render("image", "gs://b/one", "captions.example.com", redis="10.0.0.3:6379")
+    (service,), policies = of_kind(documents, "RayService"), of_kind(documents, "NetworkPolicy")
+    (ray,) = (policy for policy in policies if policy["metadata"]["name"] == "ray")
+    way_out = {"to": [{"ipBlock": {"cidr": "10.0.0.3/32"}}], "ports": [{"protocol": "TCP", "port": 6379}]}
+    assert ray["spec"]["egress"][-1] == way_out
+    options = service["spec"]["rayClusterConfig"]["gcsFaultToleranceOptions"]
+    assert options["redisAddress"] == "10.0.0.3:6379"
+    assert list(options["redisPassword"]) == ["valueFrom"]
+
+
 def test_replica_that_fits_on_no_pod_is_found() -> None:
     with pytest.raises(AssertionError, match="fits on no"):
         num_pods([{"num_cpus": 4}], {"num_cpus": 3, "num_gpus": 0, "memory": 8 * GIB})

@@ -137,10 +137,10 @@ def test_gateway_kinds_have_their_fields(documents: list[dict[str, Any]]) -> Non
 
 
 def test_variable_that_nothing_fills_in_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    (tmp_path / "one.yaml").write_text("kind: Namespace\nmetadata: {name: '${NAMESPACE}'}\n")
+    (tmp_path / "one.yaml").write_text("kind: Namespace\nmetadata: {name: '${NAME}'}\n")
     monkeypatch.setattr(manifests, "GCP", tmp_path)
     monkeypatch.setattr(manifests, "FILES", ("one.yaml",))
-    with pytest.raises(ValueError, match=r"one\.yaml: nothing fills in 'NAMESPACE'; there are IMAGE, BUNDLE, HOST"):
+    with pytest.raises(ValueError, match=r"Namespace: nothing fills in 'NAME'; there are IMAGE, BUNDLE, HOST"):
         manifests.render(*ARGUMENTS)
 
 
