@@ -120,7 +120,7 @@ def test_container_serves_captions_and_the_page(
     assert container.stop() in (0, 143)
 
 
-def test_same_image_is_head_and_worker(container: Container, tiny_bundle: Path, picture: Path, tmp_path: Path) -> None:
+def test_same_image_is_head_and_worker(container: Container, tiny_bundle: Path, picture: Path) -> None:
     """By the commands that KubeRay gives its pods, through a login shell as older versions of it do."""
     settings = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "7" * 64, "HOME": "/tmp"}
     head = "ulimit -n 65536; ray start --head --num-cpus=0 --dashboard-host=0.0.0.0 --node-ip-address=127.0.0.1 --block"
