@@ -105,7 +105,10 @@ def delete_folder(location: str) -> None:
     """Delete a folder and all below it; an absent one is fine."""
     filesystem, path = open_location(location)
     if filesystem.get_file_info(path).type == fs.FileType.Directory:
-        filesystem.delete_dir(path)
+        filesystem.delete_dir_contents(path)
+        # In a bucket a folder is there as long as something is in it, and only then, unless an object stands for it.
+        if filesystem.get_file_info(path).type == fs.FileType.Directory:
+            filesystem.delete_dir(path)
 
 
 def copy_folder(source: str, destination: str) -> None:

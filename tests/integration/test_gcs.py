@@ -40,6 +40,10 @@ def test_files_in_a_bucket_are_files(bucket: str, tmp_path: Path) -> None:
     assert (tmp_path / "here" / "deep" / "two").stat().st_size == 5 << 20
     storage.copy_folder(str(tmp_path / "here"), f"{bucket}/copy")
     assert storage.list_files(f"{bucket}/copy") == ["deep/two", "one 1.txt"]
+    # Others, Ray Train among them, do make such objects; they go with what is in the folder.
+    filesystem, path = storage.open_location(f"{bucket}/copy/empty")
+    filesystem.create_dir(path, recursive=True)
+    assert "copy/empty/" in list_objects("captions")
     for folder in (place, f"{bucket}/copy", f"{bucket}/never-there"):
         storage.delete_folder(folder)
         assert not storage.exists(folder)
