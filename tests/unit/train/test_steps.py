@@ -15,7 +15,7 @@ from caption_ray.train.steps import (
     StepCounts,
     Stepper,
     build_optimizer,
-    count_step,
+    clip_gradients,
     dev_loss,
     groups_per_worker,
     make_scaler,
@@ -47,7 +47,7 @@ def test_shares_of_3_and_9_words_add_up_to_the_pooled_gradient(
     make_stepper: MakeStepper, attention_penalty: float
 ) -> None:
     counts = StepCounts(num_words=12, num_captions=3)
-    assert count_step(collate([SHORT, LONG]), CPU) == counts
+    assert StepCounts.of(collate([SHORT, LONG])) == counts
 
     def gradient(*groups: PictureGroup) -> torch.Tensor:
         return change(make_stepper(plain_sgd=True, attention_penalty=attention_penalty), collate(groups), counts)
@@ -67,13 +67,13 @@ def test_step_returns_the_loss_summed_over_words(make_stepper: MakeStepper) -> N
     stepper = make_stepper(plain_sgd=True)
     torch.nn.init.zeros_(stepper.model.decoder.output.weight)
     batch = collate([SHORT, LONG])
-    loss_sum, num_words = stepper.step(batch, count_step(batch, CPU)).tolist()
+    loss_sum, num_words = stepper.step(batch, StepCounts.of(batch)).tolist()
     assert loss_sum == pytest.approx(12 * math.log(11), rel=1e-5)
     assert num_words == 12
 
 
 def test_count_of_no_batch() -> None:
-    assert count_step(None, CPU) == StepCounts(num_words=0, num_captions=0)
+    assert StepCounts.of(None) == StepCounts(num_words=0, num_captions=0)
 
 
 def test_idle_worker_changes_nothing_but_takes_part(make_stepper: MakeStepper) -> None:
@@ -86,9 +86,17 @@ def test_idle_worker_changes_nothing_but_takes_part(make_stepper: MakeStepper) -
     assert stepper.step(None, StepCounts(num_words=9, num_captions=2)).tolist() == [0.0, 0.0]
 
 
+@pytest.mark.parametrize(("max_norm", "clipped"), [(6.0, [3.0, 4.0]), (5.0, [3.0, 4.0]), (2.5, [1.5, 2.0])])
+def test_a_gradient_of_norm_5_is_scaled_down_where_it_must(max_norm: float, clipped: list[float]) -> None:
+    weights = [torch.zeros(1), torch.zeros(1), torch.zeros(1)]  # the last has no gradient
+    weights[0].grad, weights[1].grad = torch.tensor([3.0]), torch.tensor([4.0])
+    assert float(clip_gradients(weights, max_norm)) == 5.0
+    assert [float(weight.grad) for weight in weights[:2]] == pytest.approx(clipped, rel=1e-5)
+
+
 def test_gradients_are_clipped_to_the_norm(make_stepper: MakeStepper) -> None:
     batch = collate([SHORT, LONG])
-    counts = count_step(batch, CPU)
+    counts = StepCounts.of(batch)
     free = change(make_stepper(plain_sgd=True), batch, counts)
     clipped = change(make_stepper(plain_sgd=True, max_grad_norm=0.01), batch, counts)
     assert float(free.norm()) > 0.1
@@ -101,7 +109,7 @@ def test_non_finite_gradients_stop_the_run_and_leave_the_weights(make_stepper: M
     broken = collate([PictureGroup(picture=SHORT.picture * float("nan"), captions=SHORT.captions)])
     before = [weight.clone() for weight in stepper.model.parameters()]
     with pytest.raises(NonFiniteLossError, match=r"lower optimizer\.learning_rate"):
-        stepper.step(broken, count_step(broken, CPU))
+        stepper.step(broken, StepCounts.of(broken))
     assert all(torch.equal(old, new) for old, new in zip(before, stepper.model.parameters(), strict=True))
 
 
@@ -112,15 +120,15 @@ def test_fp16_skips_steps_that_are_not_finite_but_not_for_ever(make_stepper: Mak
     broken = collate([PictureGroup(picture=SHORT.picture * float("nan"), captions=SHORT.captions)])
     before = [weight.clone() for weight in stepper.model.parameters()]
     for _ in range(MAX_SKIPPED):
-        assert stepper.step(broken, count_step(broken, CPU)).tolist() == [0.0, 0.0]
+        assert stepper.step(broken, StepCounts.of(broken)).tolist() == [0.0, 0.0]
     assert all(torch.equal(old, new) for old, new in zip(before, stepper.model.parameters(), strict=True))
-    loss_sum, num_words = stepper.step(good, count_step(good, CPU)).tolist()
+    loss_sum, num_words = stepper.step(good, StepCounts.of(good)).tolist()
     assert math.isfinite(loss_sum)
     assert num_words == good.num_words
     for _ in range(MAX_SKIPPED):
-        stepper.step(broken, count_step(broken, CPU))
+        stepper.step(broken, StepCounts.of(broken))
     with pytest.raises(NonFiniteLossError, match="fp32"):
-        stepper.step(broken, count_step(broken, CPU))
+        stepper.step(broken, StepCounts.of(broken))
 
 
 def test_average_by_hand(make_stepper: MakeStepper) -> None:
@@ -128,7 +136,7 @@ def test_average_by_hand(make_stepper: MakeStepper) -> None:
     batch = collate([SHORT])
     seen = []
     for _ in range(2):
-        stepper.step(batch, count_step(batch, CPU))
+        stepper.step(batch, StepCounts.of(batch))
         seen.append(stepper.model.decoder.output.weight.detach().clone())
     assert stepper.average is not None
     # The first step's weights start the average; the second step's decay is 2 / 11, still under 0.75.
