@@ -30,14 +30,13 @@ _ON_CLUSTER: dict[str, dict[str, Any]] = {
     "CaptionerReplica": {
         "autoscaling_config": {"min_replicas": 2, "max_replicas": 8},
         "ray_actor_options": {"num_cpus": 2, "memory": 3 * _GIB},
-        "user_config": {"bundle": "${BUNDLE}", "num_threads": 2},
+        "user_config": {"bundle": "${BUNDLE}"},
     },
 }
 _ON_GPUS: dict[str, dict[str, Any]] = {
     "CaptionerReplica": {
         "autoscaling_config": {"min_replicas": 1, "max_replicas": 4},
         "ray_actor_options": {"num_cpus": 4, "num_gpus": 1},
-        "user_config": {"num_threads": None},
     },
 }
 

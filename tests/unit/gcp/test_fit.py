@@ -131,7 +131,7 @@ def test_nothing_but_the_serve_port_is_exposed(documents: list[dict[str, Any]], 
     assert from_outside["ports"] == [{"protocol": "TCP", "port": port}]
     assert not of_kind(documents, "Service")
     paths = {match["path"]["value"] for rule in route["spec"]["rules"] for match in rule["matches"]}
-    assert paths == (ApiKeyMiddleware.OPEN_PATHS | {"/v1", "/static"})
+    assert paths == ApiKeyMiddleware.OPEN_ROUTES | {"/v1"}
     assert "/metrics" not in paths
 
 

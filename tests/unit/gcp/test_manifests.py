@@ -60,7 +60,7 @@ def test_what_differs_on_the_cluster_is_only_size_place_and_bundle(ray_service: 
 
     ours, theirs = leaves(here), leaves(there)
     differing = {path.rpartition(".")[2] for path in ours.keys() | theirs if ours.get(path) != theirs.get(path)}
-    assert differing == {"host", "bundle", "min_replicas", "max_replicas", "num_cpus", "memory", "num_threads"}
+    assert differing == {"host", "bundle", "min_replicas", "max_replicas", "num_cpus", "memory"}
 
 
 @pytest.mark.parametrize("options", [{}, {"gpu": True}, {"redis": "10.0.0.3:6379"}])
