@@ -26,14 +26,8 @@ activate_environment
 id=caption_ray-$(date +%Y%m%d-%H%M%S)-$$
 # What .gitignore names stays behind as well.
 excludes='{"excludes": ["/.git/", "/.ci/", "/.github/", "/tests/", "/benchmarks/", "/data/", "/features/", "/runs/", "*.log", "*.parquet", "*.pt", "*.safetensors"]}'
-if [[ -z $wait ]]; then
-    exec ray job submit --no-wait --submission-id "$id" --working-dir . --runtime-env-json "$excludes" -- "$@"
-fi
-ray job submit --submission-id "$id" --working-dir . --runtime-env-json "$excludes" -- "$@" || true
-# Ray's own exit code tells success from failure alone.
-answer=$(curl --silent --max-time 10 --header @<(printf 'Authorization: Bearer %s\n' "$(< "$RAY_AUTH_TOKEN_PATH")") \
-    "$RAY_API_SERVER_ADDRESS/api/jobs/$id" || true)
-status=$(sed -n 's/.*"status": *"\([A-Z]*\)".*/\1/p' <<< "$answer")
-code=$(sed -n 's/.*"driver_exit_code": *\([0-9]*\).*/\1/p' <<< "$answer")
-[[ $code ]] || fail "$id: ${status:-the cluster is gone}; no exit code"
-exit "$code"
+submitted=$(ray job submit --no-wait --submission-id "$id" --working-dir . --runtime-env-json "$excludes" -- "$@" 2>&1) ||
+    fail "$submitted"
+say "submitted to cluster $CAPTION_RAY_CLUSTER as $id"
+[[ $wait ]] || exit 0
+exec python "$here/follow_job.py" "$id"

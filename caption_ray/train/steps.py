@@ -72,18 +72,20 @@ class StepCounts:
 
     num_words: int
     num_captions: int
+    stop: bool = False
+    """One of them was asked to stop, and all do so before this step."""
 
 
-def count_step(batch: CaptionBatch | None, device: torch.device) -> StepCounts:
+def count_step(batch: CaptionBatch | None, device: torch.device, *, stop: bool = False) -> StepCounts:
     """Return how many words and captions all workers have for this step; nothing left anywhere gives zeros.
 
     Every worker must call it, one without a batch (None) too: workers may have unequal numbers of batches.
     """
-    local = (batch.num_words, len(batch.lengths)) if batch is not None else (0, 0)
+    local = (batch.num_words, len(batch.lengths), stop) if batch is not None else (0, 0, stop)
     counts = torch.tensor(local, dtype=torch.long, device=device)
     all_reduce(counts)
-    num_words, num_captions = counts.tolist()
-    return StepCounts(num_words, num_captions)
+    num_words, num_captions, num_stops = counts.tolist()
+    return StepCounts(num_words, num_captions, num_stops > 0)
 
 
 def all_reduce(values: Tensor) -> None:

@@ -16,7 +16,8 @@ import pytest
 from small import EXPERIMENT, numbers
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from caption_ray.errors import RunError
+from caption_ray.errors import RunError, WorkLeftError
+from caption_ray.train.run_folder import stopped_checkpoint
 from caption_ray.train.trainer import TrainRequest, train
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -142,3 +143,32 @@ def wait_for(path: Path, process: subprocess.Popen[bytes]) -> None:
         assert process.poll() is None, "the job ended before it could be killed"
         assert time.monotonic() < deadline, "no checkpoint in four minutes"
         time.sleep(0.05)
+
+
+def test_a_run_that_was_asked_to_stop_goes_on_in_the_midst_of_its_epoch(
+    request_two: TrainRequest, undisturbed: dict[str, object]
+) -> None:
+    """No step is done twice: the parts of the run have as many as the whole."""
+    request = replace(request_two, name="stopped")
+    folder = Path(request.run_folder)
+    asking = threading.Thread(target=ask_to_stop, args=(folder,))
+    asking.start()
+    with pytest.raises(WorkLeftError, match=r"did so in epoch \d of 3; the same command goes on from there"):
+        train(request)
+    asking.join()
+    stopped = stopped_checkpoint(str(folder))
+    assert stopped is not None
+    assert stopped.position is not None
+    assert 0 < stopped.position.num_steps < 82
+    assert stopped.position.num_captions == 20 * stopped.position.num_steps
+    assert not (folder / "stop").exists()
+    outcome = train(request)
+    assert numbers(outcome.metrics) == numbers(undisturbed)
+
+
+def ask_to_stop(run_folder: Path) -> None:
+    """Make the file that asks for it once the first epoch's checkpoint is there."""
+    deadline = time.monotonic() + 240
+    while not (run_folder / SNAPSHOT).exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    (run_folder / "stop").touch()

@@ -23,7 +23,7 @@ BRIDGE = "crlab0"
 NETWORK = "10.77.0"
 USERS = {"alice": 62001, "bob": 62002}
 NUM_NODES = 2
-CPUS_PER_NODE, MEMORY_MB, GPUS_PER_NODE = 4, 8000, 2
+CPUS_PER_NODE, MEMORY_MB, GPUS_PER_NODE = 8, 8000, 2
 
 _CGROUPS = Path("/sys/fs/cgroup")
 
@@ -113,9 +113,7 @@ class Lab:
         self, machine: str, user: str, script: str, *, folder: Path | None = None, check: bool = False
     ) -> subprocess.CompletedProcess[str]:
         """Run a line of bash on a machine as a user, with the environment of a fresh login, to its end."""
-        done = subprocess.run(
-            self.command(machine, user, script, folder), capture_output=True, text=True, check=False
-        )
+        done = subprocess.run(self.command(machine, user, script, folder), capture_output=True, text=True, check=False)
         if check and done.returncode:
             raise AssertionError(f"{script}: exit code {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}")
         return done
@@ -174,7 +172,17 @@ class Lab:
             self.machines[name] = subprocess.Popen(
                 [
                     *("setpriv", "--pdeathsig=KILL", "--"),  # nothing is left if the tests themselves are killed
-                    *("unshare", "--net", "--uts", "--ipc", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"),
+                    *(
+                        "unshare",
+                        "--net",
+                        "--uts",
+                        "--ipc",
+                        "--mount",
+                        "--pid",
+                        "--fork",
+                        "--kill-child",
+                        "--mount-proc",
+                    ),
                     *("bash", str(Path(__file__).with_name("node_init.sh")), name, address, *daemon),
                 ],
                 env=environment,
@@ -186,8 +194,8 @@ class Lab:
             )
         process = self.machines[name].pid
         link = f"crlab-{name}"
-        inside = Path(f"/proc/{process}/ns/net")
-        wait_until(lambda: os.readlink(inside) != os.readlink("/proc/self/ns/net"), 10, lambda: f"{name} did not start")
+        inside, outside = Path(f"/proc/{process}/ns/net"), Path("/proc/self/ns/net").readlink()
+        wait_until(lambda: inside.readlink() != outside, 10, lambda: f"{name} did not start")
         _run("ip", "link", "add", link, "type", "veth", "peer", "name", "eth0", "netns", str(process))
         _run("ip", "link", "set", link, "master", BRIDGE, "up")
 
@@ -220,7 +228,9 @@ class Lab:
             os.chown(self.home(user), number, number)
         (self.folder / "passwd").write_text(passwd)
         (self.folder / "group").write_text(group)
-        (self.folder / "gres.conf").write_text(f"Name=gpu Type=p100 File={self.folder}/devices/gpu[0-{GPUS_PER_NODE - 1}]\n")
+        (self.folder / "gres.conf").write_text(
+            f"Name=gpu Type=p100 File={self.folder}/devices/gpu[0-{GPUS_PER_NODE - 1}]\n"
+        )
         limits = "ConstrainRAMSpace=yes\nConstrainSwapSpace=no\nConstrainCores=no\nConstrainDevices=no\n"
         (self.folder / "cgroup.conf").write_text(
             f"CgroupPlugin=cgroup/v1\n{f'CgroupMountpoint={_CGROUPS}' if self.has_cgroups else ''}\n"
@@ -270,12 +280,8 @@ class Lab:
     def _remove_cgroups(self) -> bool:
         """Remove what SLURM leaves of its cgroups; tell whether all could be."""
         folders = [path for top in _CGROUPS.glob("*/slurm_node*") for path in (*top.rglob("*/"), top)]
-        for folder in sorted(folders, key=lambda path: -len(path.parts)):
-            try:
-                folder.rmdir()
-            except OSError:
-                return False
-        return True
+        folders.sort(key=lambda path: -len(path.parts))
+        return not folders or subprocess.run(["rmdir", *folders], capture_output=True, check=False).returncode == 0
 
 
 def hidden_folders(shared: Sequence[str]) -> list[str]:
