@@ -139,7 +139,9 @@ class _Worker:
         self.own_state: WorkerState | None = None
         """What this worker knew there; None at an epoch's start."""
         if self.rank == 0:
-            logger.info("%d worker(s) on %s, %s", self.num_workers, self.device.type, precision)
+            neighbours = ray.train.get_context().get_local_world_size()
+            told = (self.num_workers, self.device.type, neighbours, precision)
+            logger.info("%d worker(s) on %s, %d of them on this node; %s", *told)
 
     def resume(self) -> Progress:
         """Load the last checkpoint, if there is one, and return how far it had come."""

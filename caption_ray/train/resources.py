@@ -1,6 +1,7 @@
 """What each training worker asks of the cluster, checked before anything waits for it."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -49,13 +50,8 @@ def plan_workers(
     if min_workers is not None:
         if num_workers is None or min_workers > num_workers:
             raise UsageError(f"--min-workers {min_workers}: must be at most --num-workers, which is {num_workers}")
-        for count in range(num_workers, min_workers, -1):
-            try:
-                planned = plan_workers(nodes, device=device, num_workers=count, cpus_per_worker=cpus_per_worker)
-            except UsageError:
-                continue
-            return replace(planned, num_workers=num_workers, min_workers=min_workers)
-        num_workers = min_workers
+        planned = _plan_most(nodes, range(num_workers, min_workers - 1, -1), device, cpus_per_worker)
+        return replace(planned, num_workers=num_workers, min_workers=min_workers)
     num_cpus = sum(node.get("CPU", 0.0) for node in nodes)
     num_gpus = int(sum(node.get("GPU", 0.0) for node in nodes))
     use_gpu = num_gpus > 0 if device == "auto" else device == "gpu"
@@ -82,6 +78,19 @@ def plan_workers(
         cpus_per_worker=share,
         threads_per_worker=0 if use_gpu else _threads(nodes, share, wanted),
     )
+
+
+def _plan_most(
+    nodes: Sequence[Mapping[str, float]],
+    counts: Sequence[int],
+    device: Literal["auto", "cpu", "gpu"],
+    cpus_per_worker: float | None,
+) -> WorkerResources:
+    """Fit the first of some numbers of workers that the nodes have room for; UsageError names the last one."""
+    for count in counts[:-1]:
+        with suppress(UsageError):
+            return plan_workers(nodes, device=device, num_workers=count, cpus_per_worker=cpus_per_worker)
+    return plan_workers(nodes, device=device, num_workers=counts[-1], cpus_per_worker=cpus_per_worker)
 
 
 def _fits(nodes: Sequence[Mapping[str, float]], share: float, wanted: int, use_gpu: bool) -> bool:

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Process 1 of a machine of the lab (see lab.py): sets its name, network and mounts up, then runs its daemon.
+# Process 1 of a machine of the lab (see slurm_lab.py): sets its name, network and mounts up, then runs its daemon.
 #
 #   node_init.sh NAME ADDRESS DAEMON...
 #
@@ -22,10 +22,10 @@ for folder in $HIDDEN; do
     mount --bind "$folder" "$stash"
     mode=$(stat -c %a "$folder")
     mount -t tmpfs -o "size=2g,mode=$([[ $mode == 1777 ]] && echo 1777 || echo 755)" tmpfs "$folder"
-    for shared in $SHARED; do
-        [[ $shared == "$folder"/* ]] || continue
-        mkdir -p "$shared"
-        mount --bind "$stash/${shared#"$folder"/}" "$shared"
+    for path in $SHARED; do
+        [[ $path == "$folder"/* ]] || continue
+        mkdir -p "$path"
+        mount --bind "$stash/${path#"$folder"/}" "$path"
     done
 done
 umount --lazy "$LAB/machines/$name/stash"

@@ -17,15 +17,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from slurm_files import CGROUPS, NETWORK, NUM_NODES, USERS, address_of, write_files
+
 ROOT = Path(__file__).parents[3]
 
 BRIDGE = "crlab0"
-NETWORK = "10.77.0"
-USERS = {"alice": 62001, "bob": 62002}
-NUM_NODES = 2
-CPUS_PER_NODE, MEMORY_MB, GPUS_PER_NODE = 8, 8000, 2
-
-_CGROUPS = Path("/sys/fs/cgroup")
 
 
 def why_not() -> str | None:
@@ -61,7 +57,7 @@ class Lab:
     @property
     def has_cgroups(self) -> bool:
         """Tell whether SLURM can track and limit by cgroups, as sites have it; 22.05 does so by version 1 alone."""
-        return all((_CGROUPS / name / "cgroup.procs").exists() for name in ("freezer", "memory"))
+        return all((CGROUPS / name / "cgroup.procs").exists() for name in ("freezer", "memory"))
 
     def home(self, user: str) -> Path:
         """Return a user's home folder."""
@@ -70,12 +66,12 @@ class Lab:
     def up(self) -> None:
         """Start all machines and wait until every node is idle."""
         self.folder.chmod(0o755)
-        self._write_files()
+        write_files(self.folder, {user: self.home(user) for user in USERS}, has_cgroups=self.has_cgroups)
         self._start_munge()
         _run("ip", "link", "add", BRIDGE, "type", "bridge")
         _run("ip", "address", "add", f"{NETWORK}.1/24", "dev", BRIDGE)
         _run("ip", "link", "set", BRIDGE, "up")
-        self._start_machine("login", f"{NETWORK}.10", ["slurmctld", "-D", "-i"])
+        self._start_machine("login", ["slurmctld", "-D", "-i"])
         for number in range(1, NUM_NODES + 1):
             self.start_node(f"node{number}")
         wait_until(lambda: self.node_states() == ["idle"] * NUM_NODES, 30, self._why_nodes_are_down)
@@ -96,8 +92,7 @@ class Lab:
         """Start a compute node, or start one anew that was killed."""
         spool = self.folder / "machines" / name / "spool"
         spool.mkdir(parents=True, exist_ok=True)
-        address = f"{NETWORK}.{10 + int(name.removeprefix('node'))}"
-        self._start_machine(name, address, ["slurmd", "-D", "-N", name])
+        self._start_machine(name, ["slurmd", "-D", "-N", name])
 
     def kill_node(self, name: str) -> None:
         """Have a node crash, with all that runs there."""
@@ -158,7 +153,7 @@ class Lab:
         pid = self.machines[machine].pid
         return int(Path(f"/proc/{pid}/task/{pid}/children").read_text().split()[0])
 
-    def _start_machine(self, name: str, address: str, daemon: Sequence[str]) -> None:
+    def _start_machine(self, name: str, daemon: Sequence[str]) -> None:
         shared = [sys.prefix, sys.base_prefix, str(ROOT)]
         environment = {
             "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
@@ -183,7 +178,7 @@ class Lab:
                         "--kill-child",
                         "--mount-proc",
                     ),
-                    *("bash", str(Path(__file__).with_name("node_init.sh")), name, address, *daemon),
+                    *("bash", str(Path(__file__).with_name("node_init.sh")), name, address_of(name), *daemon),
                 ],
                 env=environment,
                 stdin=subprocess.DEVNULL,
@@ -212,74 +207,13 @@ class Lab:
             lambda: subprocess.run(answers, capture_output=True, check=False).returncode == 0, 10, lambda: "no munge"
         )
 
-    def _write_files(self) -> None:
-        for name in ("log", "controller", "devices", "machines"):
-            (self.folder / name).mkdir()
-        for number in range(GPUS_PER_NODE):  # SLURM asks that GPUs be device files; to these one may write
-            os.mknod(self.folder / "devices" / f"gpu{number}", 0o666 | 0o020000, os.makedev(1, 3))
-        names = {"login": 10, **{f"node{number}": 10 + number for number in range(1, NUM_NODES + 1)}}
-        hosts = ["127.0.0.1 localhost", *(f"{NETWORK}.{last} {name}" for name, last in names.items())]
-        (self.folder / "hosts").write_text("\n".join([*hosts, ""]))
-        passwd, group = Path("/etc/passwd").read_text(), Path("/etc/group").read_text()
-        for user, number in USERS.items():
-            passwd += f"{user}:x:{number}:{number}::{self.home(user)}:/bin/bash\n"
-            group += f"{user}:x:{number}:\n"
-            self.home(user).mkdir(parents=True, mode=0o711)
-            os.chown(self.home(user), number, number)
-        (self.folder / "passwd").write_text(passwd)
-        (self.folder / "group").write_text(group)
-        (self.folder / "gres.conf").write_text(
-            f"Name=gpu Type=p100 File={self.folder}/devices/gpu[0-{GPUS_PER_NODE - 1}]\n"
-        )
-        limits = "ConstrainRAMSpace=yes\nConstrainSwapSpace=no\nConstrainCores=no\nConstrainDevices=no\n"
-        (self.folder / "cgroup.conf").write_text(
-            f"CgroupPlugin=cgroup/v1\n{f'CgroupMountpoint={_CGROUPS}' if self.has_cgroups else ''}\n"
-            f"{limits if self.has_cgroups else ''}"
-        )
-        tracking = "cgroup" if self.has_cgroups else "linuxproc"
-        settings = {
-            "ClusterName": "lab",
-            "SlurmctldHost": f"login({NETWORK}.10)",
-            "SlurmUser": "root",
-            "AuthInfo": "cred_expire=5",  # a job that is put back into the queue waits twice as long
-            "StateSaveLocation": f"{self.folder}/controller",
-            "SlurmdSpoolDir": f"{self.folder}/machines/%n/spool",
-            "SlurmctldPidFile": f"{self.folder}/slurmctld.pid",
-            "SlurmdPidFile": f"{self.folder}/machines/%n/slurmd.pid",
-            "SlurmctldLogFile": f"{self.folder}/log/slurmctld.log",
-            "SlurmdLogFile": f"{self.folder}/log/slurmd-%n.log",
-            "ProctrackType": f"proctrack/{tracking}",
-            "TaskPlugin": "task/cgroup" if self.has_cgroups else "task/none",
-            "JobAcctGatherType": "jobacct_gather/none",
-            "MpiDefault": "none",
-            "SelectType": "select/cons_tres",
-            "SelectTypeParameters": "CR_CPU_Memory",
-            "SchedulerParameters": "sched_interval=1,bf_interval=1,batch_sched_delay=0",
-            "GresTypes": "gpu",
-            "ReturnToService": "2",
-            "SlurmdParameters": "config_overrides",
-            "SlurmdTimeout": "15",
-            "KillWait": "30",
-            "OverTimeLimit": "0",
-            "JobRequeue": "1",
-        }
-        nodes = [f"NodeName=node{n} NodeAddr={NETWORK}.{10 + n}" for n in range(1, NUM_NODES + 1)]
-        hardware = f"CPUs={CPUS_PER_NODE} RealMemory={MEMORY_MB} Gres=gpu:p100:{GPUS_PER_NODE}"
-        lines = [
-            *(f"{name}={value}" for name, value in settings.items()),
-            f"NodeName=DEFAULT {hardware} State=UNKNOWN",
-            *nodes,
-            "PartitionName=work Nodes=ALL Default=YES MaxTime=72:00:00 State=UP",
-        ]
-        self.conf.write_text("\n".join([*lines, ""]))
-
     def _why_nodes_are_down(self) -> str:
         logs = sorted((self.folder / "log").iterdir())
         return "\n".join(f"{log.name}: {log.read_text(errors='replace')[-800:]}" for log in logs)
 
     def _remove_cgroups(self) -> bool:
         """Remove what SLURM leaves of its cgroups; tell whether all could be."""
-        folders = [path for top in _CGROUPS.glob("*/slurm_node*") for path in (*top.rglob("*/"), top)]
+        folders = [path for top in CGROUPS.glob("*/slurm_node*") for path in (*top.rglob("*/"), top)]
         folders.sort(key=lambda path: -len(path.parts))
         return not folders or subprocess.run(["rmdir", *folders], capture_output=True, check=False).returncode == 0
 
