@@ -34,6 +34,8 @@ if [[ -n ${SLURM_MEM_PER_NODE:-} ]] && ((SLURM_MEM_PER_NODE > 0)); then
     memory_mb=$SLURM_MEM_PER_NODE
 elif [[ -n ${SLURM_MEM_PER_CPU:-} ]]; then
     memory_mb=$((SLURM_MEM_PER_CPU * num_cpus))
+elif [[ -n ${SLURM_MEM_PER_GPU:-} ]]; then
+    memory_mb=$((SLURM_MEM_PER_GPU * ${SLURM_GPUS_ON_NODE:-1}))
 else
     memory_mb=$(($(awk '/^MemTotal/ {print $2}' /proc/meminfo) / 1024)) # the whole node's
 fi

@@ -99,28 +99,34 @@ give_up() {
     exit 1
 }
 
+# Wait up to so many seconds until none of some processes is left.
+wait_for_end() {
+    local deadline=$((SECONDS + $1)) pid
+    shift
+    for pid in "$@"; do
+        while is_up "$pid" && ((SECONDS < deadline)); do nap 0.2; done
+    done
+}
+
 # End every process of this cluster on every node, and remove what it wrote.
 clean_up() {
+    local pid
     trap '' TERM INT USR1 USR2
     rm -f "$CLUSTER.env"
-    if is_up "$command_pid"; then
-        kill -TERM "$command_pid" 2> /dev/null
-    fi
     # To the steps, not to srun, which would have them killed before they could tidy up.
     scancel --signal=TERM "$SLURM_JOB_ID" 2> /dev/null
-    local deadline=$((SECONDS + 20)) pid
-    while is_up "$head_pid" || is_up "$workers_pid" || is_up "$command_pid"; do
-        ((SECONDS < deadline)) || break
-        nap 0.2
-    done
+    wait_for_end 20 "$head_pid" "$workers_pid"
+    # Only now: training takes this for a request to save, which it cannot do any more, and a driver without Ray waits.
+    for pid in $command_pid; do kill -TERM "$pid" 2> /dev/null && wait_for_end 2 "$pid"; done
     for pid in $command_pid $workers_pid $head_pid; do kill -KILL "$pid" 2> /dev/null; done
-    srun --overlap --no-kill --quiet --time=1 bash "$here/node.sh" sweep > /dev/null 2>&1
+    timeout 15 srun --overlap --no-kill --quiet bash "$here/node.sh" sweep > /dev/null 2>&1
     rm -rf "$CLUSTER"
 }
 
 requeue() {
     say "putting the job back into the queue: $*"
     clean_up
+    trap - TERM
     scontrol requeue "$SLURM_JOB_ID" && nap 600 # SLURM ends this script
     exit "$WORK_IS_LEFT"
 }
@@ -232,5 +238,5 @@ while true; do
         clean_up
         exit 0
     fi
-    if [[ -n $told ]]; then nap 1; else wait -n 2> /dev/null || true; fi
+    nap 1
 done

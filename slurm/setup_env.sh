@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Makes the environment on the cluster, or brings it up to date; run it on a login node, in a checkout.
 #
-#   slurm/setup_env.sh [--gpu p100 | p100-cu126 | any]
+#   slurm/setup_env.sh [--gpu=p100 | --gpu=p100-cu126 | --gpu=any]
 #
 # p100: torch from the public index with kernels for that GPU (the default).  p100-cu126: a newer one from PyTorch's own
 # index.  any: the newest torch there is, which has no kernels for a P100.  Where it is put, and which Python makes it,
@@ -15,16 +15,15 @@ read_site "$here"
 gpu=${CAPTION_RAY_GPU:-p100}
 while [[ $# -gt 0 ]]; do
     case $1 in
-        --gpu) gpu=${2:-} && shift 2 ;;
         --gpu=*) gpu=${1#*=} && shift ;;
-        *) code=2 fail "$1: no such option; usage: slurm/setup_env.sh [--gpu p100 | p100-cu126 | any]" ;;
+        *) code=2 fail "$1: no such option; usage: slurm/setup_env.sh [--gpu=p100 | --gpu=p100-cu126 | --gpu=any]" ;;
     esac
 done
 case $gpu in
     p100) constraints=(--constraint "$here/constraints-p100.txt") ;;
     p100-cu126) constraints=(--constraint "$here/constraints-p100-cu126.txt" --extra-index-url https://download.pytorch.org/whl/cu126) ;;
     any) constraints=() ;;
-    *) code=2 fail "--gpu $gpu: must be p100, p100-cu126 or any" ;;
+    *) code=2 fail "--gpu=$gpu: must be p100, p100-cu126 or any" ;;
 esac
 
 load_modules

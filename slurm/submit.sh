@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Submits a command, with the code in the working folder, to this user's running cluster; follows it to its end.
 #
-#   slurm/submit.sh [--cluster JOB] [--no-wait] COMMAND [...]
+#   slurm/submit.sh [--cluster=JOB] [--no-wait] COMMAND [...]
 #
 # Exit codes: the command's own; 1 if it was stopped or lost; 2 if there is no cluster, or more than one to choose from.
 set -euo pipefail
@@ -13,10 +13,10 @@ read_site "$here"
 job='' wait=1
 while [[ ${1:-} == -* ]]; do
     case $1 in
-        --cluster) job=$2 && shift 2 ;;
+        --cluster=*) job=${1#*=} && shift ;;
         --no-wait) wait='' && shift ;;
         --) shift && break ;;
-        *) code=2 fail "$1: no such option; usage: slurm/submit.sh [--cluster JOB] [--no-wait] COMMAND [...]" ;;
+        *) code=2 fail "$1: no such option; usage: slurm/submit.sh [--cluster=JOB] [--no-wait] COMMAND [...]" ;;
     esac
 done
 [[ $# -gt 0 ]] || code=2 fail "no command; for example: slurm/submit.sh python jobs/train.py flickr8k --help"

@@ -73,7 +73,7 @@ def undisturbed(alice: User, cluster: int, train: str) -> Path:
     home = alice.lab.home("alice")
     write_synthetic_flickr8k(home / "drawn", 400, seed=0)
     (home / "first_run.sh").write_text(FIRST_RUN.format(train=train))
-    done = alice.type(f"slurm/submit.sh --cluster {cluster} bash ~/first_run.sh")
+    done = alice.type(f"slurm/submit.sh --cluster={cluster} bash ~/first_run.sh")
     (home / "first_run.log").write_text(done.stdout + done.stderr)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return home / "runs" / "undisturbed" / "bundle"

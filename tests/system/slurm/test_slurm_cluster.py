@@ -55,7 +55,7 @@ def test_a_submission_ends_with_its_commands_exit_code_and_sees_the_code_alone(a
     seen = done.stdout.split()
     assert "jobs" in seen
     assert "runs" not in seen
-    assert alice.type("slurm/submit.sh --cluster 999 true").returncode == 2
+    assert alice.type("slurm/submit.sh --cluster=999 true").returncode == 2
 
 
 def test_clusters_of_two_users_on_the_same_nodes_do_not_see_each_other(alice: User, bob: User, cluster: int) -> None:
