@@ -138,10 +138,9 @@ class _Worker:
         """Where in the first epoch to begin."""
         self.own_state: WorkerState | None = None
         """What this worker knew there; None at an epoch's start."""
-        if self.rank == 0:
-            neighbours = ray.train.get_context().get_local_world_size()
-            told = (self.num_workers, self.device.type, neighbours, precision)
-            logger.info("%d worker(s) on %s, %d of them on this node; %s", *told)
+        neighbours = ray.train.get_context().get_local_world_size()
+        told = (self.num_workers, self.device.type, neighbours, precision)
+        self._say("%d worker(s) on %s, %d of them on this node; %s", *told)
 
     def resume(self) -> Progress:
         """Load the last checkpoint, if there is one, and return how far it had come."""
@@ -153,23 +152,24 @@ class _Worker:
             with checkpoint.as_directory() as folder:
                 progress = load_state(Path(folder), self.stepper)
         stopped = stopped_checkpoint(self.plan.run_folder)
-        where = f"after epoch {progress.epochs_done}"
         if stopped is not None and stopped.position and stopped.progress.epochs_done == progress.epochs_done:
-            if stopped.position.num_workers == self.num_workers:
+            epoch, position = progress.epochs_done + 1, stopped.position
+            if position.num_workers == self.num_workers:
                 with ray.train.Checkpoint(stopped_location(self.plan.run_folder)).as_directory() as folder:
                     progress = load_state(Path(folder), self.stepper)
                     self.own_state = load_worker_state(Path(folder), self.rank)
-                self.position = stopped.position
-                where = f"after step {stopped.position.num_steps} of epoch {progress.epochs_done + 1}"
-            else:
-                where += (
-                    f" (that it stopped in the next one with {stopped.position.num_workers} worker(s) is of no use)"
-                )
-        elif checkpoint is None:
-            return progress
-        if self.rank == 0:
-            logger.info("going on %s of run %s", where, self.plan.name)
+                self.position = position
+                self._say("going on after step %d of epoch %d of run %s", position.num_steps, epoch, self.plan.name)
+                return progress
+            self._say("epoch %d is begun again: it was stopped with %d worker(s)", epoch, position.num_workers)
+        if checkpoint is not None:
+            self._say("going on after epoch %d of run %s", progress.epochs_done, self.plan.name)
         return progress
+
+    def _say(self, message: str, *values: object) -> None:
+        """Log a line once, not from every worker."""
+        if self.rank == 0:
+            logger.info(message, *values)
 
     def train_epoch(self, progress: Progress) -> dict[str, float] | None:
         """Train on every caption once; return the epoch's loss, rate and speed over all workers.

@@ -31,6 +31,7 @@ from caption_ray.train.run_folder import (
     claim,
     is_finished,
     mend_snapshot,
+    stopped_location,
     whole_checkpoints,
 )
 from caption_ray.train.setup import RunPlan, measure_features
@@ -207,6 +208,7 @@ def _fit(
         raise WorkLeftError(
             f"run {request.name} was asked to stop, and did so {ended['stopped']}; the same command goes on from there"
         )
+    storage.delete_folder(stopped_location(request.run_folder))
 
 
 def _last_line(error: BaseException) -> str:

@@ -29,7 +29,7 @@ for folder in $HIDDEN; do
     done
 done
 umount --lazy "$LAB/machines/$name/stash"
-mount -t tmpfs -o size=2g,mode=1777 tmpfs /dev/shm
+mount -t tmpfs -o size=4g,mode=1777 tmpfs /dev/shm
 for file in hosts passwd group; do mount --bind "$LAB/$file" "/etc/$file"; done
 # slurmd 22.05 does not start where nothing is mounted here, even if it makes no use of it.
 [[ -n $CGROUPS ]] || mount -t tmpfs -o size=1m tmpfs /sys/fs/cgroup

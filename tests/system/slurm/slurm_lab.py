@@ -52,7 +52,6 @@ class Lab:
     folder: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="slurm-lab-", dir="/var/tmp")))
     machines: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
     munged: subprocess.Popen[bytes] | None = None
-    spool: Path = field(init=False)
 
     @property
     def has_cgroups(self) -> bool:

@@ -9,7 +9,7 @@ from caption_ray.bundle import load_bundle
 
 
 def test_ray_has_the_sum_of_the_allocation(alice: User, cluster: int) -> None:
-    """Of each node 3 CPUs, 2 GPUs and 3 GiB, of which the object store has three tenths: 1.8 and 4.2 GiB in all."""
+    """Of each node 3 CPUs, 2 GPUs and 6 GiB, of which the object store has three tenths: 3.6 and 8.4 GiB in all."""
     status = ""
 
     def is_complete() -> bool:
@@ -19,7 +19,7 @@ def test_ray_has_the_sum_of_the_allocation(alice: User, cluster: int) -> None:
 
     wait_until(is_complete, 30, lambda: status)
     totals = [line.strip() for line in status.splitlines() if line.strip().startswith("0")]
-    assert totals == ["0.0/6.0 CPU", "0.0/4.0 GPU", "0B/4.20GiB memory", "0B/1.80GiB object_store_memory"]
+    assert totals == ["0.0/6.0 CPU", "0.0/4.0 GPU", "0B/8.40GiB memory", "0B/3.60GiB object_store_memory"]
 
 
 def test_without_the_token_nobody_gets_in(alice: User, bob: User, cluster: int) -> None:
