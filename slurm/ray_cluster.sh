@@ -44,12 +44,11 @@ lost_node=${CAPTION_RAY_LOST_NODE:-fail}
 case $lost_node in fail | requeue | continue) ;; *) fail "CAPTION_RAY_LOST_NODE=$lost_node: must be fail, requeue or continue" ;; esac
 
 activate_environment
-umask 077
 export CLUSTER=$clusters/$SLURM_JOB_ID
-mkdir -p "$CLUSTER"
-rm -f "$CLUSTER"/{head,stop} # of this job before it was put back into the queue
 token=$CLUSTER/token
-[[ -s $token ]] || od -An -N32 -tx1 /dev/urandom | tr -d ' \n' > "$token"
+rm -rf "$CLUSTER" # of this job before it was put back into the queue
+(umask 077 && mkdir -p "$CLUSTER" && od -An -N32 -tx1 /dev/urandom | tr -d ' \n' > "$token") ||
+    fail "cannot write to $CLUSTER; is the quota of the home folder used up?"
 
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$token
 unset RAY_AUTH_TOKEN RAY_ADDRESS RAY_API_SERVER_ADDRESS
@@ -88,7 +87,10 @@ nap() { sleep "$1" & wait $! 2> /dev/null; } # unlike `sleep` alone, a signal is
 # Ask the dashboard. The token goes in by a file that only this process has: command lines are for all to read.
 ask() { curl --silent --fail --max-time 5 --header @<(printf 'Authorization: Bearer %s\n' "$(< "$token")") "http://$ip:$dashboard$1"; }
 num_alive() { ask '/nodes?view=summary' | grep -o '"state": "ALIVE"' | wc -l; }
-num_jobs() { ask /api/jobs/ | grep -oE '"status": "(PENDING|RUNNING)"' | wc -l; }
+no_job_is_left() {
+    local jobs
+    jobs=$(ask /api/jobs/) && ! grep -qE '"status": *"(PENDING|RUNNING)"' <<< "$jobs"
+}
 
 give_up() {
     say "$*"
@@ -170,7 +172,7 @@ start_workers() {
 
 announce() {
     local login=${CAPTION_RAY_LOGIN:-$USER@${SLURM_SUBMIT_HOST:-login}}
-    cat > "$CLUSTER.env" << ENV
+    (umask 077 && cat > "$CLUSTER.env") << ENV
 CAPTION_RAY_CLUSTER=$SLURM_JOB_ID
 RAY_ADDRESS=$ip:$gcs
 RAY_API_SERVER_ADDRESS=http://$ip:$dashboard
@@ -196,10 +198,7 @@ start_head
 
 if [[ $# -gt 0 && $asked_for != end ]]; then
     say "running: $*"
-    (
-        umask 022
-        RAY_ADDRESS=$ip:$gcs exec "$@"
-    ) &
+    RAY_ADDRESS=$ip:$gcs "$@" &
     command_pid=$!
 fi
 
@@ -233,7 +232,7 @@ while true; do
         if [[ $asked_for == time ]]; then say "the time is nearly up"; else say "asked to stop"; fi
         say "training is told to save and stop"
     fi
-    if [[ -n $told && -z $command_pid ]] && [[ $(num_jobs) == 0 ]]; then
+    if [[ -n $told && -z $command_pid ]] && no_job_is_left; then
         say "no job is running any more"
         clean_up
         exit 0

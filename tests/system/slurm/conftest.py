@@ -14,7 +14,7 @@ FIRST_RUN = """set -e
 python jobs/prepare_data.py --source ~/drawn --output ~/data --min-count 1
 python jobs/cache_features.py --data ~/data --output ~/features --encoder.backbone resnet18 --encoder.weights none \
     --encoder.image-size 64
-{train} --name undisturbed
+{train} --training.epochs 5 --name undisturbed
 """
 
 
@@ -60,10 +60,10 @@ def cluster(alice: User) -> int:
 
 @pytest.fixture(scope="session")
 def train(lab: Lab) -> str:
-    """The command that trains the quick start's model on two workers, but for the run's name."""
+    """The command that trains the quick start's model on two workers, but for the run's name and its epochs."""
     return (
         "python jobs/train.py quickstart --data ~/data --features ~/features --storage ~/runs --device cpu "
-        "--num-workers 2 --cpus-per-worker 2 --training.epochs 5"
+        "--num-workers 2 --cpus-per-worker 2"
     )
 
 

@@ -1,5 +1,6 @@
 """A cluster as a user of SLURM has it: on several machines, beside another user's. The tests build on each other."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from slurm_lab import wait_until
@@ -63,13 +64,27 @@ def test_clusters_of_two_users_on_the_same_nodes_do_not_see_each_other(alice: Us
     ours, theirs = alice.cluster(cluster), bob.cluster(other)
     assert ours["RAY_ADDRESS"].split(":")[0] == theirs["RAY_ADDRESS"].split(":")[0]
     assert ours["RAY_ADDRESS"] != theirs["RAY_ADDRESS"]
-    for user, job, stranger in ((alice, cluster, bob), (bob, other, alice)):
-        token = stranger.token(other if stranger is bob else cluster)
+    for user, job, token in ((alice, cluster, bob.token(other)), (bob, other, alice.token(cluster))):
         assert user.status_code(job, "/api/jobs/", f"Authorization: Bearer {token}") == 403
         nodes = user.in_cluster(job, 'ray list nodes --format json 2> /dev/null | grep -c "\\"ALIVE\\""')
         assert nodes.stdout.strip() == "2", nodes
-    stopped = bob.type("slurm/stop.sh")
-    assert stopped.returncode == 0, stopped.stderr
+
+
+def test_stopping_a_cluster_has_its_training_save_and_leaves_others_alone(
+    alice: User, bob: User, cluster: int, undisturbed: Path, train: str
+) -> None:
+    (other,) = (int(path.stem) for path in bob.clusters.glob("*.env"))
+    home = alice.lab.home("alice")
+    command = train.replace("~/data", f"{home}/data").replace("~/features", f"{home}/features")
+    with ThreadPoolExecutor() as pool:
+        submission = pool.submit(bob.type, f"slurm/submit.sh {command} --training.epochs 500 --name long")
+        run = bob.lab.home("bob") / "runs" / "long"
+        wait_until((run / "epoch_0001").exists, 90, lambda: "bob's training does not start")
+        stopped = bob.type("slurm/stop.sh")
+        assert stopped.returncode == 0, stopped.stderr
+        assert submission.result().returncode == 75
+    assert "training is told to save and stop" in bob.log(other)
+    assert (run / "stopped" / "progress.json").exists()
     assert bob.wait_for_end(other) == ("COMPLETED", 0)
     bob.leaves_nothing()
     assert alice.status_code(cluster, "/api/jobs/", f"Authorization: Bearer {alice.token(cluster)}") == 200

@@ -10,7 +10,7 @@ def test_a_run_that_is_stopped_and_put_back_goes_on_as_if_nothing_had_been(
     alice: User, undisturbed: Path, train: str
 ) -> None:
     """The signal is the one that SLURM sends by --signal; the time it comes is the test's."""
-    job = alice.sbatch(f"{train} --name requeued")
+    job = alice.sbatch(f"{train} --training.epochs 5 --name requeued")
     alice.wait_for_log(job, "epoch 1 of 5")
     alice.type(f"scancel --batch --signal=USR1 {job}", check=True)
     assert alice.wait_for_end(job, 180) == ("COMPLETED", 0)
