@@ -77,3 +77,10 @@ def undisturbed(alice: User, cluster: int, train: str) -> Path:
     (home / "first_run.log").write_text(done.stdout + done.stderr)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return home / "runs" / "undisturbed" / "bundle"
+
+
+@pytest.fixture(scope="module")
+def no_cluster(alice: User, undisturbed: Path) -> None:
+    """Have Alice's cluster of the other tests end, if it is up, and its data be there."""
+    alice.type("scancel --user=alice", check=True)
+    alice.leaves_nothing()

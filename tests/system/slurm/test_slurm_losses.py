@@ -4,10 +4,10 @@ import pytest
 from slurm_lab import wait_until
 from slurm_user import User
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_cluster")]
 
 
-def test_the_time_limit_has_training_save_and_the_job_put_back(alice: User, undisturbed: object, train: str) -> None:
+def test_the_time_limit_has_training_save_and_the_job_put_back(alice: User, train: str) -> None:
     job = alice.sbatch(f"{train} --training.epochs 500 --name timed", "--time=2 --signal=B:USR1@60")
     alice.wait_for_log(job, "restarts: 1", 240)
     alice.wait_for_log(job, "going on after step", 120)
@@ -22,7 +22,7 @@ def test_a_cluster_whose_time_is_up_is_gone(alice: User) -> None:
     alice.leaves_nothing()
 
 
-def test_training_goes_on_with_the_workers_that_are_left(alice: User, undisturbed: object, train: str) -> None:
+def test_training_goes_on_with_the_workers_that_are_left(alice: User, train: str) -> None:
     command = f"{train} --min-workers 1 --training.epochs 30 --name fewer"
     job = alice.sbatch(command, "--no-kill --export=ALL,CAPTION_RAY_LOST_NODE=continue")
     alice.wait_for_log(job, "epoch 2 of 30")
@@ -39,7 +39,7 @@ def test_training_goes_on_with_the_workers_that_are_left(alice: User, undisturbe
     alice.leaves_nothing()
 
 
-def test_a_job_that_loses_its_node_waits_for_another_and_goes_on(alice: User, undisturbed: object, train: str) -> None:
+def test_a_job_that_loses_its_node_waits_for_another_and_goes_on(alice: User, train: str) -> None:
     wait_until(lambda: alice.lab.node_states() == ["idle", "idle"], 60, lambda: str(alice.lab.node_states()))
     job = alice.sbatch(f"{train} --training.epochs 30 --name waited")
     alice.wait_for_log(job, "epoch 2 of 30")
