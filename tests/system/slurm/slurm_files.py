@@ -6,7 +6,7 @@ from pathlib import Path
 NETWORK = "10.77.0"
 USERS = {"alice": 62001, "bob": 62002}
 NUM_NODES = 2
-CPUS_PER_NODE, MEMORY_MB, GPUS_PER_NODE = 16, 16384, 2
+CPUS_PER_NODE, MEMORY_MB, GPUS_PER_NODE = 16, 16384, 4
 CGROUPS = Path("/sys/fs/cgroup")
 
 
