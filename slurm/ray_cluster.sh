@@ -234,6 +234,7 @@ while true; do
     fi
     if [[ -n $told && -z $command_pid ]] && no_job_is_left; then
         say "no job is running any more"
+        nap 5 # whoever follows one still asks how it ended
         clean_up
         exit 0
     fi

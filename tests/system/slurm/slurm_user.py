@@ -32,11 +32,11 @@ class User:
         return self.lab.home(self.name) / ".caption_ray" / "clusters"
 
     def set_up(self) -> None:
-        """Copy the checkout, and write the site file."""
+        """Copy the checkout, and write the site file. Its last line keeps two workers' threads from crowding this machine."""
         for part in ("caption_ray", "jobs", "slurm"):
             shutil.copytree(ROOT / part, self.checkout / part, ignore=shutil.ignore_patterns("__pycache__", "site.env"))
         shutil.copy(ROOT / ".gitignore", self.checkout)
-        site = f"CAPTION_RAY_VENV={sys.prefix}\nexport PYTHONPATH={self.checkout}\nexport OMP_NUM_THREADS=1\n"
+        site = f"CAPTION_RAY_VENV={sys.prefix}\nexport PYTHONPATH={self.checkout}\nexport OMP_THREAD_LIMIT=1\n"
         (self.checkout / "slurm" / "site.env").write_text(site)
         for path in [self.checkout, *self.checkout.rglob("*")]:
             shutil.chown(path, USERS[self.name], USERS[self.name])

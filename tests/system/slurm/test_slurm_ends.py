@@ -24,7 +24,7 @@ def test_a_run_that_is_stopped_and_put_back_goes_on_as_if_nothing_had_been(
     alice.leaves_nothing()
 
 
-@pytest.mark.parametrize("process", ["gcs_server", "raylet"])
+@pytest.mark.parametrize("process", ["raylet", pytest.param("gcs_server", marks=pytest.mark.slow)])
 def test_a_killed_head_ends_the_job_as_failed(alice: User, process: str) -> None:
     kill_ray(alice, "node1", process, "lost the head on node1")
 
