@@ -78,7 +78,7 @@ step() { # NODES srun options ... -- node.sh's arguments: start Ray on nodes
     local kill=1
     [[ $lost_node != continue ]] || kill=0
     exec srun --nodes="$number" --ntasks="$number" --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" --cpu-bind=none \
-        --kill-on-bad-exit="$kill" --wait=0 --no-kill --quiet "${options[@]}" bash "$here/node.sh" "$@"
+        --kill-on-bad-exit="$kill" --wait=0 --no-kill --mpi=none --quiet "${options[@]}" bash "$here/node.sh" "$@"
 }
 
 is_up() { [[ -n $1 ]] && kill -0 "$1" 2> /dev/null; }

@@ -147,11 +147,14 @@ def wait_for(path: Path, process: subprocess.Popen[bytes]) -> None:
 
 
 def test_a_run_that_was_asked_to_stop_goes_on_in_the_midst_of_its_epoch(
-    request_two: TrainRequest, undisturbed: dict[str, object]
+    request_two: TrainRequest, undisturbed: dict[str, object], tmp_path: Path
 ) -> None:
-    """No step is done twice: epochs have 82, and the one that was cut short goes on after those that it had done."""
+    """No step is done twice: epochs have 82, and the one that was cut short goes on after those that it had done.
+
+    That features are read from copies on the node's own disk changes nothing either.
+    """
     for attempt in range(3):  # the file may come between two epochs
-        request = replace(request_two, name=f"stopped-{attempt}")
+        request = replace(request_two, name=f"stopped-{attempt}", stage=str(tmp_path / "disk"))
         position = stopped_at(request)
         if position.num_steps > 0:
             break
@@ -161,6 +164,8 @@ def test_a_run_that_was_asked_to_stop_goes_on_in_the_midst_of_its_epoch(
     outcome = train(request)
     assert numbers(outcome.metrics) == numbers(undisturbed)
     assert not Path(request.run_folder, "stopped").exists()
+    copies = {path.name.split("-", 1)[1] for path in (tmp_path / "disk").glob("*.parquet")}
+    assert copies == {"train-00000.parquet", "dev-00000.parquet"}
 
 
 def stopped_at(request: TrainRequest) -> Position:

@@ -21,10 +21,10 @@ python jobs/cache_features.py --data ~/data --output ~/features --encoder.backbo
 @pytest.fixture(scope="session")
 def lab() -> Iterator[Lab]:
     """A SLURM of a login machine and two nodes; skipped, with the reason, where there can be none."""
-    reason = slurm_lab.why_not()
-    if reason is not None:
+    if (reason := slurm_lab.why_not()) is not None:
         pytest.skip(reason)
-    slurm_lab.install()
+    if (reason := slurm_lab.install()) is not None:
+        pytest.skip(f"SLURM could not be installed: {reason}")
     with Path("/run/lock/caption-ray-slurm-lab").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # there is one bridge, and one munge
         lab = Lab()

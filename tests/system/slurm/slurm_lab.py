@@ -33,16 +33,20 @@ def why_not() -> str | None:
     return None
 
 
-def install() -> None:
-    """Install Debian's SLURM where it is absent; its daemons are not left running. Takes 10 s, the first time."""
+def install() -> str | None:
+    """Install Debian's SLURM where it is absent; its daemons are not left running. Takes 10 s, the first time.
+
+    Returns what the package manager said where that failed.
+    """
     wanted = {"slurmctld": "slurmctld", "slurmd": "slurmd", "sbatch": "slurm-client", "munged": "munge"}
-    wanted |= {"curl": "curl", "ip": "iproute2", "setpriv": "util-linux"}
+    wanted |= {"curl": "curl", "ip": "iproute2", "setpriv": "util-linux", "ps": "procps"}
     packages = [package for program, package in wanted.items() if shutil.which(program) is None]
     if not packages:
-        return
+        return None
+    script = f"apt-get update -qq && apt-get install -qq --yes --no-install-recommends {' '.join(packages)}"
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive", "RUNLEVEL": "1"}
-    for command in (["apt-get", "update"], ["apt-get", "install", "-y", "--no-install-recommends", *packages]):
-        subprocess.run([*command, "-qq"], env=environment, stdout=subprocess.DEVNULL, check=True)
+    done = subprocess.run(["sh", "-c", script], env=environment, capture_output=True, text=True, check=False)
+    return done.stderr if done.returncode else None
 
 
 @dataclass(kw_only=True)

@@ -32,7 +32,7 @@ class User:
         return self.lab.home(self.name) / ".caption_ray" / "clusters"
 
     def set_up(self) -> None:
-        """Copy the checkout, and write the site file. Its last line keeps two workers' threads from crowding this machine."""
+        """Copy the checkout, and write the site file; its last line keeps the workers from crowding the CPUs."""
         for part in ("caption_ray", "jobs", "slurm"):
             shutil.copytree(ROOT / part, self.checkout / part, ignore=shutil.ignore_patterns("__pycache__", "site.env"))
         shutil.copy(ROOT / ".gitignore", self.checkout)

@@ -74,6 +74,7 @@ class Outcome:
     counts: list[StepCounts]
     loss_sums: list[float]
     sum_of_ranks: float
+    stops: list[bool]
     dev: DevResult
 
 
@@ -86,12 +87,14 @@ def run_steps(stepper: Stepper, batches: list[CaptionBatch | None], dev: DevShar
     ranks = torch.tensor([float(rank)])
     all_reduce(ranks)
     assert stepper.average is not None
+    stops = [count_step(None, CPU, stop=rank == asked).stop for asked in (1, 2)]
     return Outcome(
         weights=torch.nn.utils.parameters_to_vector(stepper.model.parameters()).detach(),
         average=torch.nn.utils.parameters_to_vector(stepper.average.parameters()).detach(),
         counts=counts,
         loss_sums=loss_sums,
         sum_of_ranks=float(ranks),
+        stops=stops,
         dev=gather_result(dev, Vocabulary(("<pad>", "<start>", "<end>", "<unk>", "a", "dog", "runs", "on")), 3),
     )
 
@@ -155,6 +158,11 @@ def test_workers_count_together_and_return_the_loss_of_their_own_words(
     together = [sum(losses) for losses in zip(*(outcome.loss_sums for outcome in two_workers), strict=True)]
     assert together == pytest.approx(one_worker.loss_sums, rel=1e-5)
     assert (one_worker.sum_of_ranks, *(outcome.sum_of_ranks for outcome in two_workers)) == (0.0, 1.0, 1.0)
+
+
+def test_what_one_worker_is_asked_all_of_them_hear(one_worker: Outcome, two_workers: list[Outcome]) -> None:
+    assert [outcome.stops for outcome in two_workers] == [[True, False]] * 2
+    assert one_worker.stops == [False, False]
 
 
 def test_every_worker_gathers_the_whole_dev_result(one_worker: Outcome, two_workers: list[Outcome]) -> None:
