@@ -119,8 +119,8 @@ clean_up() {
     scancel --signal=TERM "$SLURM_JOB_ID" 2> /dev/null
     wait_for_end 20 "$head_pid" "$workers_pid"
     # Only now: training takes this for a request to save, which it cannot do any more, and a driver without Ray waits.
-    for pid in $command_pid; do kill -TERM "$pid" 2> /dev/null && wait_for_end 2 "$pid"; done
-    for pid in $command_pid $workers_pid $head_pid; do kill -KILL "$pid" 2> /dev/null; done
+    for pid in $command_pid; do kill -TERM -- "-$pid" 2> /dev/null && wait_for_end 2 "$pid"; done
+    for pid in ${command_pid:+"-$command_pid"} $workers_pid $head_pid; do kill -KILL -- "$pid" 2> /dev/null; done
     timeout 15 srun --overlap --no-kill --quiet bash "$here/node.sh" sweep > /dev/null 2>&1
     rm -rf "$CLUSTER"
 }
@@ -198,7 +198,7 @@ start_head
 
 if [[ $# -gt 0 && $asked_for != end ]]; then
     say "running: $*"
-    RAY_ADDRESS=$ip:$gcs "$@" &
+    RAY_ADDRESS=$ip:$gcs setsid "$@" & # a process group of its own, to be ended with all that it starts
     command_pid=$!
 fi
 
