@@ -36,7 +36,7 @@ class User:
         for part in ("caption_ray", "jobs", "slurm"):
             shutil.copytree(ROOT / part, self.checkout / part, ignore=shutil.ignore_patterns("__pycache__", "site.env"))
         shutil.copy(ROOT / ".gitignore", self.checkout)
-        site = f"CAPTION_RAY_VENV={sys.prefix}\nexport PYTHONPATH={self.checkout}\nexport OMP_THREAD_LIMIT=1\n"
+        site = f"CAPTION_RAY_VENV={sys.prefix}\nexport PYTHONPATH={self.checkout}\nexport OMP_WAIT_POLICY=passive\n"
         (self.checkout / "slurm" / "site.env").write_text(site)
         for path in [self.checkout, *self.checkout.rglob("*")]:
             shutil.chown(path, USERS[self.name], USERS[self.name])
