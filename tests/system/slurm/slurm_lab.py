@@ -87,7 +87,9 @@ class Lab:
         if self.munged is not None:
             self.munged.terminate()
             self.munged.wait()
-        subprocess.run(["ip", "link", "delete", BRIDGE], check=False, stderr=subprocess.DEVNULL)
+        # The kernel takes its time over the links of namespaces that are gone.
+        for link in (*(link_of(name) for name in self.machines), BRIDGE):
+            subprocess.run(["ip", "link", "delete", link], check=False, stderr=subprocess.DEVNULL)
         wait_until(self._remove_cgroups, 10, lambda: "cgroups of the lab's nodes are in use")
         shutil.rmtree(self.folder)
 
@@ -102,6 +104,7 @@ class Lab:
         machine = self.machines.pop(name)
         machine.kill()
         machine.wait()
+        subprocess.run(["ip", "link", "delete", link_of(name)], check=False, stderr=subprocess.DEVNULL)
 
     def node_states(self) -> list[str]:
         """Return each node's state, as sinfo names it."""
@@ -191,7 +194,7 @@ class Lab:
                 start_new_session=True,
             )
         process = self.machines[name].pid
-        link = f"crlab-{name}"
+        link = link_of(name)
         inside, outside = Path(f"/proc/{process}/ns/net"), Path("/proc/self/ns/net").readlink()
         wait_until(lambda: inside.readlink() != outside, 10, lambda: f"{name} did not start")
         _run("ip", "link", "add", link, "type", "veth", "peer", "name", "eth0", "netns", str(process))
@@ -219,6 +222,11 @@ class Lab:
         folders = [path for top in CGROUPS.glob("*/slurm_node*") for path in (*top.rglob("*/"), top)]
         folders.sort(key=lambda path: -len(path.parts))
         return not folders or subprocess.run(["rmdir", *folders], capture_output=True, check=False).returncode == 0
+
+
+def link_of(machine: str) -> str:
+    """Return the name of a machine's link on the host's side."""
+    return f"crlab-{machine}"
 
 
 def hidden_folders(shared: Sequence[str]) -> list[str]:
