@@ -46,7 +46,7 @@ from caption_ray.train.steps import (
     all_reduce,
     average_weights,
     build_optimizer,
-    count_step,
+    counted,
     groups_per_worker,
     idle_batch,
     make_scaler,
@@ -190,10 +190,7 @@ class _Worker:
         if self.own_state is not None:
             self.own_state.restore(totals)
         self.position, self.own_state = Position(), None
-        for batch in itertools.chain(batches, itertools.repeat(None)):
-            counts = count_step(batch, self.device, stop=self.stop_watch.is_asked())
-            if counts.num_words == 0:  # nothing left on any worker
-                break
+        for batch, counts in counted(batches, self.device, self.stop_watch.is_asked):
             if counts.stop:
                 self._save_stopped(progress, started, meter, totals)
                 return None

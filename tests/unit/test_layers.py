@@ -39,12 +39,13 @@ EVALUATION_ADAPTERS = ("evaluation.evaluate", "evaluation.pictures")
 TRAIN_ADAPTERS = ("train.feeds", "train.loop", "train.trainer", "train.sweep")
 SERVE_CONTRACT = ("serve.schemas", "serve.backend")
 SERVE_APP = (
-    *("serve.access_log", "serve.app", "serve.documentation", "serve.errors", "serve.examples", "serve.metrics"),
-    *("serve.middleware", "serve.openapi", "serve.pictures", "serve.reading", "serve.service", "serve.streaming"),
+    *("serve.access_log", "serve.app", "serve.errors", "serve.examples", "serve.lingering", "serve.metrics"),
+    *("serve.middleware", "serve.openapi", "serve.pages", "serve.pictures", "serve.reading", "serve.service"),
+    "serve.streaming",
 )
 SERVE_COMPUTE = ("serve.compute", "serve.engine")
 SERVE_PURE = (*SERVE_CONTRACT, *SERVE_APP, *SERVE_COMPUTE)
-SERVE_ADAPTERS = ("serve.deployment", "serve.captioner", "serve.handle")
+SERVE_ADAPTERS = ("serve.deployment", "serve.captioner", "serve.handle", "serve.ray_metrics", "serve.siblings")
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +110,7 @@ LAYERS = (
     Layer(
         SERVE_ADAPTERS,
         (*PURE, *CAPTIONING, *SERVE_PURE, *SERVE_ADAPTERS, "cluster"),
-        (*TORCH, "ray", "pydantic", "starlette"),
+        (*TORCH, "ray", "grpc", "pydantic", "starlette"),
     ),
     # 4, entry
     Layer(("entry",), BASE, ("tyro",)),
