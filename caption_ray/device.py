@@ -1,5 +1,6 @@
 """Which device to compute on, and in which number format."""
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 
 import torch
@@ -47,11 +48,34 @@ def check_kernels(device: torch.device) -> None:
     """Raise UsageError if the installed torch has no kernels for this GPU, before the first step fails on it."""
     if device.type != "cuda":
         return
-    major, minor = torch.cuda.get_device_capability(device)
-    built_for = [arch for arch in torch.cuda.get_arch_list() if arch.startswith("sm_")]
-    # Binaries of a major version run on its later minor versions.
-    if not any(int(arch[3:-1]) == major and int(arch[-1]) <= minor for arch in built_for if arch[3:].isdigit()):
-        raise UsageError(
-            f"{torch.cuda.get_device_name(device)} (sm_{major}{minor}): torch {torch.__version__} has kernels for "
-            f"{', '.join(built_for)} only; for a P100 install torch==2.7.1 torchvision==0.22.1"
-        )
+    capability = torch.cuda.get_device_capability(device)
+    built_for = torch.cuda.get_arch_list()
+    if not has_kernels(capability, built_for):
+        raise UsageError(no_kernels(torch.cuda.get_device_name(device), capability, built_for))
+
+
+def has_kernels(capability: tuple[int, int], built_for: Sequence[str]) -> bool:
+    """Tell whether a torch built for some architectures, as `torch.cuda.get_arch_list` names them, runs on a GPU.
+
+    Machine code (sm_) runs on GPUs of its major version from its minor version on; intermediate code (compute_) is
+    translated for any from its version on.
+    """
+    for name in built_for:
+        kind, _, number = name.rstrip("af").partition("_")
+        version = int(number[:-1]), int(number[-1])
+        if version <= capability and (kind == "compute" or version[0] == capability[0]):
+            return True
+    return False
+
+
+def no_kernels(gpu: str, capability: tuple[int, int], built_for: Sequence[str]) -> str:
+    """Return what to say of a GPU that the installed torch has no kernels for."""
+    remedy = (
+        "for the P100 install with pip install -c slurm/constraints-p100.txt -e ., which slurm/setup_env.sh does"
+        if capability < (7, 0)
+        else "install a torch that was built for it, or compute with --device cpu"
+    )
+    return (
+        f"{gpu} (sm_{capability[0]}{capability[1]}): torch {torch.__version__} has kernels for "
+        f"{', '.join(built_for)} only; {remedy}"
+    )

@@ -1,6 +1,6 @@
 """The one way in for every job: a command line in, one call, JSON on stdout, logs on stderr, an exit code.
 
-Exit codes: 0 done, 1 failed, 2 wrong use, 130 interrupted from the keyboard.
+Exit codes: 0 done, 1 failed, 2 wrong use, 75 stopped as asked with work left, 130 interrupted from the keyboard.
 """
 
 import json

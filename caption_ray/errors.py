@@ -69,5 +69,11 @@ class RunError(CaptionRayError):
     """A training run cannot start, or go on under this name."""
 
 
+class WorkLeftError(CaptionRayError):
+    """A training run was asked to stop, has saved, and goes on by the same command; the code is EX_TEMPFAIL."""
+
+    exit_code = 75
+
+
 class QualityError(CaptionRayError):
     """A trained model does not reach the score that it must reach."""

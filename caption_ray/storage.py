@@ -101,6 +101,13 @@ def write_text(location: str, content: str) -> None:
     write_bytes(location, content.encode("utf-8"))
 
 
+def delete_file(location: str) -> None:
+    """Delete a file; an absent one is fine."""
+    filesystem, path = open_location(location)
+    if filesystem.get_file_info(path).type == fs.FileType.File:
+        filesystem.delete_file(path)
+
+
 def delete_folder(location: str) -> None:
     """Delete a folder and all below it; an absent one is fine."""
     filesystem, path = open_location(location)

@@ -12,7 +12,10 @@ from caption_ray.train.trainer import TrainRequest, train
 
 
 class Arguments(Settings):
-    """Train by a preset, any setting of which can be changed; the same command again goes on where it stopped."""
+    """Train by a preset, any setting of which can be changed; the same command again goes on where it stopped.
+
+    SIGTERM, SIGUSR1 or a file STORAGE/NAME/stop have it save and end with exit code 75.
+    """
 
     data: str = Field(description="Prepared data set (see jobs/prepare_data.py).")
     features: str | None = Field(
@@ -23,9 +26,19 @@ class Arguments(Settings):
     num_workers: int | None = Field(
         None, ge=1, description="Data-parallel workers; by default one per GPU, or one on CPUs."
     )
+    min_workers: int | None = Field(
+        None,
+        ge=1,
+        description="With how few of them training goes on where nodes are lost; by default it waits for all.",
+    )
     device: Literal["auto", "cpu", "gpu"] = Field("auto", description="What the workers compute on.")
     cpus_per_worker: float | None = Field(
         None, gt=0, description="CPUs reserved per worker; by default all but one are shared out."
+    )
+    stage: str | None = Field(
+        None,
+        description="Folder on a disk of each node, to which it copies what it reads of the data; variables such as "
+        "$TMPDIR are the node's.",
     )
     experiment: Annotated[Experiment, tyro.conf.arg(name="")] = Field(default_factory=Experiment)
     preset: Annotated[str, tyro.conf.Suppress] = "flickr8k"
@@ -42,8 +55,10 @@ def main(arguments: Arguments) -> dict[str, object]:
             storage=arguments.storage,
             name=arguments.name,
             num_workers=arguments.num_workers,
+            min_workers=arguments.min_workers,
             device=arguments.device,
             cpus_per_worker=arguments.cpus_per_worker,
+            stage=arguments.stage,
         )
     )
     return {"bundle": outcome.bundle, "was_finished": outcome.was_finished, **outcome.metrics}

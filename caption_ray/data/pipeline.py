@@ -20,6 +20,7 @@ from caption_ray.data import images
 from caption_ray.data.batches import PictureFormat
 from caption_ray.data.feature_manifest import FeatureManifest
 from caption_ray.data.shards import MAX_GROUP_BYTES, MAX_GROUP_ROWS, DatasetManifest, ShardFile
+from caption_ray.data.staging import StagedShard
 
 _MAX_TASK_BYTES = 48 << 20
 """A task reads a row group, or several of few bytes; it hands out up to about this much, or MAX_GROUP_ROWS pictures."""
@@ -52,26 +53,29 @@ class Feed:
     """It is small enough for each worker to fetch its share once and hold it."""
 
 
-def stream_feed(folder: str, manifest: DatasetManifest, split: str, side: int, augment: bool) -> Feed:
+def stream_feed(
+    folder: str, manifest: DatasetManifest, split: str, side: int, augment: bool, stage: str | None = None
+) -> Feed:
     """Return the pictures of a split, decoded anew in every pass by Ray Data's tasks.
 
     With `augment` they come larger than `side`, for workers to take random crops of.
+    stage: a folder on each node, to which shards are copied once (see data.staging).
     """
     stored = images.padded_side(side) if augment else side
     reading = _Reading(columns=["name", "captions", "image"], picture_bytes=3 * stored**2, decode_to=stored)
     return Feed(
-        dataset=_read(folder, manifest.splits[split].files, reading),
+        dataset=_read(folder, manifest.splits[split].files, reading, stage),
         picture_format=PictureFormat(shape=(3, stored, stored), dtype="|u1"),
         crop_to=side if augment else None,
         resident=False,
     )
 
 
-def cached_feed(folder: str, manifest: FeatureManifest, split: str, augment: bool) -> Feed:
+def cached_feed(folder: str, manifest: FeatureManifest, split: str, augment: bool, stage: str | None = None) -> Feed:
     """Return the cached features of a split; with `augment` all their views.
 
     Workers hold them where they take a small part of every node's object store, and else have them read anew in every
-    epoch.
+    epoch. stage: as for `stream_feed`.
     """
     files = manifest.splits[split]
     views = manifest.num_views if augment and split == "train" else 1
@@ -82,7 +86,7 @@ def cached_feed(folder: str, manifest: FeatureManifest, split: str, augment: boo
     )
     num_bytes = sum(file.num_rows for file in files) * reading.picture_bytes
     return Feed(
-        dataset=_read(folder, files, reading),
+        dataset=_read(folder, files, reading, stage),
         picture_format=manifest.picture_format,
         crop_to=None,
         resident=num_bytes < _RESIDENT_SHARE * _smallest_object_store(),
@@ -104,7 +108,7 @@ class _Reading:
     decode_to: int | None
 
 
-def _read(folder: str, files: Sequence[ShardFile], reading: _Reading) -> ray.data.Dataset:
+def _read(folder: str, files: Sequence[ShardFile], reading: _Reading, stage: str | None) -> ray.data.Dataset:
     """Return the rows of some shards in order.
 
     A task reads some row groups of a file, decodes them and hands out a block at a time: pictures' bytes go from the
@@ -116,7 +120,8 @@ def _read(folder: str, files: Sequence[ShardFile], reading: _Reading) -> ray.dat
     for file in files:
         num_groups = max(-(-file.num_rows // MAX_GROUP_ROWS), file.num_bytes // MAX_GROUP_BYTES)
         of = min(num_groups, -(-file.num_rows // task_rows))  # more would leave some without a row group
-        pieces += [{"location": storage.join(folder, file.name), "piece": piece, "of": of} for piece in range(of)]
+        shard = StagedShard(location=storage.join(folder, file.name), file=file, stage=stage).model_dump_json()
+        pieces += [{"shard": shard, "piece": piece, "of": of} for piece in range(of)]
     num_bytes = sum(file.num_rows for file in files) * reading.picture_bytes
     block_rows = max(1, min(num_bytes // _BLOCKS_PER_SPLIT, _MAX_BLOCK_BYTES) // reading.picture_bytes)
     dataset = ray.data.from_items(pieces, override_num_blocks=len(pieces)).map_batches(
@@ -142,7 +147,7 @@ def _read(folder: str, files: Sequence[ShardFile], reading: _Reading) -> ray.dat
 def _read_pieces(pieces: pa.Table, reading: _Reading, block_rows: int) -> Iterator[pa.Table]:
     """Yield the rows of pieces of shards, `block_rows` at a time."""
     for piece in pieces.to_pylist():
-        filesystem, path = storage.open_location(piece["location"])
+        filesystem, path = storage.open_location(StagedShard.model_validate_json(piece["shard"]).local())
         with filesystem.open_input_file(path) as stream:
             file = pq.ParquetFile(stream)
             first, last = (

@@ -1,5 +1,6 @@
 """The function that every Ray Train worker runs: epochs, dev decoding, checkpoints."""
 
+import itertools
 import logging
 import tempfile
 import time
@@ -12,6 +13,7 @@ import ray.train
 import ray.train.torch
 import torch
 
+from caption_ray import storage
 from caption_ray.data.batch_plan import BatchPlan
 from caption_ray.data.batches import CaptionBatch, PictureFormat, batched
 from caption_ray.data.images import seeded_generator
@@ -25,12 +27,21 @@ from caption_ray.text.vocabulary import Vocabulary
 from caption_ray.train.board import NUM_SHOWN, Board
 from caption_ray.train.dev import DevResult, decode_share, gather_result
 from caption_ray.train.encoder_source import load_encoder
+from caption_ray.train.meter import Meter, dev_values, metric_name, summary
+from caption_ray.train.run_folder import stopped_checkpoint, stopped_location
 from caption_ray.train.schedule import learning_rate_factor
 from caption_ray.train.setup import DDP_OPTIONS, FeedPlan, RunPlan, build_training_model
-from caption_ray.train.state import Progress, evaluated_model, load_state, save_state
+from caption_ray.train.state import (
+    Position,
+    Progress,
+    WorkerState,
+    evaluated_model,
+    load_state,
+    load_worker_state,
+    save_state,
+)
 from caption_ray.train.steps import (
     NonFiniteLossError,
-    StepCounts,
     Stepper,
     all_reduce,
     average_weights,
@@ -41,10 +52,10 @@ from caption_ray.train.steps import (
     make_scaler,
     set_learning_rate,
 )
+from caption_ray.train.stopping import StopWatch
 
 logger = logging.getLogger(__name__)
 
-_LOG_INTERVAL_S = 10.0
 _DEV_BATCH = 32
 
 _Item = TypeVar("_Item")
@@ -53,7 +64,8 @@ _Item = TypeVar("_Item")
 def train_loop(config: dict[str, object]) -> dict[str, object]:
     """Train by the RunPlan in `config`; Ray calls it in every worker, again from the last checkpoint after a failure.
 
-    Returns {"failed": reason} where training cannot go on, which no restart would change; else an empty mapping.
+    Returns {"failed": reason} where training cannot go on, which no restart would change, {"stopped": where} where it
+    was asked to stop and has saved; else an empty mapping.
     """
     configure_logging()
     quieten_ray_workers()  # again: Ray Train has set up its loggers since the process started
@@ -69,15 +81,17 @@ def train_loop(config: dict[str, object]) -> dict[str, object]:
     board = Board(plan.run_folder, pictures, progress.epochs_done + 1) if rank == 0 else None
     try:
         while not progress.is_over(training.epochs, training.patience):
-            epoch, started = progress.epochs_done, time.monotonic()
-            values = worker.train_epoch(epoch)
+            started = time.monotonic()
+            values = worker.train_epoch(progress)
+            if values is None:
+                return {"stopped": f"in epoch {progress.epochs_done + 1} of {training.epochs}"}
             result = worker.decode_dev(frozenset(pictures))
-            values |= _dev_values(result)
+            values |= dev_values(result)
             score = getattr(result.scores, training.select_by)
             progress = progress.after_epoch(score, time.monotonic() - started)
             if board is not None:
                 board.add_epoch(progress.epochs_done, values, result.shown)
-                logger.info("%s", _summary(progress, training.epochs, values))
+                logger.info("%s", summary(progress, training.epochs, values))
             worker.report(progress, values)
     except NonFiniteLossError as error:
         return {"failed": str(error)}
@@ -118,34 +132,68 @@ class _Worker:
         # Ray has the workers wait for each other at every shard: all ask for them in the same order.
         self.train_share = _share("train", self.train_plan.read, plan.train_feed)
         self.dev_share = _share("dev", self.dev_plan.rows, plan.dev_feed)
-        if self.rank == 0:
-            logger.info("%d worker(s) on %s, %s", self.num_workers, self.device.type, precision)
+        # One looks, and tells the others: what all workers see of a shared file system may differ for a while.
+        self.stop_watch = StopWatch(plan.stop_files if self.rank == 0 else ())
+        self.position = Position()
+        """Where in the first epoch to begin."""
+        self.own_state: WorkerState | None = None
+        """What this worker knew there; None at an epoch's start."""
+        neighbours = ray.train.get_context().get_local_world_size()
+        told = (self.num_workers, self.device.type, neighbours, precision)
+        self._say("%d worker(s) on %s, %d of them on this node; %s", *told)
 
     def resume(self) -> Progress:
         """Load the last checkpoint, if there is one, and return how far it had come."""
         checkpoint = ray.train.get_checkpoint()
         if checkpoint is None and self.plan.resume_from is not None:
             checkpoint = ray.train.Checkpoint(self.plan.resume_from)
-        if checkpoint is None:
-            return Progress()
-        with checkpoint.as_directory() as folder:
-            progress = load_state(Path(folder), self.stepper)
-        if self.rank == 0:
-            logger.info("going on after epoch %d of run %s", progress.epochs_done, self.plan.name)
+        progress = Progress()
+        if checkpoint is not None:
+            with checkpoint.as_directory() as folder:
+                progress = load_state(Path(folder), self.stepper)
+        stopped = stopped_checkpoint(self.plan.run_folder)
+        if stopped is not None and stopped.position and stopped.progress.epochs_done == progress.epochs_done:
+            epoch, position = progress.epochs_done + 1, stopped.position
+            if position.num_workers == self.num_workers:
+                with ray.train.Checkpoint(stopped_location(self.plan.run_folder)).as_directory() as folder:
+                    progress = load_state(Path(folder), self.stepper)
+                    self.own_state = load_worker_state(Path(folder), self.rank)
+                self.position = position
+                self._say("going on after step %d of epoch %d of run %s", position.num_steps, epoch, self.plan.name)
+                return progress
+            self._say("epoch %d is begun again: it was stopped with %d worker(s)", epoch, position.num_workers)
+        if checkpoint is not None:
+            self._say("going on after epoch %d of run %s", progress.epochs_done, self.plan.name)
         return progress
 
-    def train_epoch(self, epoch: int) -> dict[str, float]:
-        """Train on every caption once; return the epoch's loss, rate and speed over all workers."""
+    def _say(self, message: str, *values: object) -> None:
+        """Log a line once, not from every worker."""
+        if self.rank == 0:
+            logger.info(message, *values)
+
+    def train_epoch(self, progress: Progress) -> dict[str, float] | None:
+        """Train on every caption once; return the epoch's loss, rate and speed over all workers.
+
+        Returns None where it was asked to stop and has saved where it is.
+        """
+        epoch, started = progress.epochs_done, time.monotonic()
         experiment = self.plan.experiment
         # Dropout must not depend on how many steps ran before: a resumed run repeats an undisturbed one.
         torch.manual_seed(int(seeded_generator(experiment.training.seed, "dropout", epoch, self.rank).integers(2**62)))
         self.stepper.wrapped.train()
         totals = torch.zeros(2, dtype=torch.float64, device=self.device)  # loss sum, words
-        meter = _Meter(epoch, self.plan)
+        meter = Meter(epoch, self.plan, self.position)
         factor = 1.0
         share = self.train_share
         batches = self.train_plan.train_batches(share, epoch, resident=share.resident)
-        for batch, counts in counted(batches, self.device):
+        batches = itertools.islice(batches, self.position.num_steps, None)
+        if self.own_state is not None:
+            self.own_state.restore(totals)
+        self.position, self.own_state = Position(), None
+        for batch, counts in counted(batches, self.device, self.stop_watch.is_asked):
+            if counts.stop:
+                self._save_stopped(progress, started, meter, totals)
+                return None
             factor = learning_rate_factor(experiment.optimizer, (epoch + meter.share) / experiment.training.epochs)
             set_learning_rate(self.stepper.optimizer, factor)
             totals += self.stepper.step(batch, counts)
@@ -179,7 +227,7 @@ class _Worker:
 
     def report(self, progress: Progress, values: Mapping[str, float]) -> None:
         """Hand the epoch's values, and on rank 0 a checkpoint, to Ray."""
-        metrics = {_metric_name(name): value for name, value in values.items()}
+        metrics = {metric_name(name): value for name, value in values.items()}
         metrics |= {"epoch": progress.epochs_done, "train_seconds": progress.train_seconds}
         if self.rank != 0:
             ray.train.report(metrics)
@@ -191,6 +239,19 @@ class _Worker:
                 checkpoint=ray.train.Checkpoint(folder),
                 checkpoint_dir_name=f"epoch_{progress.epochs_done:04d}",
             )
+
+    def _save_stopped(self, progress: Progress, started: float, meter: Meter, totals: torch.Tensor) -> None:
+        """Save in the midst of an epoch, with what each worker alone knows."""
+        states = WorkerState.take(totals).gather()
+        if self.rank != 0:
+            return
+        progress = progress.model_copy(update={"train_seconds": progress.train_seconds + time.monotonic() - started})
+        location = stopped_location(self.plan.run_folder)
+        storage.delete_folder(location)
+        with tempfile.TemporaryDirectory() as folder:
+            save_state(Path(folder), self.stepper, progress, {}, meter.position(self.num_workers), states)
+            storage.copy_folder(folder, location)
+        logger.info("asked to stop: saved after step %d of %s", meter.num_steps, meter)
 
     def _plan_batches(self, feed: FeedPlan) -> BatchPlan:
         training = self.plan.experiment.training
@@ -220,71 +281,3 @@ def _share(split: str, read: Callable[[Iterable[pa.Table]], Iterator[_Item]], fe
 def _idle_batch(feed: FeedPlan) -> CaptionBatch:
     shape = feed.shape if feed.crop_to is None else (feed.shape[0], feed.crop_to, feed.crop_to)
     return idle_batch(shape, torch.uint8 if feed.dtype == "|u1" else torch.float16)
-
-
-class _Meter:
-    """Counts what went through an epoch, over all workers, and says now and then how far it is."""
-
-    def __init__(self, epoch: int, plan: RunPlan) -> None:
-        self.epoch = epoch
-        self.plan = plan
-        self.num_words = 0
-        self.num_captions = 0
-        self.started = self.logged = time.monotonic()
-
-    def add(self, counts: StepCounts) -> None:
-        self.num_words += counts.num_words
-        self.num_captions += counts.num_captions
-
-    @property
-    def share(self) -> float:
-        """How much of the epoch's captions went through."""
-        return min(self.num_captions / self.plan.num_train_captions, 1.0)
-
-    @property
-    def words_per_s(self) -> float:
-        return self.num_words / (time.monotonic() - self.started)
-
-    @property
-    def captions_per_s(self) -> float:
-        return self.num_captions / (time.monotonic() - self.started)
-
-    def is_due(self) -> bool:
-        """Tell, at most every ten seconds, that it is time for a line."""
-        now = time.monotonic()
-        if now - self.logged < _LOG_INTERVAL_S:
-            return False
-        self.logged = now
-        return True
-
-    def __str__(self) -> str:
-        left = (time.monotonic() - self.started) * (1 / self.share - 1)
-        return (
-            f"epoch {self.epoch + 1} of {self.plan.experiment.training.epochs}: {self.share:.0%}, "
-            f"{self.captions_per_s:,.0f} captions/s, {left:.0f} s left"
-        )
-
-
-def _metric_name(curve: str) -> str:
-    """Return a curve's name as a metric: dev/bleu_4 is bleu_4, loss/train is train_loss."""
-    group, _, name = curve.partition("/")
-    return f"{name}_loss" if group == "loss" else name
-
-
-def _dev_values(result: DevResult) -> dict[str, float]:
-    scores = result.scores
-    return {
-        "loss/dev": result.loss,
-        **{f"dev/{name}": getattr(scores, name) for name in ("bleu_1", "bleu_2", "bleu_3", "bleu_4")},
-        "dev/cider": scores.cider,
-        "dev/rouge_l": scores.rouge_l,
-        "dev/mean_words": scores.mean_words,
-    }
-
-
-def _summary(progress: Progress, epochs: int, values: Mapping[str, float]) -> str:
-    return (
-        f"epoch {progress.epochs_done} of {epochs}: loss {values['loss/train']:.3f}, "
-        f"dev loss {values['loss/dev']:.3f}, BLEU-4 {values['dev/bleu_4']:.3f}, CIDEr {values['dev/cider']:.3f}, "
-        f"{values['speed/captions_per_s']:,.0f} captions/s; best epoch {progress.best_epoch}"
-    )

@@ -1,7 +1,8 @@
 """What each training worker asks of the cluster, checked before anything waits for it."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from caption_ray.errors import UsageError
@@ -12,10 +13,17 @@ class WorkerResources:
     """How many workers there are, and what Ray reserves for each."""
 
     num_workers: int
+    min_workers: int
+    """With how few training goes on where nodes are lost."""
     use_gpu: bool
     cpus_per_worker: float
     threads_per_worker: int
     """Torch threads of a CPU worker; 0 where the work is a GPU's."""
+
+    @property
+    def range(self) -> int | tuple[int, int]:
+        """How many workers there are, in Ray's terms."""
+        return self.num_workers if self.min_workers == self.num_workers else (self.min_workers, self.num_workers)
 
     @property
     def per_worker(self) -> dict[str, float]:
@@ -29,14 +37,21 @@ def plan_workers(
     *,
     device: Literal["auto", "cpu", "gpu"] = "auto",
     num_workers: int | None = None,
+    min_workers: int | None = None,
     cpus_per_worker: float | None = None,
 ) -> WorkerResources:
     """Fit the workers to the nodes of a cluster, given the resources of each (as `ray.nodes()` has them).
 
     By default there is a worker per GPU, or one where there is none; all workers together leave a CPU to Ray Data,
     whose tasks would else never start. A worker lies on one node. Raises UsageError where more is asked for than the
-    nodes have: Ray itself would wait for it, for ever.
+    nodes have: Ray itself would wait for it, for ever. With `min_workers`, as many of `num_workers` as fit will do to
+    begin with.
     """
+    if min_workers is not None:
+        if num_workers is None or min_workers > num_workers:
+            raise UsageError(f"--min-workers {min_workers}: must be at most --num-workers, which is {num_workers}")
+        planned = _plan_most(nodes, range(num_workers, min_workers - 1, -1), device, cpus_per_worker)
+        return replace(planned, num_workers=num_workers, min_workers=min_workers)
     num_cpus = sum(node.get("CPU", 0.0) for node in nodes)
     num_gpus = int(sum(node.get("GPU", 0.0) for node in nodes))
     use_gpu = num_gpus > 0 if device == "auto" else device == "gpu"
@@ -58,10 +73,24 @@ def plan_workers(
         )
     return WorkerResources(
         num_workers=wanted,
+        min_workers=wanted,
         use_gpu=use_gpu,
         cpus_per_worker=share,
         threads_per_worker=0 if use_gpu else _threads(nodes, share, wanted),
     )
+
+
+def _plan_most(
+    nodes: Sequence[Mapping[str, float]],
+    counts: Sequence[int],
+    device: Literal["auto", "cpu", "gpu"],
+    cpus_per_worker: float | None,
+) -> WorkerResources:
+    """Fit the first of some numbers of workers that the nodes have room for; UsageError names the last one."""
+    for count in counts[:-1]:
+        with suppress(UsageError):
+            return plan_workers(nodes, device=device, num_workers=count, cpus_per_worker=cpus_per_worker)
+    return plan_workers(nodes, device=device, num_workers=counts[-1], cpus_per_worker=cpus_per_worker)
 
 
 def _fits(nodes: Sequence[Mapping[str, float]], share: float, wanted: int, use_gpu: bool) -> bool:

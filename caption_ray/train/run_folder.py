@@ -14,6 +14,7 @@ from caption_ray.train.state import PROGRESS_NAME, STATE_NAME, CheckpointRecord
 logger = logging.getLogger(__name__)
 
 _RECORD_NAME = "run.json"
+_STOPPED_NAME = "stopped"
 # Ray Train's own list of checkpoints.
 _SNAPSHOT_NAME = "checkpoint_manager_snapshot.json"
 
@@ -32,6 +33,19 @@ class RunRecord(Settings):
 def bundle_location(run_folder: str) -> str:
     """Return where a run leaves its bundle."""
     return storage.join(run_folder, "bundle")
+
+
+def stopped_location(run_folder: str) -> str:
+    """Return where a run that was stopped in the midst of an epoch leaves its checkpoint.
+
+    It is none of Ray Train's, which ranks checkpoints by scores: these come at the end of an epoch.
+    """
+    return storage.join(run_folder, _STOPPED_NAME)
+
+
+def stopped_checkpoint(run_folder: str) -> CheckpointRecord | None:
+    """Return the record of that checkpoint, None where there is none, or none whole."""
+    return _read_record(stopped_location(run_folder))
 
 
 def is_finished(run_folder: str) -> bool:
@@ -94,16 +108,20 @@ def mend_snapshot(run_folder: str) -> str | None:
 
 
 def whole_checkpoints(run_folder: str) -> dict[str, CheckpointRecord]:
-    """Return the records of a run's checkpoints by location, oldest first, without those that a kill cut off."""
-    whole = {}
-    for name in storage.list_files(run_folder):
-        if not name.endswith(f"/{PROGRESS_NAME}"):
-            continue
-        location = storage.join(run_folder, name.rpartition("/")[0])
-        try:
-            record = CheckpointRecord.model_validate_json(storage.read_bytes(storage.join(location, PROGRESS_NAME)))
-        except ValidationError:
-            continue
-        if storage.num_bytes(storage.join(location, STATE_NAME)) == record.state_bytes:
-            whole[location] = record
-    return dict(sorted(whole.items(), key=lambda pair: pair[1].progress.epochs_done))
+    """Return the records of a run's checkpoints between epochs by location, oldest first, without those cut off."""
+    names = [name.rpartition("/")[0] for name in storage.list_files(run_folder) if name.endswith(f"/{PROGRESS_NAME}")]
+    records = {
+        location: record
+        for location in (storage.join(run_folder, name) for name in names if name != _STOPPED_NAME)
+        if (record := _read_record(location)) is not None
+    }
+    return dict(sorted(records.items(), key=lambda pair: pair[1].progress.epochs_done))
+
+
+def _read_record(location: str) -> CheckpointRecord | None:
+    """Return a checkpoint's record, None where it is absent or was cut off by a kill."""
+    try:
+        record = CheckpointRecord.model_validate_json(storage.read_bytes(storage.join(location, PROGRESS_NAME)))
+    except (FileNotFoundError, ValidationError):
+        return None
+    return record if storage.num_bytes(storage.join(location, STATE_NAME)) == record.state_bytes else None

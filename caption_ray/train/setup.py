@@ -65,6 +65,7 @@ class RunPlan(Settings):
     resume_from: str | None = Field(
         None, description="Checkpoint to start from where Ray's own record of them was lost."
     )
+    stop_files: tuple[str, ...] = Field(description="Files any of which asks the run to save and stop.")
 
 
 def build_training_model(plan: RunPlan, encoder: Encoder | None, vocabulary_size: int) -> CaptionModel:

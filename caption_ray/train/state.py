@@ -4,17 +4,19 @@ A checkpoint is a folder with `state.pt` (tensors and numbers; loads with `weigh
 The encoder is in it only where it is fine-tuned; a frozen one comes from where it came from at the start.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from pydantic import Field
 from torch.optim.swa_utils import AveragedModel
 
 from caption_ray.config import Settings
 from caption_ray.errors import RunError
 from caption_ray.model.caption_model import CaptionModel
-from caption_ray.train.steps import Stepper
+from caption_ray.train.steps import Stepper, world_size
 
 STATE_NAME = "state.pt"
 PROGRESS_NAME = "progress.json"
@@ -46,16 +48,64 @@ class Progress(Settings):
         )
 
 
+class Position(Settings):
+    """How far a run has come in an epoch; it goes on from there with as many workers alone, each having its share."""
+
+    num_steps: int = Field(0, ge=0, description="Optimiser steps done.")
+    num_words: int = Field(0, ge=0, description="Words trained on, over all workers.")
+    num_captions: int = Field(0, ge=0, description="Captions trained on, over all workers.")
+    num_workers: int = Field(1, ge=1, description="Workers that the epoch's pictures are dealt out to.")
+
+
 class CheckpointRecord(Settings):
     """What a checkpoint says of itself, in `progress.json`."""
 
     progress: Progress
     metrics: dict[str, float] = Field(description="Loss, dev scores and speed of its last epoch.")
     state_bytes: int = Field(description="Size of `state.pt`; a copy that was cut off has another.")
+    position: Position | None = Field(None, description="Where in the next epoch it was taken; None before it.")
 
 
-def save_state(folder: Path, stepper: Stepper, progress: Progress, metrics: Mapping[str, float]) -> None:
-    """Write a checkpoint into an existing folder."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerState:
+    """What one worker alone knows in the midst of an epoch."""
+
+    totals: torch.Tensor
+    """Loss sum and words so far, (2,)."""
+    random: torch.Tensor
+    """State of the generator that dropout draws from."""
+
+    @classmethod
+    def take(cls, totals: torch.Tensor) -> "WorkerState":
+        """Return this worker's."""
+        random = torch.cuda.get_rng_state() if totals.is_cuda else torch.get_rng_state()
+        return cls(totals=totals.cpu(), random=random)
+
+    def restore(self, totals: torch.Tensor) -> None:
+        """Have the worker be as it was, its totals in `totals`."""
+        totals.copy_(self.totals)
+        if totals.is_cuda:
+            torch.cuda.set_rng_state(self.random)
+        else:
+            torch.set_rng_state(self.random)
+
+    def gather(self) -> list["WorkerState"]:
+        """Return those of all workers, in order. Every worker must call it."""
+        states = [self] * world_size()
+        if world_size() > 1:
+            dist.all_gather_object(states, self)
+        return states
+
+
+def save_state(
+    folder: Path,
+    stepper: Stepper,
+    progress: Progress,
+    metrics: Mapping[str, float],
+    position: Position | None = None,
+    workers: Sequence[WorkerState] = (),
+) -> None:
+    """Write a checkpoint into an existing folder; in the midst of an epoch with the states of its workers."""
     average = stepper.average
     torch.save(
         {
@@ -64,11 +114,15 @@ def save_state(folder: Path, stepper: Stepper, progress: Progress, metrics: Mapp
             "num_averaged": 0 if average is None else int(average.n_averaged),
             "optimizer": stepper.optimizer.state_dict(),
             "scaler": stepper.scaler.state_dict(),
+            "workers": [{"totals": worker.totals, "random": worker.random} for worker in workers],
         },
         folder / STATE_NAME,
     )
     record = CheckpointRecord(
-        progress=progress, metrics=dict(metrics), state_bytes=(folder / STATE_NAME).stat().st_size
+        progress=progress,
+        metrics=dict(metrics),
+        state_bytes=(folder / STATE_NAME).stat().st_size,
+        position=position,
     )
     (folder / PROGRESS_NAME).write_text(record.model_dump_json(indent=1))
 
@@ -87,6 +141,12 @@ def load_state(folder: Path, stepper: Stepper) -> Progress:
     except (RuntimeError, ValueError, KeyError) as error:
         raise RunError(f"{folder}: a checkpoint of another model: {error}; use another --name") from error
     return CheckpointRecord.model_validate_json((folder / PROGRESS_NAME).read_bytes()).progress
+
+
+def load_worker_state(folder: Path, rank: int) -> WorkerState:
+    """Return what a worker alone knew, of a checkpoint in the midst of an epoch."""
+    state = torch.load(folder / STATE_NAME, map_location="cpu", weights_only=True)
+    return WorkerState(**state["workers"][rank])
 
 
 def load_best_weights(folder: Path, model: CaptionModel) -> None:

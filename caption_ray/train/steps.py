@@ -73,44 +73,55 @@ class StepCounts:
 
     num_words: int
     num_captions: int
+    stop: bool = False
+    """One of them was asked to stop, and all do so before this step."""
 
     @classmethod
-    def of(cls, batch: CaptionBatch | None) -> "StepCounts":
+    def of(cls, batch: CaptionBatch | None, stop: bool = False) -> "StepCounts":
         """Return what is in a worker's own batch; nothing where it has none left."""
-        return cls(0, 0) if batch is None else cls(batch.num_words, len(batch.lengths))
+        return cls(0, 0, stop) if batch is None else cls(batch.num_words, len(batch.lengths), stop)
 
 
-def counted(batches: Iterable[CaptionBatch], device: torch.device) -> Iterator[tuple[CaptionBatch | None, StepCounts]]:
+def counted(
+    batches: Iterable[CaptionBatch], device: torch.device, is_asked: Callable[[], bool] = lambda: False
+) -> Iterator[tuple[CaptionBatch | None, StepCounts]]:
     """Yield each step's batch and what all workers together take in it, until nobody has any left.
+
+    is_asked: tells whether this worker was asked to stop; the step at which all hear of it is the last, and is not to
+    be done.
 
     Workers may have unequal numbers of batches: one that is through goes on with None. Each must go all the way, and
     ask for a step only when it is done with the last one: the counts of the next are on their way meanwhile, rather
     than have the workers wait for each other once more in every step.
     """
     own = itertools.chain(batches, itertools.repeat(None))
-    following = _begin_count(next(own), device)
+    following = _begin_count(next(own), device, is_asked())
     while True:
         batch, finish = following
         counts = finish()
         if counts.num_words == 0:
             return
-        following = _begin_count(next(own), device)
+        if counts.stop:
+            yield batch, counts
+            return
+        following = _begin_count(next(own), device, is_asked())
         yield batch, counts
 
 
 def _begin_count(
-    batch: CaptionBatch | None, device: torch.device
+    batch: CaptionBatch | None, device: torch.device, stop: bool
 ) -> tuple[CaptionBatch | None, Callable[[], StepCounts]]:
     """Start to sum the counts of a batch over all workers; return it and what waits for the sums."""
-    own = StepCounts.of(batch)
+    own = StepCounts.of(batch, stop)
     if world_size() == 1:
         return batch, lambda: own
-    sums = torch.tensor((own.num_words, own.num_captions), device=device)
+    sums = torch.tensor((own.num_words, own.num_captions, own.stop), device=device)
     work = dist.all_reduce(sums, async_op=True)
 
     def finish() -> StepCounts:
         work.wait()
-        return StepCounts(*sums.tolist())
+        num_words, num_captions, num_stops = sums.tolist()
+        return StepCounts(num_words, num_captions, num_stops > 0)
 
     return batch, finish
 

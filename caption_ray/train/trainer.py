@@ -14,14 +14,15 @@ from caption_ray import storage
 from caption_ray.bundle import BundleConfig, load_bundle, save_bundle
 from caption_ray.cluster import KEEP_MEMORY, connect
 from caption_ray.config import Experiment
-from caption_ray.data.pipeline import ExactSplit, Feed, cached_feed, stream_feed
+from caption_ray.data.pipeline import ExactSplit
 from caption_ray.data.shards import VOCABULARY_NAME, DatasetManifest, first_pictures, load_manifest, read_vocabulary
 from caption_ray.device import resolve_precision
-from caption_ray.errors import DatasetError, RunError, UsageError
+from caption_ray.errors import DatasetError, RunError, UsageError, WorkLeftError
 from caption_ray.model.caption_model import CaptionModel
 from caption_ray.model.decoder import Decoder
 from caption_ray.text.vocabulary import Vocabulary
 from caption_ray.train.encoder_source import EncoderSource, find_encoder, save_encoder
+from caption_ray.train.feeds import build_feeds, describe
 from caption_ray.train.loop import train_loop
 from caption_ray.train.resources import WorkerResources, plan_workers
 from caption_ray.train.run_folder import (
@@ -30,11 +31,13 @@ from caption_ray.train.run_folder import (
     claim,
     is_finished,
     mend_snapshot,
+    stopped_location,
     whole_checkpoints,
 )
-from caption_ray.train.setup import FeedPlan, RunPlan, measure_features
+from caption_ray.train.setup import RunPlan, measure_features
 from caption_ray.train.state import load_best_weights
 from caption_ray.train.steps import groups_per_worker
+from caption_ray.train.stopping import stop_files, stop_on_signal
 
 logger = logging.getLogger(__name__)
 
@@ -57,8 +60,12 @@ class TrainRequest:
     storage: str
     name: str
     num_workers: int | None = None
+    min_workers: int | None = None
+    """With how few the run goes on where nodes are lost, or begins; None: all of them."""
     device: Literal["auto", "cpu", "gpu"] = "auto"
     cpus_per_worker: float | None = None
+    stage: str | None = None
+    """Folder on each node, to which shards are copied once (see data.staging)."""
 
     @property
     def run_folder(self) -> str:
@@ -80,7 +87,7 @@ def train(request: TrainRequest) -> TrainOutcome:
     """Train, or go on with the run of this name, and write the bundle of its best epoch.
 
     Raises UsageError, DatasetError, FeatureCacheError and RunError before anything starts where it cannot; RunError
-    where the training itself fails.
+    where the training itself fails; WorkLeftError where it was asked to stop (see train.stopping) and has saved.
     """
     data = storage.absolute(request.data)
     manifest = load_manifest(data)
@@ -102,6 +109,7 @@ def train(request: TrainRequest) -> TrainOutcome:
             [node["Resources"] for node in ray.nodes() if node["Alive"]],
             device=request.device,
             num_workers=request.num_workers,
+            min_workers=request.min_workers,
             cpus_per_worker=request.cpus_per_worker,
         )
         _check(experiment, workers)
@@ -121,7 +129,8 @@ def _check(experiment: Experiment, workers: WorkerResources) -> None:
     if not workers.use_gpu:
         resolve_precision(experiment.training.precision, torch.device("cpu"))
     try:
-        groups_per_worker(experiment.training, workers.num_workers)
+        for num_workers in range(workers.min_workers, workers.num_workers + 1):
+            groups_per_worker(experiment.training, num_workers)
     except ValueError as error:
         raise UsageError(str(error)) from error
 
@@ -135,7 +144,7 @@ def _fit(
     data: str,
     features: str | None,
 ) -> None:
-    feeds = _build_feeds(experiment, manifest, source, data, features)
+    feeds = build_feeds(experiment, manifest, source, data=data, features=features, stage=request.stage)
     if source.features is None:
         save_encoder(request.run_folder, source.encoder)
     plan = RunPlan(
@@ -152,18 +161,19 @@ def _fit(
             if experiment.model.standardise_features
             else None
         ),
-        train_feed=_describe(feeds["train"]),
-        dev_feed=_describe(feeds["dev"]),
+        train_feed=describe(feeds["train"]),
+        dev_feed=describe(feeds["dev"]),
         num_train_captions=manifest.splits["train"].num_captions,
         num_dev_pictures=manifest.splits["dev"].num_pictures,
         threads_per_worker=workers.threads_per_worker,
         resume_from=mend_snapshot(request.run_folder),
+        stop_files=stop_files(request.run_folder),
     )
     trainer = ray.train.torch.TorchTrainer(
         train_loop,
         train_loop_config=plan.model_dump(mode="json"),
         scaling_config=ray.train.ScalingConfig(
-            num_workers=workers.num_workers,
+            num_workers=workers.range,
             use_gpu=workers.use_gpu,
             resources_per_worker=workers.per_worker,
         ),
@@ -184,40 +194,21 @@ def _fit(
         ),
     )
     try:
-        result = trainer.fit()
+        with stop_on_signal(request.run_folder):
+            result = trainer.fit()
     except Exception as error:
         raise RunError(
             f"run {request.name} failed: {_last_line(error)}\nThe same command goes on from its last checkpoint in "
             f"{request.run_folder}."
         ) from error
-    if isinstance(result.return_value, dict) and "failed" in result.return_value:
-        raise RunError(f"run {request.name} failed: {result.return_value['failed']}")
-
-
-def _build_feeds(
-    experiment: Experiment, manifest: DatasetManifest, source: EncoderSource, data: str, features: str | None
-) -> dict[str, Feed]:
-    augment = experiment.training.augment
-    if source.features is not None and features is not None:
-        if augment and source.features.num_views == 1:
-            logger.warning(
-                "training.augment is without effect: the features in %s have one view a picture; "
-                "jobs/cache_features.py makes more with --num-views",
-                features,
-            )
-        cached = source.features
-        return {split: cached_feed(features, cached, split, augment and split == "train") for split in ("train", "dev")}
-    side = experiment.encoder.image_size
-    return {split: stream_feed(data, manifest, split, side, augment and split == "train") for split in ("train", "dev")}
-
-
-def _describe(feed: Feed) -> FeedPlan:
-    return FeedPlan(
-        shape=feed.picture_format.shape,
-        dtype=feed.picture_format.dtype,
-        crop_to=feed.crop_to,
-        resident=feed.resident,
-    )
+    ended = result.return_value or {}
+    if "failed" in ended:
+        raise RunError(f"run {request.name} failed: {ended['failed']}")
+    if "stopped" in ended:
+        raise WorkLeftError(
+            f"run {request.name} was asked to stop, and did so {ended['stopped']}; the same command goes on from there"
+        )
+    storage.delete_folder(stopped_location(request.run_folder))
 
 
 def _last_line(error: BaseException) -> str:

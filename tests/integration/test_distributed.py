@@ -73,6 +73,7 @@ class Outcome:
     counts: list[StepCounts]
     loss_sums: list[float]
     sum_of_ranks: float
+    stops: list[bool]
     dev: DevResult
 
 
@@ -84,12 +85,14 @@ def run_steps(stepper: Stepper, batches: list[CaptionBatch], dev: DevShare, rank
     ranks = torch.tensor([float(rank)])
     all_reduce(ranks)
     assert stepper.average is not None
+    stops = [counts.stop for _, counts in counted(batches, CPU, lambda: rank == 1)]
     return Outcome(
         weights=torch.nn.utils.parameters_to_vector(stepper.model.parameters()).detach(),
         average=torch.nn.utils.parameters_to_vector(stepper.average.parameters()).detach(),
         counts=counts,
         loss_sums=loss_sums,
         sum_of_ranks=float(ranks),
+        stops=stops,
         dev=gather_result(dev, Vocabulary(("<pad>", "<start>", "<end>", "<unk>", "a", "dog", "runs", "on")), 3),
     )
 
@@ -153,6 +156,11 @@ def test_workers_count_together_and_return_the_loss_of_their_own_words(
     together = [sum(losses) for losses in zip(*(outcome.loss_sums for outcome in two_workers), strict=True)]
     assert together == pytest.approx(one_worker.loss_sums, rel=1e-5)
     assert (one_worker.sum_of_ranks, *(outcome.sum_of_ranks for outcome in two_workers)) == (0.0, 1.0, 1.0)
+
+
+def test_what_one_worker_is_asked_all_of_them_hear(one_worker: Outcome, two_workers: list[Outcome]) -> None:
+    assert [outcome.stops for outcome in two_workers] == [[True], [True]]  # before the first step, then no more
+    assert one_worker.stops == [False] * len(one_worker.counts)
 
 
 def test_every_worker_gathers_the_whole_dev_result(one_worker: Outcome, two_workers: list[Outcome]) -> None:

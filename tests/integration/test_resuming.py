@@ -16,7 +16,9 @@ from killing import kill_with_family
 from small import EXPERIMENT, numbers
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from caption_ray.errors import RunError
+from caption_ray.errors import RunError, WorkLeftError
+from caption_ray.train.run_folder import stopped_checkpoint
+from caption_ray.train.state import Position
 from caption_ray.train.trainer import TrainRequest, train
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -137,3 +139,49 @@ def wait_for(path: Path, process: subprocess.Popen[bytes]) -> None:
         assert process.poll() is None, "the job ended before it could be killed"
         assert time.monotonic() < deadline, "no checkpoint in four minutes"
         time.sleep(0.05)
+
+
+def test_a_run_that_was_asked_to_stop_goes_on_in_the_midst_of_its_epoch(
+    request_two: TrainRequest, undisturbed: dict[str, object], tmp_path: Path
+) -> None:
+    """No step is done twice: epochs have 82, and the one that was cut short goes on after those that it had done.
+
+    That features are read from copies on the node's own disk changes nothing either.
+    """
+    for attempt in range(3):  # the file may come between two epochs
+        request = replace(request_two, name=f"stopped-{attempt}", stage=str(tmp_path / "disk"))
+        position = stopped_at(request)
+        if position.num_steps > 0:
+            break
+    assert 0 < position.num_steps < 82
+    assert position.num_captions == 20 * position.num_steps
+    assert position.num_workers == 2
+    outcome = train(request)
+    assert numbers(outcome.metrics) == numbers(undisturbed)
+    assert not Path(request.run_folder, "stopped").exists()
+    copies = {path.name.split("-", 1)[1] for path in (tmp_path / "disk").glob("*.parquet")}
+    assert copies == {"train-00000.parquet", "dev-00000.parquet"}
+
+
+def stopped_at(request: TrainRequest) -> Position:
+    """Ask a run to stop in its second epoch, and return where it was."""
+    folder = Path(request.run_folder)
+    asking = threading.Thread(target=ask_to_stop, args=(folder,))
+    asking.start()
+    with pytest.raises(WorkLeftError, match=r"did so in epoch \d of 3; the same command goes on from there"):
+        train(request)
+    asking.join()
+    assert not (folder / "stop").exists()
+    stopped = stopped_checkpoint(str(folder))
+    assert stopped is not None
+    assert stopped.position is not None
+    return stopped.position
+
+
+def ask_to_stop(run_folder: Path) -> None:
+    """Make the file that asks for it shortly after the first epoch's checkpoint is there."""
+    deadline = time.monotonic() + 240
+    while not (run_folder / "epoch_0001" / "progress.json").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    time.sleep(0.3)
+    (run_folder / "stop").touch()

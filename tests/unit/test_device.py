@@ -1,9 +1,10 @@
+import re
 from pathlib import Path
 
 import pytest
 import torch
 
-from caption_ray.device import autocast, check_kernels, resolve_precision
+from caption_ray.device import autocast, check_kernels, has_kernels, no_kernels, resolve_precision
 from caption_ray.errors import UsageError
 
 CPU = torch.device("cpu")
@@ -37,3 +38,34 @@ def test_autocast_computes_in_the_format() -> None:
 
 def test_a_cpu_has_its_kernels() -> None:
     check_kernels(CPU)
+
+
+TORCH_2_7 = ["sm_50", "sm_60", "sm_70", "sm_75", "sm_80", "sm_86", "sm_90"]
+TORCH_2_14 = ["sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120"]
+
+
+@pytest.mark.parametrize(
+    ("capability", "built_for", "answer"),
+    [
+        ((6, 0), TORCH_2_7, True),
+        ((6, 0), TORCH_2_14, False),
+        ((6, 1), TORCH_2_7, True),  # a later minor version of sm_60
+        ((8, 9), TORCH_2_14, True),
+        ((7, 0), TORCH_2_14, False),  # an earlier one than sm_75
+        ((10, 0), ["sm_90a", "sm_100a"], True),
+        ((11, 0), TORCH_2_14, False),
+        ((11, 0), [*TORCH_2_14, "compute_100"], True),
+        ((9, 0), ["compute_100"], False),
+        ((6, 0), [], False),
+    ],
+)
+def test_kernels_by_hand(capability: tuple[int, int], built_for: list[str], answer: bool) -> None:
+    assert has_kernels(capability, built_for) is answer
+
+
+def test_a_gpu_without_kernels_is_told_which_file_to_install_with() -> None:
+    message = no_kernels("Tesla P100-PCIE-16GB", (6, 0), TORCH_2_14)
+    assert message.startswith("Tesla P100-PCIE-16GB (sm_60): torch ")
+    (named,) = re.findall(r"-c (\S+)", message)
+    assert (Path(__file__).parents[2] / named).read_text().splitlines()[-2:] == ["torch==2.7.1", "torchvision==0.22.1"]
+    assert "constraints" not in no_kernels("GPU of tomorrow", (11, 0), TORCH_2_14)

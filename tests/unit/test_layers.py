@@ -18,18 +18,25 @@ ROOT = Path(__file__).parents[2]
 BASE = ("config", "errors", "logs", "presets", "progress", "special_ids", "storage")
 TEXT = ("text.*",)
 DATA_FILES = ("data.captions", "data.caption_formats", "data.splits", "data.synthetic")
-DATA_TABLES = ("data.images", "data.shards", "data.output_folder", "data.batches", "data.feature_manifest")
+DATA_TABLES = (
+    "data.images",
+    "data.shards",
+    "data.output_folder",
+    "data.batches",
+    "data.feature_manifest",
+    "data.staging",
+)
 BATCH_PLAN = ("data.batch_plan",)
 MODEL = ("model.*",)
 TENSORS = ("device", "weights")
 METRICS = ("evaluation.metrics",)
 PURE = (*BASE, *TEXT, *DATA_FILES, *DATA_TABLES, *TENSORS, *MODEL, *METRICS)
 STEPS = ("train.steps", "train.state", "train.schedule", "train.resources", "train.setup")
-RUN_PARTS = ("train.run_folder", "train.dev", "train.board", "train.encoder_source")
+RUN_PARTS = ("train.run_folder", "train.dev", "train.board", "train.encoder_source", "train.meter", "train.stopping")
 CAPTIONING = ("bundle", "inference", "attention_figure")
 DATA_ADAPTERS = (*BATCH_PLAN, "cluster", "data.prepare", "data.pipeline", "data.feature_cache", "data.tables")
 EVALUATION_ADAPTERS = ("evaluation.evaluate", "evaluation.pictures")
-TRAIN_ADAPTERS = ("train.loop", "train.trainer", "train.sweep")
+TRAIN_ADAPTERS = ("train.feeds", "train.loop", "train.trainer", "train.sweep")
 SERVE_CONTRACT = ("serve.schemas", "serve.backend")
 SERVE_APP = (
     *("serve.access_log", "serve.app", "serve.errors", "serve.examples", "serve.lingering", "serve.metrics"),

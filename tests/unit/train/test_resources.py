@@ -127,3 +127,26 @@ def test_what_no_node_can_hold_is_refused_at_once(
 ) -> None:
     with pytest.raises(UsageError, match=message):
         plan_workers(nodes, **request_)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "expected"),
+    [
+        ([{"CPU": 3.0}, {"CPU": 3.0}], (2, 1, 2.0)),
+        ([{"CPU": 3.0}], (2, 1, 2.0)),  # one of the two is lost: begins with one worker
+    ],
+)
+def test_fewer_workers_will_do_where_a_node_is_lost(
+    nodes: list[dict[str, float]], expected: tuple[int, int, float]
+) -> None:
+    plan = plan_workers(nodes, num_workers=2, min_workers=1, cpus_per_worker=2)
+    assert (plan.num_workers, plan.min_workers, plan.cpus_per_worker) == expected
+    assert plan.range == (1, 2)
+    assert plan_workers(nodes).range == 1
+
+
+def test_the_fewest_workers_must_fit() -> None:
+    with pytest.raises(UsageError, match="--num-workers 2 with 2 CPU"):
+        plan_workers([{"CPU": 3.0}], num_workers=3, min_workers=2, cpus_per_worker=2)
+    with pytest.raises(UsageError, match="--min-workers 3: must be at most --num-workers, which is 2"):
+        plan_workers([{"CPU": 8.0}], num_workers=2, min_workers=3)

@@ -11,6 +11,7 @@ from caption_ray.train.run_folder import (
     claim,
     is_finished,
     mend_snapshot,
+    stopped_checkpoint,
     whole_checkpoints,
 )
 from caption_ray.train.state import CheckpointRecord, Progress
@@ -118,3 +119,17 @@ def test_checkpoints_that_were_cut_off_do_not_count(tmp_path: Path) -> None:
     (tmp_path / "epoch_0013" / "state.pt").unlink()
     assert list(whole_checkpoints(str(tmp_path))) == [f"{tmp_path}/epoch_0002", f"{tmp_path}/epoch_0010"]
     assert whole_checkpoints(str(tmp_path / "absent")) == {}
+
+
+def test_where_a_run_was_stopped_is_none_of_the_checkpoints_between_epochs(tmp_path: Path) -> None:
+    run_folder = str(tmp_path)
+    assert stopped_checkpoint(run_folder) is None
+    write_checkpoint(tmp_path, 1)
+    write_checkpoint(tmp_path, 2)
+    (tmp_path / "epoch_0002").rename(tmp_path / "stopped")
+    stopped = stopped_checkpoint(run_folder)
+    assert stopped is not None
+    assert stopped.progress.epochs_done == 2
+    assert list(whole_checkpoints(run_folder)) == [f"{tmp_path}/epoch_0001"]
+    (tmp_path / "stopped" / "state.pt").write_bytes(b"a")  # the copy was cut off
+    assert stopped_checkpoint(run_folder) is None

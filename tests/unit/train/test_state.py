@@ -12,11 +12,14 @@ from caption_ray.model.decoder import Decoder
 from caption_ray.model.encoder import build_encoder
 from caption_ray.train.state import (
     CheckpointRecord,
+    Position,
     Progress,
+    WorkerState,
     evaluated_model,
     load_best_weights,
     load_state,
     load_weights,
+    load_worker_state,
     save_state,
 )
 from caption_ray.train.steps import StepCounts, Stepper
@@ -104,6 +107,7 @@ def test_checkpoint_loads_without_pickle(make_stepper: MakeStepper, tmp_path: Pa
         "num_averaged",
         "optimizer",
         "scaler",
+        "workers",
     ]
     record = CheckpointRecord.model_validate_json((tmp_path / "progress.json").read_bytes())
     assert record.progress.epochs_done == 3
@@ -160,3 +164,24 @@ def test_progress_by_hand() -> None:
 )
 def test_a_run_is_over(done: int, best: int, epochs: int, patience: int, over: bool) -> None:
     assert Progress(epochs_done=done, best_epoch=best).is_over(epochs, patience) is over
+
+
+def test_what_a_worker_alone_knows_comes_back_in_the_midst_of_an_epoch(
+    make_stepper: MakeStepper, tmp_path: Path
+) -> None:
+    totals = torch.tensor([12.5, 7.0], dtype=torch.float64)
+    torch.manual_seed(3)
+    torch.rand(5)
+    mine = WorkerState.take(totals)
+    expected = torch.rand(4)
+    assert mine.gather() == [mine]
+    other = WorkerState(totals=totals + 1, random=torch.zeros_like(mine.random))
+    position = Position(num_steps=2, num_words=14, num_captions=4, num_workers=2)
+    save_state(tmp_path, make_stepper(), Progress(epochs_done=1), {}, position, [other, mine])
+
+    record = CheckpointRecord.model_validate_json((tmp_path / "progress.json").read_bytes())
+    assert record.position == position
+    found = torch.zeros(2, dtype=torch.float64)
+    load_worker_state(tmp_path, 1).restore(found)
+    assert found.tolist() == [12.5, 7.0]
+    assert torch.equal(torch.rand(4), expected)

@@ -1,0 +1,71 @@
+"""Asking a running training to save and stop, and where it was in its epoch when it did.
+
+It is asked by a file: RUN/stop, which a signal to the driver makes, or the one that the environment names, by which a
+cluster asks all its runs at once.
+"""
+
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+
+from caption_ray import storage
+
+logger = logging.getLogger(__name__)
+
+STOP_VARIABLE = "CAPTION_RAY_STOP_FILE"
+"""Environment variable with the location of a file that asks every run below it to stop."""
+
+_STOP_NAME = "stop"
+_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+_INTERVAL_S = 0.25
+
+
+def stop_files(run_folder: str) -> tuple[str, ...]:
+    """Return the locations of the files any of which asks a run to stop."""
+    own = storage.join(run_folder, _STOP_NAME)
+    return (own, storage.absolute(shared)) if (shared := os.environ.get(STOP_VARIABLE)) else (own,)
+
+
+class StopWatch:
+    """Looks for some files, at most four times a second: they may lie where looking takes time."""
+
+    def __init__(self, files: Sequence[str]) -> None:
+        self._files = files
+        self._looked = float("-inf")
+        self._asked = False
+
+    def is_asked(self) -> bool:
+        """Tell whether one of them has come to be."""
+        if not self._asked and self._files and time.monotonic() - self._looked >= _INTERVAL_S:
+            self._asked = any(storage.exists(file) for file in self._files)
+            self._looked = time.monotonic()
+        return self._asked
+
+
+@contextmanager
+def stop_on_signal(run_folder: str) -> Iterator[None]:
+    """Have SIGTERM and SIGUSR1 ask the run to stop, for the length of a `with` block, rather than end this process.
+
+    What asked it before the block, or is still there after it, no longer counts. Outside the main thread, which alone
+    can heed signals, they do what they did before.
+    """
+    file = storage.join(run_folder, _STOP_NAME)
+
+    def ask(number: int, _: FrameType | None) -> None:
+        logger.info("%s: training saves and stops", signal.Signals(number).name)
+        storage.write_text(file, f"{signal.Signals(number).name}\n")
+
+    storage.delete_file(file)
+    heeding = threading.current_thread() is threading.main_thread()
+    earlier = {number: signal.signal(number, ask) for number in _SIGNALS} if heeding else {}
+    try:
+        yield
+    finally:
+        for number, handler in earlier.items():
+            signal.signal(number, handler)
+        storage.delete_file(file)

@@ -1,0 +1,72 @@
+# Sourced by the scripts beside it: where a user's clusters are written down, and what the site file says.
+# shellcheck shell=bash
+
+clusters=$HOME/.caption_ray/clusters # a folder and a file JOB.env for each running one
+
+say() { printf '%s %s\n' "$(date +%T)" "$*"; }
+fail() {
+    printf '%s: %s\n' "${0##*/}" "$*" >&2
+    exit "${code:-1}"
+}
+
+# Read the site file that lies in a folder, if there is one; CAPTION_RAY_SITE names another.
+read_site() {
+    local site=${CAPTION_RAY_SITE:-$1/site.env}
+    if [[ -e $site ]]; then
+        # shellcheck source=/dev/null
+        source "$site"
+    elif [[ -n ${CAPTION_RAY_SITE:-} ]]; then
+        fail "CAPTION_RAY_SITE: there is no $site; copy slurm/site.env.example to it, or unset the variable"
+    fi
+}
+
+# Print the folder of the virtual environment: what the site file says, else scratch where the user has one, else home.
+environment_folder() {
+    local scratch=${CAPTION_RAY_SCRATCH:-/scratch/$USER}
+    if [[ -n ${CAPTION_RAY_VENV:-} ]]; then
+        printf '%s\n' "$CAPTION_RAY_VENV"
+    elif [[ -d $scratch && -w $scratch ]]; then
+        printf '%s\n' "$scratch/caption_ray/venv"
+    else
+        printf '%s\n' "$HOME/.caption_ray/venv"
+    fi
+}
+
+load_modules() {
+    [[ -z ${CAPTION_RAY_MODULES:-} ]] && return
+    set +u # what a site has in its profile and its modules is seldom written for it
+    # `module` is a function of login shells, which a batch job need not be.
+    type module > /dev/null 2>&1 || source /etc/profile
+    # shellcheck disable=SC2086 # several modules, apart by spaces
+    module load $CAPTION_RAY_MODULES || fail "module load $CAPTION_RAY_MODULES failed; see CAPTION_RAY_MODULES"
+    set -u
+}
+
+activate_environment() {
+    local folder
+    load_modules
+    folder=$(environment_folder)
+    [[ -x $folder/bin/ray ]] || fail "no Ray in $folder: run slurm/setup_env.sh, or name the environment in CAPTION_RAY_VENV"
+    # shellcheck source=/dev/null
+    source "$folder/bin/activate"
+}
+
+# Have the environment variables of a running cluster: of a job, or of the only one that this user has.
+find_cluster() {
+    local job=${1:-} running file found=()
+    running=$(squeue --me --noheader --states=RUNNING --format=%A)
+    for file in "$clusters"/*.env; do
+        [[ -e $file ]] || continue
+        file=$(basename "$file" .env)
+        [[ -n $job && $file != "$job" ]] || ! grep -qx "$file" <<< "$running" || found+=("$file")
+    done
+    if ((${#found[@]} == 0)); then
+        code=2 fail "no ${job:+running }cluster${job:+ $job} is up: start one by sbatch slurm/ray_cluster.sh; squeue --me shows what waits"
+    elif ((${#found[@]} > 1)); then
+        code=2 fail "several clusters are up (${found[*]}): name one"
+    fi
+    set -a
+    # shellcheck source=/dev/null
+    source "$clusters/${found[0]}.env"
+    set +a
+}

@@ -1,0 +1,242 @@
+#!/usr/bin/env bash
+# A Ray cluster inside a SLURM allocation: a Ray node on each of its nodes.
+#
+#   sbatch [OPTIONS] slurm/ray_cluster.sh                    stays up for slurm/submit.sh
+#   sbatch [OPTIONS] slurm/ray_cluster.sh COMMAND [...]      runs COMMAND on the head node, and ends with its exit code
+#   slurm/ray_cluster.sh [--NAME=VALUE ...] [COMMAND ...]    hands itself to sbatch with the site file's SBATCH_OPTIONS
+#
+# sbatch's own options go before the request below. All else is in the site file; see site.env.example and README.md.
+#SBATCH --job-name=caption_ray
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=1
+#SBATCH --cpus-per-task=16
+#SBATCH --gpus-per-node=p100:2
+#SBATCH --mem=16G
+#SBATCH --time=20:00:00
+#SBATCH --signal=B:USR1@300
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=caption_ray-%j.log
+set -uo pipefail
+
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+if [[ ! -e $here/common.sh ]]; then # sbatch runs a copy; what belongs to it lies where the original does
+    here=$(dirname "$(scontrol show job "$SLURM_JOB_ID" | sed -n 's/^ *Command=\([^ ]*\).*/\1/p')")
+    [[ -e $here/common.sh ]] || here=$SLURM_SUBMIT_DIR/slurm
+fi
+# shellcheck source=slurm/common.sh
+source "$here/common.sh"
+read_site "$here"
+
+if [[ -z ${SLURM_JOB_ID:-} ]]; then
+    asked=()
+    while [[ ${1:-} == -* ]]; do
+        asked+=("$1")
+        shift
+    done
+    # shellcheck disable=SC2086 # several options, apart by spaces
+    exec sbatch ${SBATCH_OPTIONS:-} "${asked[@]}" "$here/ray_cluster.sh" "$@"
+fi
+
+WORK_IS_LEFT=75 # training's exit code after it was asked to stop, and has saved
+start_timeout_s=${CAPTION_RAY_START_TIMEOUT_S:-300}
+lost_node=${CAPTION_RAY_LOST_NODE:-fail}
+case $lost_node in fail | requeue | continue) ;; *) fail "CAPTION_RAY_LOST_NODE=$lost_node: must be fail, requeue or continue" ;; esac
+
+activate_environment
+export CLUSTER=$clusters/$SLURM_JOB_ID
+token=$CLUSTER/token
+rm -rf "$CLUSTER" # of this job before it was put back into the queue
+(umask 077 && mkdir -p "$CLUSTER" && od -An -N32 -tx1 /dev/urandom | tr -d ' \n' > "$token") ||
+    fail "cannot write to $CLUSTER; is the quota of the home folder used up?"
+
+export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$token
+unset RAY_AUTH_TOKEN RAY_ADDRESS RAY_API_SERVER_ADDRESS
+export RAY_USAGE_STATS_ENABLED=0
+export RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S=2 # 30 by default, when SLURM kills what has not ended
+export RAY_JOB_STOP_WAIT_TIME_S=120            # `ray job stop` gives a training run time to save
+export RAY_memory_monitor_refresh_ms=0         # looks at the whole machine's memory, which others fill too
+export CAPTION_RAY_STOP_FILE=$CLUSTER/stop     # training that finds this file saves and stops
+ulimit -n "$(ulimit -Hn)"
+
+mapfile -t nodes < <(scontrol show hostnames)
+num_workers=$((${#nodes[@]} - 1))
+ip='' gcs='' dashboard='' # of the head, once it has started
+head_pid='' workers_pid='' command_pid='' asked_for=''
+trap 'asked_for=time' USR1
+trap 'asked_for=stop' USR2
+trap 'asked_for=end' TERM INT
+
+step() { # NODES srun options ... -- node.sh's arguments: start Ray on nodes
+    local number=$1 options=()
+    shift
+    while [[ $1 != -- ]]; do
+        options+=("$1")
+        shift
+    done
+    shift
+    local kill=1
+    [[ $lost_node != continue ]] || kill=0
+    exec srun --nodes="$number" --ntasks="$number" --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" --cpu-bind=none \
+        --kill-on-bad-exit="$kill" --wait=0 --no-kill --mpi=none --quiet "${options[@]}" bash "$here/node.sh" "$@"
+}
+
+is_up() { [[ -n $1 ]] && kill -0 "$1" 2> /dev/null; }
+nap() { sleep "$1" & wait $! 2> /dev/null; } # unlike `sleep` alone, a signal is answered at once
+
+# Ask the dashboard. The token goes in by a file that only this process has: command lines are for all to read.
+ask() { curl --silent --fail --max-time 5 --header @<(printf 'Authorization: Bearer %s\n' "$(< "$token")") "http://$ip:$dashboard$1"; }
+num_alive() { ask '/nodes?view=summary' | grep -o '"state": "ALIVE"' | wc -l; }
+no_job_is_left() {
+    local jobs
+    jobs=$(ask /api/jobs/) && ! grep -qE '"status": *"(PENDING|RUNNING)"' <<< "$jobs"
+}
+
+give_up() {
+    say "$*"
+    for log in "$CLUSTER"/*.log; do
+        [[ ! -s $log ]] || { echo "--- the end of ${log##*/}:" && tail -n 20 "$log"; }
+    done
+    clean_up
+    exit 1
+}
+
+# Wait up to so many seconds until none of some processes is left.
+wait_for_end() {
+    local deadline=$((SECONDS + $1)) pid
+    shift
+    for pid in "$@"; do
+        while is_up "$pid" && ((SECONDS < deadline)); do nap 0.2; done
+    done
+}
+
+# End every process of this cluster on every node, and remove what it wrote.
+clean_up() {
+    local pid
+    trap '' TERM INT USR1 USR2
+    rm -f "$CLUSTER.env"
+    # To the steps, not to srun, which would have them killed before they could tidy up.
+    scancel --signal=TERM "$SLURM_JOB_ID" 2> /dev/null
+    wait_for_end 20 "$head_pid" "$workers_pid"
+    # Only now: training takes this for a request to save, which it cannot do any more, and a driver without Ray waits.
+    for pid in $command_pid; do kill -TERM -- "-$pid" 2> /dev/null && wait_for_end 2 "$pid"; done
+    for pid in ${command_pid:+"-$command_pid"} $workers_pid $head_pid; do kill -KILL -- "$pid" 2> /dev/null; done
+    timeout 15 srun --overlap --no-kill --quiet bash "$here/node.sh" sweep > /dev/null 2>&1
+    rm -rf "$CLUSTER"
+}
+
+requeue() {
+    say "putting the job back into the queue: $*"
+    clean_up
+    trap - TERM
+    scontrol requeue "$SLURM_JOB_ID" && nap 600 # SLURM ends this script
+    exit "$WORK_IS_LEFT"
+}
+
+# Start the head until it has its ports: another may take one between finding it free and listening there.
+start_head() {
+    local attempt deadline=$((SECONDS + start_timeout_s))
+    for attempt in 1 2 3; do
+        rm -f "$CLUSTER/head"
+        step 1 --nodelist="${nodes[0]}" -- head > "$CLUSTER/head.log" 2>&1 &
+        head_pid=$!
+        while is_up "$head_pid"; do
+            [[ $asked_for != end ]] || return
+            ((SECONDS < deadline)) || give_up "the head on ${nodes[0]} did not answer within $start_timeout_s s"
+            if [[ -s $CLUSTER/head ]]; then
+                # shellcheck source=/dev/null
+                source "$CLUSTER/head"
+                ask /api/version > /dev/null && return
+            fi
+            nap 0.3
+        done
+        say "the head on ${nodes[0]} ended at once (attempt $attempt)"
+    done
+    give_up "the head does not start"
+}
+
+start_workers() {
+    local deadline=$((SECONDS + start_timeout_s)) num
+    if ((num_workers > 0)); then
+        step "$num_workers" --exclude="${nodes[0]}" -- worker "$ip:$gcs" > "$CLUSTER/workers.log" 2>&1 &
+        workers_pid=$!
+    fi
+    until num=$(num_alive) && ((num > num_workers)); do
+        [[ $asked_for != end ]] || return
+        is_up "$head_pid" || give_up "the head on ${nodes[0]} ended"
+        ((num_workers == 0)) || is_up "$workers_pid" || give_up "a worker node ended"
+        ((SECONDS < deadline)) || give_up "$num of ${#nodes[@]} nodes have joined within $start_timeout_s s"
+        nap 0.3
+    done
+}
+
+announce() {
+    local login=${CAPTION_RAY_LOGIN:-$USER@${SLURM_SUBMIT_HOST:-login}}
+    (umask 077 && cat > "$CLUSTER.env") << ENV
+CAPTION_RAY_CLUSTER=$SLURM_JOB_ID
+RAY_ADDRESS=$ip:$gcs
+RAY_API_SERVER_ADDRESS=http://$ip:$dashboard
+RAY_AUTH_MODE=token
+RAY_AUTH_TOKEN_PATH=$token
+ENV
+    say "Ray is up on ${#nodes[@]} node(s): ${nodes[*]}"
+    cat << TEXT
+  address      http://$ip:$dashboard (jobs, dashboard), $ip:$gcs (drivers)
+  token file   $token
+  written to   $CLUSTER.env
+  dashboard    ssh -N -L 8265:$ip:$dashboard $login
+               then http://localhost:8265, which asks for what is in the token file
+  submit       slurm/submit.sh python jobs/train.py --help
+  end          slurm/stop.sh $SLURM_JOB_ID
+TEXT
+}
+
+say "job $SLURM_JOB_ID, restarts: ${SLURM_RESTART_COUNT:-0}, nodes: ${nodes[*]}"
+start_head
+[[ $asked_for == end ]] || start_workers
+[[ $asked_for == end ]] || announce
+
+if [[ $# -gt 0 && $asked_for != end ]]; then
+    say "running: $*"
+    RAY_ADDRESS=$ip:$gcs setsid "$@" & # a process group of its own, to be ended with all that it starts
+    command_pid=$!
+fi
+
+told=''
+while true; do
+    if [[ $asked_for == end ]]; then
+        say "asked to end"
+        clean_up
+        exit 143
+    fi
+    if [[ -n $command_pid ]] && ! is_up "$command_pid"; then
+        wait "$command_pid"
+        code=$?
+        say "the command ended with exit code $code"
+        [[ $code != "$WORK_IS_LEFT" || $asked_for != time ]] || requeue "the time is up and work is left"
+        clean_up
+        exit "$code"
+    fi
+    if ! is_up "$head_pid"; then give_up "lost the head on ${nodes[0]}"; fi
+    if [[ -n $workers_pid ]] && ! is_up "$workers_pid"; then
+        workers_pid=''
+        case $lost_node in
+            continue) say "lost a worker node; going on without" ;;
+            requeue) requeue "lost a worker node" ;;
+            *) give_up "lost a worker node" ;;
+        esac
+    fi
+    if [[ -n $asked_for && -z $told ]]; then
+        told=1
+        touch "$CLUSTER/stop"
+        if [[ $asked_for == time ]]; then say "the time is nearly up"; else say "asked to stop"; fi
+        say "training is told to save and stop"
+    fi
+    if [[ -n $told && -z $command_pid ]] && no_job_is_left; then
+        say "no job is running any more"
+        nap 5 # whoever follows one still asks how it ended
+        clean_up
+        exit 0
+    fi
+    nap 1
+done

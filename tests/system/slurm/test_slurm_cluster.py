@@ -1,0 +1,100 @@
+"""A cluster as a user of SLURM has it: on several machines, beside another user's. The tests build on each other."""
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from slurm_lab import wait_until
+from slurm_user import User
+
+from caption_ray.bundle import load_bundle
+
+
+def test_ray_has_the_sum_of_the_allocation(alice: User, cluster: int) -> None:
+    """Of each node 3 CPUs, 2 GPUs and 6 GiB, of which the object store has three tenths: 3.6 and 8.4 GiB in all."""
+    status = ""
+
+    def is_complete() -> bool:
+        nonlocal status
+        status = alice.in_cluster(cluster, "ray status").stdout
+        return status.count(" 1 node_") == 2
+
+    wait_until(is_complete, 30, lambda: status)
+    totals = [line.strip() for line in status.splitlines() if line.strip().startswith("0")]
+    assert totals == ["0.0/6.0 CPU", "0.0/4.0 GPU", "0B/8.40GiB memory", "0B/3.60GiB object_store_memory"]
+
+
+def test_without_the_token_nobody_gets_in(alice: User, bob: User, cluster: int) -> None:
+    path = "/api/jobs/"
+    assert alice.status_code(cluster, path) == 401
+    assert alice.status_code(cluster, path, "Authorization: Bearer 0123456789abcdef") == 403
+    assert alice.status_code(cluster, path, f"Authorization: Bearer {alice.token(cluster)}") == 200
+    refused = alice.in_cluster(cluster, "RAY_AUTH_TOKEN=0123456789abcdef ray status")
+    assert refused.returncode != 0
+    for file in (alice.clusters / str(cluster) / "token", alice.clusters / f"{cluster}.env"):
+        assert file.stat().st_mode & 0o777 == 0o600
+        assert bob.type(f"cat {file}").returncode != 0
+
+
+def test_the_token_is_on_no_command_line(alice: User, cluster: int) -> None:
+    everything = [line for node in ("login", "node1", "node2") for line in alice.lab.processes(node)]
+    assert len(everything) > 10
+    assert not [line for line in everything if alice.token(cluster) in line]
+
+
+def test_a_submission_from_outside_trains_on_both_nodes(alice: User, cluster: int, undisturbed: Path) -> None:
+    metrics = load_bundle(str(undisturbed)).metrics
+    assert metrics["selected_by"] == "bleu_4"
+    assert metrics["epoch"] in range(1, 6)
+    log = (alice.lab.home("alice") / "first_run.log").read_text()
+    assert "2 worker(s) on cpu, 1 of them on this node" in log
+    assert "epoch 5 of 5" in log
+
+
+def test_a_submission_ends_with_its_commands_exit_code_and_sees_the_code_alone(alice: User, cluster: int) -> None:
+    (alice.checkout / "runs").mkdir(exist_ok=True)
+    (alice.checkout / "runs" / "large").touch()
+    done = alice.type("slurm/submit.sh bash -c 'ls -a; exit 7'")
+    assert done.returncode == 7
+    seen = done.stdout.split()
+    assert "jobs" in seen
+    assert "runs" not in seen
+    assert alice.type("slurm/submit.sh --cluster=999 true").returncode == 2
+
+
+def test_clusters_of_two_users_on_the_same_nodes_do_not_see_each_other(alice: User, bob: User, cluster: int) -> None:
+    other = bob.sbatch()
+    ours, theirs = alice.cluster(cluster), bob.cluster(other)
+    assert ours["RAY_ADDRESS"].split(":")[0] == theirs["RAY_ADDRESS"].split(":")[0]
+    assert ours["RAY_ADDRESS"] != theirs["RAY_ADDRESS"]
+    for user, job, token in ((alice, cluster, bob.token(other)), (bob, other, alice.token(cluster))):
+        assert user.status_code(job, "/api/jobs/", f"Authorization: Bearer {token}") == 403
+        nodes = user.in_cluster(job, 'ray list nodes --format json 2> /dev/null | grep -c "\\"ALIVE\\""')
+        assert nodes.stdout.strip() == "2", nodes
+
+
+def test_stopping_a_cluster_has_its_training_save_and_leaves_others_alone(
+    alice: User, bob: User, cluster: int, undisturbed: Path, train: str
+) -> None:
+    (other,) = (int(path.stem) for path in bob.clusters.glob("*.env"))
+    home = alice.lab.home("alice")
+    command = train.replace("~/data", f"{home}/data").replace("~/features", f"{home}/features")
+    with ThreadPoolExecutor() as pool:
+        submission = pool.submit(bob.type, f"slurm/submit.sh {command} --training.epochs 500 --name long")
+        run = bob.lab.home("bob") / "runs" / "long"
+        wait_until((run / "epoch_0001").exists, 90, lambda: "bob's training does not start")
+        stopped = bob.type("slurm/stop.sh")
+        assert stopped.returncode == 0, stopped.stderr
+        assert submission.result().returncode == 75
+    assert "training is told to save and stop" in bob.log(other)
+    assert (run / "stopped" / "progress.json").exists()
+    assert bob.wait_for_end(other) == ("COMPLETED", 0)
+    bob.leaves_nothing()
+    assert alice.status_code(cluster, "/api/jobs/", f"Authorization: Bearer {alice.token(cluster)}") == 200
+
+
+def test_scancel_leaves_nothing(alice: User, cluster: int) -> None:
+    assert len(alice.left_behind()) > 10
+    alice.type(f"scancel {cluster}", check=True)
+    assert alice.wait_for_end(cluster)[0] == "CANCELLED"
+    alice.leaves_nothing()
+    assert alice.type("slurm/submit.sh true").returncode == 2

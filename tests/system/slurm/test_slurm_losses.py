@@ -1,0 +1,53 @@
+"""What takes minutes: the real time limit, and machines that die."""
+
+import pytest
+from slurm_lab import wait_until
+from slurm_user import User
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_cluster")]
+
+
+def test_the_time_limit_has_training_save_and_the_job_put_back(alice: User, train: str) -> None:
+    job = alice.sbatch(f"{train} --training.epochs 500 --name timed", "--time=2 --signal=B:USR1@60")
+    alice.wait_for_log(job, "restarts: 1", 240)
+    alice.wait_for_log(job, "going on after step", 120)
+    alice.type(f"scancel {job}", check=True)
+    alice.wait_for_end(job)
+    alice.leaves_nothing()
+
+
+def test_a_cluster_whose_time_is_up_is_gone(alice: User) -> None:
+    job = alice.sbatch("sleep 600", "--time=1 --signal=B:USR1@1")
+    assert alice.wait_for_end(job, 200)[0] == "TIMEOUT"
+    alice.leaves_nothing()
+
+
+def test_training_goes_on_with_the_workers_that_are_left(alice: User, train: str) -> None:
+    command = f"{train} --min-workers 1 --training.epochs 30 --name fewer"
+    job = alice.sbatch(command, "--no-kill --export=ALL,CAPTION_RAY_LOST_NODE=continue")
+    alice.wait_for_log(job, "epoch 2 of 30")
+    alice.lab.kill_node("node2")
+    try:
+        assert alice.wait_for_end(job, 240) == ("COMPLETED", 0)
+    finally:
+        alice.lab.start_node("node2")
+    log = alice.log(job)
+    assert "lost a worker node; going on without" in log
+    assert "1 worker(s) on cpu" in log
+    assert log.count("going on after epoch") == 1
+    assert "epoch 30 of 30" in log
+    alice.leaves_nothing()
+
+
+def test_a_job_that_loses_its_node_waits_for_another_and_goes_on(alice: User, train: str) -> None:
+    wait_until(lambda: alice.lab.node_states() == ["idle", "idle"], 60, lambda: str(alice.lab.node_states()))
+    job = alice.sbatch(f"{train} --training.epochs 30 --name waited")
+    alice.wait_for_log(job, "epoch 2 of 30")
+    alice.lab.kill_node("node2")
+    wait_until(lambda: alice.lab.job_state(job) == "PENDING", 120, lambda: alice.log(job))
+    alice.lab.start_node("node2")
+    assert alice.wait_for_end(job, 240) == ("COMPLETED", 0)
+    log = alice.log(job)
+    assert "restarts: 1" in log
+    assert "going on after epoch" in log
+    alice.leaves_nothing()

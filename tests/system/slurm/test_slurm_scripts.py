@@ -1,0 +1,73 @@
+"""What the scripts ask SLURM for, and what they refuse."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+from slurm_lab import ROOT
+from slurm_user import User
+
+
+def requested(user: User, command: str) -> dict[str, str]:
+    """Submit a job that is held back, and return what it asks for."""
+    job = user.type(f"{command}", check=True).stdout.strip().rpartition(" ")[2]
+    text = user.type(f"scontrol show job {job}; scancel {job}", check=True).stdout
+    return dict(pair.split("=", 1) for pair in text.split() if "=" in pair)
+
+
+def test_the_original_request_is_the_default(alice: User) -> None:
+    job = requested(alice, "sbatch --hold slurm/ray_cluster.sh")
+    assert job["NumNodes"] == "1"
+    assert job["NumCPUs"] == "16"
+    assert job["TresPerNode"] == "gres:gpu:p100:2"
+    assert job["MinMemoryNode"] == "16G"
+    assert job["TimeLimit"] == "20:00:00"
+    assert job["Requeue"] == "1"
+
+
+def test_the_site_file_and_options_change_it(alice: User) -> None:
+    site = alice.checkout / "slurm" / "other.env"
+    site.write_text("SBATCH_OPTIONS='--hold --nodes=2 --time=1:00:00 --mem=2G'\n")
+    job = requested(alice, f"CAPTION_RAY_SITE={site} slurm/ray_cluster.sh --time=5:00:00 --cpus-per-task=3 python -V")
+    assert (job["NumNodes"], job["TimeLimit"], job["MinMemoryNode"]) == ("2", "05:00:00", "2G")
+    assert job["NumCPUs"] == "6"
+    assert job["TresPerNode"] == "gres:gpu:p100:2"
+
+
+def refusal(script: str, *arguments: str, home: Path, **variables: str) -> str:
+    """Run a script that must refuse by exit code 2 or 1, and return what it says."""
+    environment = {**os.environ, "HOME": str(home), "USER": "nobody", **variables}
+    command = [str(ROOT / "slurm" / script), *arguments]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == (2 if "usage" in done.stderr or "no command" in done.stderr else 1), done.stderr
+    return done.stderr
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "variables", "reason"),
+    [
+        ("setup_env.sh", ("--cpu",), {}, "--cpu: no such option"),
+        ("setup_env.sh", (), {"CAPTION_RAY_PYTHON": "/absent/python"}, "older than 3.10, or absent"),
+        ("submit.sh", (), {}, "no command; for example"),
+        ("submit.sh", ("--wait",), {}, "--wait: no such option"),
+        ("submit.sh", ("true",), {"CAPTION_RAY_SITE": "/absent/site.env"}, "there is no /absent/site.env"),
+    ],
+)
+def test_wrong_use_is_refused(
+    tmp_path: Path, script: str, arguments: tuple[str, ...], variables: dict[str, str], reason: str
+) -> None:
+    assert reason in refusal(script, *arguments, home=tmp_path, **variables)
+
+
+@pytest.mark.slow
+def test_the_environment_for_the_p100_has_kernels_for_it_and_is_made_once(tmp_path: Path) -> None:
+    """Downloads 3 GB, the first time."""
+    command = [str(ROOT / "slurm" / "setup_env.sh")]
+    environment = {**os.environ, "HOME": str(tmp_path), "CAPTION_RAY_VENV": str(tmp_path / "venv")}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "torch 2.7.1+cu126 has kernels for: " in done.stdout
+    assert " sm_60 " in done.stdout
+    again = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert again.stdout.endswith("is up to date\n")

@@ -1,0 +1,61 @@
+import hashlib
+import multiprocessing
+from pathlib import Path
+
+import pytest
+
+from caption_ray.data.shards import ShardFile
+from caption_ray.data.staging import StagedShard
+from caption_ray.errors import UsageError
+
+CONTENT = bytes(range(256)) * 4096  # 1 MiB
+
+
+def shard(tmp_path: Path, stage: str | None) -> StagedShard:
+    source = tmp_path / "shared" / "train-00000.parquet"
+    source.parent.mkdir(exist_ok=True)
+    source.write_bytes(CONTENT)
+    digest = hashlib.sha256(CONTENT).hexdigest()
+    file = ShardFile(name=source.name, num_rows=1, num_bytes=len(CONTENT), sha256=digest)
+    return StagedShard(location=str(source), file=file, stage=stage)
+
+
+def test_without_a_folder_the_shard_is_read_where_it_is(tmp_path: Path) -> None:
+    assert shard(tmp_path, None).local() == str(tmp_path / "shared" / "train-00000.parquet")
+
+
+def test_a_shard_is_copied_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NODE_DISK", str(tmp_path / "disk"))
+    staged = shard(tmp_path, "$NODE_DISK/shards")
+    copy = Path(staged.local())
+    assert copy.parent == tmp_path / "disk" / "shards"
+    assert copy.name == f"{staged.file.sha256[:16]}-train-00000.parquet"
+    assert copy.read_bytes() == CONTENT
+    (tmp_path / "shared" / "train-00000.parquet").unlink()  # the copy is all that is read from here on
+    assert staged.local() == str(copy)
+
+
+def test_a_copy_that_was_cut_off_is_made_anew(tmp_path: Path) -> None:
+    staged = shard(tmp_path, str(tmp_path / "disk"))
+    copy = Path(staged.local())
+    copy.write_bytes(CONTENT[:1000])
+    assert Path(staged.local()).read_bytes() == CONTENT
+
+
+def copy_in_a_process(staged: str) -> bytes:
+    return Path(StagedShard.model_validate_json(staged).local()).read_bytes()
+
+
+def test_processes_that_come_at_once_make_one_copy(tmp_path: Path) -> None:
+    staged = shard(tmp_path, str(tmp_path / "disk")).model_dump_json()
+    with multiprocessing.get_context("spawn").Pool(3) as pool:
+        assert pool.map(copy_in_a_process, [staged] * 6, chunksize=1) == [CONTENT] * 6
+    assert len(list((tmp_path / "disk").glob("*.parquet"))) == 1
+    assert list((tmp_path / "disk").glob("*.partial")) == []
+
+
+def test_a_folder_that_cannot_be_written_to_is_named(tmp_path: Path) -> None:
+    (tmp_path / "disk").touch()
+    staged = shard(tmp_path, str(tmp_path / "disk"))
+    with pytest.raises(UsageError, match=r"--stage .*disk: .*train-00000.parquet cannot be copied"):
+        staged.local()

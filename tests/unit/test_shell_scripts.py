@@ -1,0 +1,29 @@
+"""Every shell script of the repository, by shellcheck."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SCRIPTS = [ROOT / ".ci" / "run", *sorted((ROOT / "slurm").glob("*.sh")), *sorted((ROOT / "tests").rglob("*.sh"))]
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_shellcheck_finds_nothing(script: Path) -> None:
+    shellcheck = shutil.which("shellcheck", path=f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin")
+    if shellcheck is None:
+        pytest.skip("shellcheck is not installed; pip install -e '.[dev]' brings it")
+    done = subprocess.run([shellcheck, "-x", script], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+    assert len(SCRIPTS) > 6
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_scripts_are_executable_and_say_what_they_do(script: Path) -> None:
+    lines = script.read_text().splitlines()
+    assert lines[0] == "#!/usr/bin/env bash" or script.name == "common.sh"
+    assert lines[1].startswith("# ")
+    assert script.stat().st_mode & 0o111 or script.name == "common.sh"

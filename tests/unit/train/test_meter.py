@@ -1,0 +1,38 @@
+import time
+
+from caption_ray.config import Experiment, TrainingConfig
+from caption_ray.train.meter import Meter
+from caption_ray.train.setup import FeedPlan, RunPlan
+from caption_ray.train.state import Position
+from caption_ray.train.steps import StepCounts
+
+FEED = FeedPlan(shape=(2, 3), dtype="<f2")
+PLAN = RunPlan(
+    name="run",
+    experiment=Experiment(training=TrainingConfig(epochs=4)),
+    run_folder="/runs/run",
+    data="/data",
+    vocabulary="{}",
+    cached=True,
+    encoder_sha256="ab",
+    num_features=3,
+    train_feed=FEED,
+    dev_feed=FEED,
+    num_train_captions=200,
+    num_dev_pictures=1,
+    threads_per_worker=1,
+    stop_files=(),
+)
+
+
+def test_an_epoch_that_was_cut_short_is_counted_on_but_its_speed_is_of_this_process_alone() -> None:
+    before = Position(num_steps=7, num_words=900, num_captions=140, num_workers=2)
+    meter = Meter(1, PLAN, before)
+    assert str(meter) == "epoch 2 of 4: 70%"  # nothing to foretell an end from yet
+    meter.add(StepCounts(num_words=130, num_captions=20))
+    assert meter.position(2) == Position(num_steps=8, num_words=1030, num_captions=160, num_workers=2)
+    assert meter.share == 0.8
+    meter.started = time.monotonic() - 10
+    assert 1.9 < meter.captions_per_s <= 2
+    assert 12.9 < meter.words_per_s <= 13
+    assert str(meter) == "epoch 2 of 4: 80%, 2 captions/s, 20 s left"
