@@ -31,7 +31,7 @@ def connect(num_cpus: int | None = None, *, dashboard: bool = False) -> Iterator
     Inside another such block nothing is started. Else the cluster that RAY_ADDRESS names is joined, and
     where it names none a local one starts with `num_cpus` logical CPUs, by default all that this process
     may use and at least two: a reader and its consumer hold one each. What the workers print reaches
-    stderr.
+    stderr. With `dashboard` a local one has Ray's dashboard, and where that is is logged.
     """
     if ray.is_initialized():
         yield
@@ -39,16 +39,18 @@ def connect(num_cpus: int | None = None, *, dashboard: bool = False) -> Iterator
     _quieten()
     if address := os.environ.get("RAY_ADDRESS"):
         logger.info("joining the Ray cluster at %s", address)
-        ray.init(address, logging_level=logging.WARNING)
+        context = ray.init(address, logging_level=logging.WARNING)
     else:
         _keep_token_private()
-        ray.init(
+        context = ray.init(
             "local",
             num_cpus=num_cpus or max(2, _usable_cpus()),
             include_dashboard=dashboard,
             runtime_env={"worker_process_setup_hook": "caption_ray.logs.quieten_ray_workers"},
             logging_level=logging.WARNING,
         )
+    if dashboard:
+        logger.info("Ray's dashboard: http://%s", context.dashboard_url)
     try:
         yield
     finally:

@@ -217,11 +217,12 @@ def _last_line(error: BaseException) -> str:
 
 
 def write_bundle(
-    request: TrainRequest, inputs: RunInputs, location: str, lineage: Lineage | None = None
+    request: TrainRequest, inputs: RunInputs, location: str, *, name: str | None = None, lineage: Lineage | None = None
 ) -> dict[str, object]:
     """Write the best epoch's weights and the encoder as a bundle, and return what it says of its scores.
 
-    Raises RunError where the run has no checkpoint yet; it need not have ended.
+    name: that the bundle is given, by default the run's. Raises RunError where the run has no checkpoint yet; it need
+    not have ended.
     """
     experiment, source = inputs.experiment, inputs.source
     select_by = experiment.training.select_by
@@ -249,7 +250,7 @@ def write_bundle(
     described |= {"selected_by": select_by, "dev_beam_width": experiment.training.dev_beam_width}
     save_bundle(
         location,
-        name=request.name,
+        name=name or request.name,
         data_digest=inputs.manifest.digest,
         config=config,
         vocabulary=vocabulary,

@@ -1,1 +1,1 @@
-"""Sweeps over settings: which are tried, how they are packed and stopped early, what is shown, and the best one's bundle."""
+"""Sweeps over settings: which are tried, how many at a time, which are stopped early, and what is shown of it."""

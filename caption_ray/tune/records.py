@@ -1,8 +1,8 @@
 """What a sweep keeps on storage: what it was started with, and how each trial went, epoch by epoch.
 
-    sweep.json         what is swept, on which data          report.html, leaderboard.md   how it ended
-    trials/0007/       a training run like any other         best/                         the winner's bundle
-    trials/0007/trial.json  its settings and scores          tune/                         Ray Tune's own, with TensorBoard
+    sweep.json              what is swept, on which data   report.html, leaderboard.md  how it ended
+    trials/0007/            a training run like any other  best/                        the winner's bundle
+    trials/0007/trial.json  its settings and scores        tune/                        Ray Tune's, with TensorBoard
 
 A trial's record is written whole after each of its epochs. A sweep that was killed goes on from these records alone:
 Ray's own snapshot is up to ten seconds old, is a pickle, can be cut off, and knows nothing of what the scheduler saw.

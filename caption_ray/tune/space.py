@@ -105,7 +105,7 @@ def settings_of(experiment: Experiment) -> dict[str, Value]:
 
 
 def with_settings(experiment: Experiment, settings: Mapping[str, Value]) -> Experiment:
-    """Return the experiment with a trial's settings. Raises pydantic's ValidationError where they do not go together."""
+    """Return the experiment with a trial's settings. Raises ValidationError where they do not go together."""
     values = experiment.model_dump()
     for path, value in settings.items():
         group, name = path.split(".")

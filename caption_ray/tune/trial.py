@@ -1,0 +1,38 @@
+"""One trial: the function that Ray Tune runs, which trains as jobs/train.py does."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import ray.tune
+from ray.tune.integration.ray_train import TuneReportCallback
+
+from caption_ray.data.pipeline import Feed
+from caption_ray.logs import configure_logging, quieten_ray_workers
+from caption_ray.train.resources import WorkerResources
+from caption_ray.train.setup import FeatureStatistics
+from caption_ray.train.trainer import Surroundings, TrainRequest, train
+from caption_ray.tune.adapters import NUMBER
+from caption_ray.tune.request import trial_request
+
+
+def run_trial(
+    config: dict[str, Any],
+    base: TrainRequest,
+    workers: WorkerResources,
+    feeds: Mapping[str, Feed],
+    statistics: FeatureStatistics | None,
+) -> None:
+    """Train with the settings of one trial, from its last checkpoint where it has one.
+
+    base: the request of a run with the settings that all trials have.  feeds: read once for all of them; a trial finds
+    the pictures in the object store of its node.
+    """
+    configure_logging()
+    quieten_ray_workers()
+    settings = dict(config)
+    request = trial_request(base, settings.pop(NUMBER), settings)
+    callbacks = (TuneReportCallback(),)
+    surroundings = Surroundings(workers=workers, feeds=feeds, statistics=statistics, callbacks=callbacks)
+    outcome = train(request, surroundings)
+    if outcome.was_finished:  # the sweep was killed between the run's end and the record of it
+        ray.tune.report({name: value for name, value in outcome.metrics.items() if isinstance(value, int | float)})
