@@ -139,7 +139,7 @@ def _check_dashboard() -> None:
     Ray Train asks it whether a stopped trial's controller is gone, and frees the trial's place only then (2.60).
     """
     try:
-        ray.util.state.list_nodes(timeout=30)
+        ray.util.state.list_nodes(address=ray.get_runtime_context().gcs_address, timeout=30)
     except Exception as error:
         raise UsageError(
             f"a sweep needs Ray's dashboard, which frees the places of stopped trials: {error}; start the cluster "
