@@ -5,10 +5,11 @@ drawings; as SVG they are some kilobytes, follow the page's colours, and one tri
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from caption_ray.tune.records import Status
+from caption_ray.tune.search import Importance
 from caption_ray.tune.space import LOGARITHMIC, SearchSpace
 from caption_ray.tune.table import SHORT_NAMES, Standing
 
@@ -27,7 +28,7 @@ class Tick:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Line:
-    """One trial's line. `heat` goes from 0 for the worst score to 1 for the best."""
+    """One trial's line. `heat` goes from 0 for the worst to 1 for the best."""
 
     number: int
     points: tuple[tuple[float, float], ...]
@@ -69,11 +70,12 @@ class Parallel:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bar:
-    """How much a setting mattered, and how wide that is."""
+    """How much a setting mattered, and how wide that is; up to `chance` it may be nothing."""
 
     label: str
     share: float
     width: float
+    chance: float
 
 
 def learning_curves(standings: Sequence[Standing], metric: str) -> Curves:
@@ -136,12 +138,17 @@ def parallel_coordinates(standings: Sequence[Standing], space: SearchSpace, metr
     return Parallel(axes=tuple(axes), lines=tuple(lines))
 
 
-def importance_bars(importances: Mapping[str, float]) -> tuple[Bar, ...]:
+def importance_bars(importances: Sequence[Importance]) -> tuple[Bar, ...]:
     """Return a bar a setting, the longest as wide as there is room."""
-    longest = max(importances.values(), default=1.0) or 1.0
+    longest = max((max(one.share, one.chance) for one in importances), default=0.0) or 1.0
     return tuple(
-        Bar(label=SHORT_NAMES[path], share=share, width=share / longest * BARS_WIDTH)
-        for path, share in importances.items()
+        Bar(
+            label=SHORT_NAMES[one.path],
+            share=one.share,
+            width=one.share / longest * BARS_WIDTH,
+            chance=one.chance / longest * BARS_WIDTH,
+        )
+        for one in importances
     )
 
 
@@ -156,12 +163,12 @@ def nice_ticks(low: float, high: float) -> tuple[float, ...]:
 
 def _axis_ticks(path: str, space: SearchSpace) -> tuple[Tick, ...]:
     if path in space.choices:
-        values: tuple[float, ...] = space.choices[path]
+        labelled: list[tuple[float, str]] = [(value, str(value)) for value in space.choices[path]]
     else:
         low, high = space.ranges[path]
         middle = math.sqrt(low * high) if path in LOGARITHMIC else (low + high) / 2
-        values = (low, middle, high)
-    return tuple(Tick(at=_height(_share(value, path, space)), label=f"{value:.3g}") for value in values)
+        labelled = [(value, f"{value:.2g}") for value in (low, middle, high)]
+    return tuple(Tick(at=_height(_share(value, path, space)), label=label) for value, label in labelled)
 
 
 def _share(value: float, path: str, space: SearchSpace) -> float:
@@ -187,9 +194,8 @@ def _ends(values: Sequence[float]) -> tuple[float, float]:
 
 
 def _heats(standings: Sequence[Standing]) -> dict[int, float]:
-    low, high = _ends([one.score for one in standings if one.score is not None])
-    width = high - low or 1.0
-    return {one.record.number: 0.0 if one.score is None else (one.score - low) / width for one in standings}
+    """Return 1 for the best to 0 for the worst, by place: scores lie too near each other to be told apart by colour."""
+    return {one.record.number: 1 - (one.place - 1) / max(1, len(standings) - 1) for one in standings}
 
 
 def _label(one: Standing, metric: str) -> str:

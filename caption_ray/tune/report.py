@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from caption_ray.tune import charts
+from caption_ray.tune.search import Importance
 from caption_ray.tune.space import SearchSpace
 from caption_ray.tune.table import SHORT_NAMES, Standing, winner
 
-METRIC_NAMES = {"cider": "CIDEr", "bleu_4": "BLEU-4", "rouge_l": "ROUGE-L", "bleu_1": "BLEU-1", "dev_loss": "Dev loss"}
+METRIC_NAMES = {"cider": "CIDEr", "bleu_4": "BLEU-4", "dev_loss": "Dev loss"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,7 +22,7 @@ class SweepView:
     metric: str
     space: SearchSpace
     standings: Sequence[Standing]
-    importances: Mapping[str, float]
+    importances: Sequence[Importance]
     command: str | None
     facts: Mapping[str, str]
 

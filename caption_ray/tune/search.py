@@ -6,11 +6,13 @@ goes on with the trials that it would have had.
 
 import logging
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import optuna
+from numpy.typing import NDArray
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 
 from caption_ray.tune.records import TrialRecord
@@ -20,13 +22,14 @@ _STARTUP_TRIALS = 6
 """Trials at random before Optuna's sampler builds on them; ten, its default, is most of a small sweep."""
 
 MIN_TRIALS_FOR_IMPORTANCE = 4
+_NUM_LOTS = 50
 
 
 class TrialSearch:
     """Suggests settings. A trial whose end is told counts; of one still running the place is avoided."""
 
     def __init__(self, space: SearchSpace, method: Literal["random", "optuna"], metric: str, seed: int) -> None:
-        logging.getLogger("optuna").setLevel(logging.WARNING)
+        _quieten()
         self._space = space
         self._method = method
         self._metric = metric
@@ -86,29 +89,61 @@ def distributions(space: SearchSpace) -> dict[str, BaseDistribution]:
     return found
 
 
-def importances(records: Iterable[TrialRecord], space: SearchSpace, metric: str) -> dict[str, float]:
-    """Return how much each searched setting had to do with a trial being among the better half, most first; sums to 1.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Importance:
+    """How much a setting had to do with a trial being among the better half; all shares sum to 1."""
+
+    path: str
+    share: float
+    chance: float
+    """What the share comes to, in one case of ten, where the same scores fall to the trials by lot."""
+
+
+def importances(records: Iterable[TrialRecord], space: SearchSpace, metric: str) -> list[Importance]:
+    """Return the importance of each searched setting, the most important first.
 
     PED-ANOVA (Watanabe et al. 2023), since it goes by the trials' order alone: a trial that was stopped early has a
     lower best score than it would have come to, but it is among the worse ones all the same. Empty for under four
     trials, or where nothing told them apart.
     """
-    study = optuna.create_study(direction="maximize")
     known = distributions(space)
-    for record in records:
-        best = record.best(metric)
-        if best is not None and space.has(record.settings):
-            params = {path: record.settings[path] for path in known}
-            study.add_trial(optuna.trial.create_trial(params=params, distributions=known, value=best[0]))
-    if not known or len(study.trials) < MIN_TRIALS_FOR_IMPORTANCE:
-        return {}
+    scored = [(record, best[0]) for record in records if (best := record.best(metric)) and space.has(record.settings)]
+    if not known or len(scored) < MIN_TRIALS_FOR_IMPORTANCE:
+        return []
+    params = [{path: record.settings[path] for path in known} for record, _ in scored]
+    scores = np.array([score for _, score in scored])
+    found = _ped_anova(params, known, scores)
+    generator = np.random.default_rng(0)
+    by_lot = [_ped_anova(params, known, generator.permutation(scores)) for _ in range(_NUM_LOTS)]
+    if not found:
+        return []
+    return [
+        Importance(path=path, share=share, chance=float(np.quantile([lot.get(path, 0.0) for lot in by_lot], 0.9)))
+        for path, share in sorted(found.items(), key=lambda pair: -pair[1])
+    ]
+
+
+def _ped_anova(
+    params: Sequence[dict[str, Value]], known: dict[str, BaseDistribution], scores: NDArray[np.float64]
+) -> dict[str, float]:
+    _quieten()
+    study = optuna.create_study(direction="maximize")
+    study.add_trials(
+        [
+            optuna.trial.create_trial(params=dict(values), distributions=known, value=float(score))
+            for values, score in zip(params, scores, strict=True)
+        ]
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         evaluator = optuna.importance.PedAnovaImportanceEvaluator(target_quantile=0.5)
     found = optuna.importance.get_param_importances(study, evaluator=evaluator)
-    if not all(np.isfinite(share) for share in found.values()) or sum(found.values()) <= 0:
-        return {}
-    return dict(sorted(found.items(), key=lambda pair: -pair[1]))
+    return found if sum(found.values()) > 0 and all(map(np.isfinite, found.values())) else {}
+
+
+def _quieten() -> None:
+    """Silence Optuna's line for every study; not at import, which is to do nothing."""
+    logging.getLogger("optuna").setLevel(logging.WARNING)
 
 
 def _tidy(value: Value, within: tuple[float, float] | None) -> Value:

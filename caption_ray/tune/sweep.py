@@ -27,6 +27,8 @@ from caption_ray.tune.trial import run_trial
 
 logger = logging.getLogger(__name__)
 
+_WAITING_BYTES = 256 << 20
+
 
 def sweep(request: SweepRequest) -> SweepOutcome:
     """Run the trials, or those that are left of the sweep of this name, and write report, leaderboard and best bundle.
@@ -117,8 +119,8 @@ def _trainable(request: SweepRequest, packing: Packing, feeds: Mapping[str, Feed
     with_shared = ray.tune.with_parameters(
         run_trial, base=request.base, workers=packing.workers, feeds=feeds, statistics=measure(inputs)
     )
-    # The function itself only waits for its worker, which reserves what the trial takes.
-    return ray.tune.with_resources(with_shared, {"cpu": 0})
+    # The function itself only waits for its worker, which reserves the trial's CPUs or its share of a GPU.
+    return ray.tune.with_resources(with_shared, {"memory": _WAITING_BYTES})
 
 
 def _share(feeds: Mapping[str, Feed]) -> tuple[dict[str, Feed], bool]:

@@ -12,6 +12,7 @@ from caption_ray.tune.charts import (
     nice_ticks,
     parallel_coordinates,
 )
+from caption_ray.tune.search import Importance
 from caption_ray.tune.table import rank
 
 STANDINGS = rank(TRIALS, "cider", {})
@@ -43,7 +44,7 @@ def test_curves_go_through_the_scores() -> None:
     assert up == pytest.approx((CURVES_HEIGHT * 0.8, CURVES_HEIGHT * 0.6, CURVES_HEIGHT * 0.4, CURVES_HEIGHT * 0.44))
     assert lines[3].status == "stopped"
     assert curves.lines[-1].number == 6  # the best is drawn over the others
-    assert (lines[6].heat, lines[3].heat) == (1.0, 0.0)
+    assert (lines[6].heat, lines[2].heat, lines[3].heat) == pytest.approx((1.0, 0.8, 0.2))  # by place, of six
 
 
 def test_parallel_coordinates_stand_where_the_values_are() -> None:
@@ -62,10 +63,12 @@ def test_parallel_coordinates_stand_where_the_values_are() -> None:
 
 
 def test_longest_bar_fills_the_width() -> None:
-    bars = importance_bars({"optimizer.learning_rate": 0.6, "model.dropout": 0.3, "model.hidden_size": 0.1})
+    shares = {"optimizer.learning_rate": 0.6, "model.dropout": 0.3, "model.hidden_size": 0.1}
+    bars = importance_bars([Importance(path=path, share=share, chance=0.3) for path, share in shares.items()])
     assert [bar.label for bar in bars] == ["learning rate", "dropout", "hidden"]
     assert [bar.width for bar in bars] == pytest.approx([BARS_WIDTH, BARS_WIDTH / 2, BARS_WIDTH / 6])
-    assert importance_bars({}) == ()
+    assert [bar.chance for bar in bars] == pytest.approx([BARS_WIDTH / 2] * 3)
+    assert importance_bars([]) == ()
 
 
 def test_sweep_without_scores_draws_nothing_and_does_not_fail() -> None:

@@ -4,6 +4,7 @@ from html.parser import HTMLParser
 from trials import SPACE, TRIALS, settings
 
 from caption_ray.tune.report import SweepView, render_sweep
+from caption_ray.tune.search import Importance
 from caption_ray.tune.table import rank
 
 
@@ -14,7 +15,7 @@ def view(**changes: object) -> SweepView:
         "metric": "cider",
         "space": SPACE,
         "standings": rank(TRIALS, "cider", settings()),
-        "importances": {"optimizer.learning_rate": 0.75, "model.dropout": 0.25},
+        "importances": [Importance(path="optimizer.learning_rate", share=0.75, chance=0.4)],
         "command": "python jobs/train.py flickr8k --data 'a & b'",
         "facts": {"Seed": "0"},
     }
@@ -41,6 +42,6 @@ def test_page_has_all_parts_and_asks_for_nothing() -> None:
 
 
 def test_page_of_a_sweep_that_has_just_begun() -> None:
-    page = render_sweep(view(standings=[], importances={}, command=None))
+    page = render_sweep(view(standings=[], importances=[], command=None))
     assert "No trial is over yet that has a score." in page
     assert "Too few trials" in page
