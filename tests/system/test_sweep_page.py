@@ -89,7 +89,8 @@ def test_page_shows_winner_curves_settings_and_board(page: Page, trials: list[Tr
     assert ends == {"finished": 5, "stopped": 6, "failed": 1}
     assert page.locator("#parallel .trial").count() == 12
     assert page.locator("#importance rect").count() == 7
-    assert "learning rate" in (page.locator("#importance text").first.text_content() or "")
+    assert page.locator("#importance .chance").count() == 7
+    assert "learning rate" in page.locator("#importance text").all_text_contents()
     rows = page.locator("#leaderboard tbody tr")
     assert rows.count() == 12
     scores = [float(row.locator("td").nth(2).inner_text()) for row in rows.all()]
