@@ -1,0 +1,159 @@
+"""A real sweep on drawn pictures, which everything happens to: a dead trial, NaN, SIGKILL, Ctrl-C."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
+from tensorboard.plugins.hparams import plugin_data_pb2
+
+from caption_ray.bundle import load_bundle
+from caption_ray.tune.records import TrialRecord, read_trials
+
+ROOT = Path(__file__).parents[2]
+SPACE = (
+    "--space.embedding-size", "16", "24", "--space.hidden-size", "24", "--space.attention-size", "8",
+    "--space.learning-rate", "1e-3", "1e30", "--space.dropout", "0.1", "0.4", "--space.batch-size", "20",
+    "--space.label-smoothing", "0", "0",
+)  # fmt: skip
+SEED = "17"
+"""By it the second trial's learning rate is 2.9e27, and the third's 0.0028."""
+
+NUM_EPOCHS = 4
+
+
+class Sweep:
+    """The same command, as often as it takes."""
+
+    def __init__(self, folder: Path, data: str, features: str) -> None:
+        self.folder = folder / "runs" / "sweep"
+        self.log = folder / "log.txt"
+        self.command = [
+            sys.executable, str(ROOT / "jobs" / "tune.py"), "quickstart", "--data", data, "--features", features,
+            "--storage", str(folder / "runs"), "--name", "sweep", "--num-trials", "3", "--search", "random",
+            "--seed", SEED, *SPACE, "--cpus-per-trial", "0.5", "--num-at-once", "2", "--stopping.grace-epochs", "2",
+            "--stopping.reduction", "2", "--model.embedding-size", "24", "--model.hidden-size", "24",
+            "--model.attention-size", "8", "--training.epochs", str(NUM_EPOCHS),
+        ]  # fmt: skip
+
+    def start(self) -> subprocess.Popen[bytes]:
+        with self.log.open("w") as log:
+            return subprocess.Popen(self.command, stderr=log, stdout=subprocess.PIPE, start_new_session=True)
+
+    def trials(self) -> dict[int, TrialRecord]:
+        return read_trials(str(self.folder))
+
+    def wait_until(self, process: subprocess.Popen[bytes], holds: Callable[[dict[int, TrialRecord]], bool]) -> None:
+        deadline = time.monotonic() + 240
+        while not holds(self.trials()):
+            assert process.poll() is None, self.log.read_text()[-4000:]
+            assert time.monotonic() < deadline, self.log.read_text()[-4000:]
+            time.sleep(0.05)
+
+
+def family(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    return psutil.Process(process.pid).children(recursive=True)
+
+
+def has_epochs(trials: dict[int, TrialRecord], number: int, num_epochs: int) -> bool:
+    return number in trials and len(trials[number].epochs) >= num_epochs
+
+
+def test_sweep_survives_what_may_happen_to_it(data: str, features: str, tmp_path: Path) -> None:
+    sweep = Sweep(tmp_path, data, features)
+
+    # The first trial's own process dies after its first epoch; then the whole sweep does, once a trial has failed.
+    process = sweep.start()
+    sweep.wait_until(process, lambda trials: has_epochs(trials, 1, 1))
+    (dead, *_) = [
+        child for child in family(process) if child.name().startswith("ray::") and "run_trial" in child.name()
+    ]
+    dead.kill()
+    sweep.wait_until(process, lambda trials: 2 in trials and trials[2].status == "failed")
+    children = family(process)
+    process.kill()
+    for child in children:
+        if child.is_running():
+            child.kill()
+    process.communicate()
+    failed = sweep.trials()[2]
+    assert (failed.num_retries, failed.epochs) == (1, ())
+    assert "the gradient is not finite" in (failed.error or "")
+
+    # The same command goes on; Ctrl-C as soon as the third trial has an epoch.
+    process = sweep.start()
+    sweep.wait_until(process, lambda trials: has_epochs(trials, 3, 1))
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=120)
+    log = sweep.log.read_text()
+    assert process.returncode == 130, log[-4000:]
+    assert "going on with sweep sweep: 0 finished" in log or "going on with sweep sweep: 1 finished" in log
+    assert "the same command goes on with it" in log
+    assert "Traceback" not in log
+    assert (sweep.folder / "report.html").exists()
+    before = sweep.trials()
+
+    # And once more, to the end.
+    process = sweep.start()
+    stdout, _ = process.communicate(timeout=240)
+    log = sweep.log.read_text()
+    assert process.returncode == 0, log[-4000:]
+    trials, result = sweep.trials(), json.loads(stdout.splitlines()[-1])
+    assert result["trials"]["failed"] == 1
+    assert result["trials"]["finished"] + result["trials"]["stopped"] == 2
+    assert trials[2] == failed
+    assert all(trials[number] == one for number, one in before.items() if one.is_over)
+    assert [epoch["epoch"] for epoch in trials[1].epochs] == list(range(1, len(trials[1].epochs) + 1))
+    assert trials[1].num_retries == 1
+    assert trials[1].settings["model.embedding_size"] == 24  # the preset, as the command changed it
+
+    check_what_is_left(sweep, trials, result)
+
+
+def check_what_is_left(sweep: Sweep, trials: dict[int, TrialRecord], result: dict[str, object]) -> None:
+    best = trials[int(str(result["trial"]))]
+    score, epoch = best.best("bleu_4") or (0.0, 0)
+    assert (result["bleu_4"], result["epoch"]) == (score, epoch)
+    assert score == max((one.best("bleu_4") or (0.0, 0))[0] for one in trials.values())
+    bundle = load_bundle(str(sweep.folder / "best"))
+    assert (bundle.metrics["bleu_4"], bundle.metrics["epoch"]) == (score, epoch)
+    assert bundle.lineage is not None
+    assert (bundle.lineage.trial, bundle.lineage.num_trials) == (best.number, 3)
+    assert bundle.lineage.experiment.optimizer.learning_rate == best.settings["optimizer.learning_rate"]
+    assert bundle.lineage.experiment.encoder.image_size == 64  # the features'
+    assert bundle.lineage.data_digest == bundle.manifest.data_digest
+    assert str(result["command"]).startswith("python jobs/train.py quickstart --data")
+    board = (sweep.folder / "leaderboard.md").read_text().splitlines()
+    assert len(board) == 2 + 3
+    assert f"| {score:.3f} |" in board[2].replace("**", "")
+    hyperparameters = read_hparams(sweep.folder / "tune", best.number)
+    assert hyperparameters["optimizer.learning_rate"] == pytest.approx(best.settings["optimizer.learning_rate"])
+    assert hyperparameters["trial"] == best.number
+
+
+def read_hparams(folder: Path, number: int) -> dict[str, float]:
+    """Return what TensorBoard's HParams page has of a trial."""
+    found = {}
+    for path in folder.glob(f"trial_{number:04d}*/events.out.tfevents.*"):
+        for event in LegacyEventFileLoader(str(path)).Load():
+            for value in event.summary.value:
+                if value.tag == "_hparams_/session_start_info":
+                    content = plugin_data_pb2.HParamsPluginData.FromString(value.metadata.plugin_data.content)
+                    found |= {name: one.number_value for name, one in content.session_start_info.hparams.items()}
+    return found
+
+
+def test_sweep_with_other_settings_is_not_gone_on_with(data: str, features: str, tmp_path: Path) -> None:
+    sweep = Sweep(tmp_path, data, features)
+    (sweep.folder).mkdir(parents=True)
+    (sweep.folder / "sweep.json").write_text("{}")
+    done = subprocess.run(sweep.command, capture_output=True, text=True, check=False, env={**os.environ})
+    assert done.returncode == 1
+    assert "not a sweep of this version of caption_ray; use another --name" in done.stderr
