@@ -35,7 +35,7 @@ _TABLE_INTERVAL_S = 10.0
 class SweepSearcher(Searcher):  # type: ignore[misc]
     """Hands out the trials that are still to be run: those that were cut off first, with the settings they had.
 
-    records: of all trials so far, by number; shared with SweepWatch, which keeps it up to date.
+    records: of all trials so far, by number.  preset: settings of the first trial, where they lie in the space.
     """
 
     def __init__(
@@ -43,10 +43,9 @@ class SweepSearcher(Searcher):  # type: ignore[misc]
     ) -> None:
         super().__init__()
         self._search = search
-        self._records = records
+        self._again = {number: record.settings for number, record in records.items() if not record.is_over}
         self._preset = preset
-        self._numbers: dict[str, int] = {}
-        self._again = [number for number, record in records.items() if not record.is_over]
+        self._last = max(records, default=0)
         for record in records.values():
             if record.is_over:
                 search.tell(record)
@@ -55,23 +54,18 @@ class SweepSearcher(Searcher):  # type: ignore[misc]
         """Take nothing over: the search knows what it searches."""
         return True
 
-    def suggest(self, trial_id: str) -> dict[str, Any]:
+    def suggest(self, trial_id: str) -> dict[str, Any]:  # noqa: ARG002 - a trial goes by its number here
         """Return the next trial's settings, and its number."""
         if self._again:
-            number = self._again.pop(0)
-            settings = self._search.suggest(number, self._records[number].settings)
+            number = min(self._again)
+            settings = self._search.suggest(number, self._again.pop(number))
         else:
-            number = max([*self._records, *self._numbers.values()], default=0) + 1
+            number = self._last = self._last + 1
             settings = self._search.suggest(number, self._preset if number == 1 else None)
-        self._numbers[trial_id] = number
         return {NUMBER: number, **settings}
 
-    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:  # noqa: ARG002
-        """Tell the search how a trial went."""
-        number = self._numbers[trial_id]
-        record = self._records.get(number)
-        if record is not None:
-            self._search.tell(record.model_copy(update={"status": "failed"}) if error else record)
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Do nothing: SweepWatch, which is told a moment later, knows how the trial ended and tells the search."""
 
     def save(self, checkpoint_path: str) -> None:
         """Do nothing: the trials' own records are what a sweep goes on from."""
@@ -111,14 +105,22 @@ def build_scheduler(
 
 
 class SweepWatch(ray.tune.Callback):  # type: ignore[misc]
-    """Writes each trial's record after each of its epochs, and shows how the sweep stands."""
+    """Writes each trial's record after each of its epochs, tells the search how it ended, and shows how all stand."""
 
     def __init__(
-        self, name: str, folder: str, sweep: SweepRecord, records: dict[int, TrialRecord], num_trials: int
+        self,
+        search: TrialSearch,
+        sweep: SweepRecord,
+        records: Mapping[int, TrialRecord],
+        *,
+        name: str,
+        folder: str,
+        num_trials: int,
     ) -> None:
+        self._search = search
         self._name = name
         self._folder = folder
-        self._records = records
+        self._records = dict(records)
         self._num_trials = num_trials
         self._metric = sweep.experiment.training.select_by
         self._searched = sweep.space.searched
@@ -155,14 +157,18 @@ class SweepWatch(ray.tune.Callback):  # type: ignore[misc]
         record = self._records[trial.config[NUMBER]]
         run = storage.join(trials_folder(self._folder), trial_name(record.number))
         ended = storage.exists(storage.join(run, "bundle", "manifest.json"))
-        self._put(record.model_copy(update={"status": "finished" if ended else "stopped"}))
-        self._show(at_once=True)
+        self._end(record.model_copy(update={"status": "finished" if ended else "stopped"}))
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:  # noqa: ARG002
         """Record a trial that failed more often than it is retried; the sweep goes on without it."""
         record = self._records[trial.config[NUMBER]]
-        self._put(record.model_copy(update={"status": "failed", "error": failure_of(trial)}))
-        logger.error("trial %d failed: %s", record.number, self._records[record.number].error)
+        failed = record.model_copy(update={"status": "failed", "error": failure_of(trial)})
+        logger.error("trial %d failed: %s", failed.number, failed.error)
+        self._end(failed)
+
+    def _end(self, record: TrialRecord) -> None:
+        self._put(record)
+        self._search.tell(record)
         self._show(at_once=True)
 
     def _put(self, record: TrialRecord) -> None:

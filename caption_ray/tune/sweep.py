@@ -1,6 +1,7 @@
 """A whole sweep: started, or gone on with, to its end."""
 
 import logging
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -105,10 +106,16 @@ def _run_trials(
             name="tune",
             storage_path=request.folder,
             failure_config=ray.tune.FailureConfig(max_failures=request.max_retries),
-            callbacks=[SweepWatch(request.name, request.folder, record, records, request.num_trials)],
+            callbacks=[
+                SweepWatch(
+                    search, record, records, name=request.name, folder=request.folder, num_trials=request.num_trials
+                )
+            ],
             verbose=0,
         ),
     )
+    # Else Tune draws a box that names a TensorBoard folder which is gone when the sweep ends (2.60).
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     try:
         tuner.fit()
     except ray.tune.TuneError as error:

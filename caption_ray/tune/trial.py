@@ -1,5 +1,6 @@
 """One trial: the function that Ray Tune runs, which trains as jobs/train.py does."""
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -29,6 +30,8 @@ def run_trial(
     """
     configure_logging()
     quieten_ray_workers()
+    # A process a trial that tells it of a node about to go; a trial goes on from its last epoch in any case.
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     settings = dict(config)
     request = trial_request(base, settings.pop(NUMBER), settings)
     callbacks = (TuneReportCallback(),)

@@ -66,8 +66,6 @@ def test_trials_that_were_cut_off_come_first_and_keep_number_and_settings() -> N
     assert [one.pop(NUMBER) for one in found] == [2, 4, 5, 6]
     assert found[:2] == [records[2].settings, records[4].settings]
     assert found[2] == TrialSearch(SPACE, "random", "cider", seed=0).suggest(5)
-    searcher.on_trial_complete("a", {"cider": 0.3})
-    searcher.on_trial_complete("d", error=True)  # it failed before it was recorded
 
 
 def test_preset_is_the_first_trial() -> None:
