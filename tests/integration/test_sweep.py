@@ -1,4 +1,4 @@
-"""Real sweeps on drawn pictures, to which things happen: a dead trial, NaN, SIGKILL, Ctrl-C."""
+"""Real sweeps on drawn pictures, to which things happen: a killed worker, NaN, SIGKILL, Ctrl-C."""
 
 import json
 import os
@@ -62,16 +62,24 @@ def family(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
     return psutil.Process(process.pid).children(recursive=True)
 
 
+def is_of(worker: psutil.Process, run: str) -> bool:
+    """Tell a run's worker by the folder that Ray puts it into."""
+    return Path(worker.cwd()).name == run
+
+
 def has_epochs(trials: dict[int, TrialRecord], number: int, num_epochs: int) -> bool:
     return number in trials and len(trials[number].epochs) >= num_epochs
 
 
-def test_sweep_survives_a_dead_trial_a_failing_one_and_sigkill(data: str, features: str, tmp_path: Path) -> None:
+def test_sweep_survives_a_killed_worker_a_failing_trial_and_sigkill(data: str, features: str, tmp_path: Path) -> None:
     sweep = Sweep(tmp_path, data, features)
     process = sweep.start()
-    # The first trial's own process dies after its first epoch; the whole sweep does, once the second trial has failed.
+    # The first trial's worker dies after its first epoch; the whole sweep does, once the second trial has failed.
     sweep.wait_until(process, lambda trials: has_epochs(trials, 1, 1))
-    next(child for child in family(process) if "run_trial" in child.name()).kill()
+    (worker,) = [
+        child for child in family(process) if child.name().startswith("ray::RayTrain") and is_of(child, "0001")
+    ]
+    worker.kill()
     sweep.wait_until(process, lambda trials: 2 in trials and trials[2].status == "failed")
     children = family(process)
     process.kill()
@@ -92,7 +100,8 @@ def test_sweep_survives_a_dead_trial_a_failing_one_and_sigkill(data: str, featur
     assert result["trials"]["failed"] == 1
     assert result["trials"]["finished"] + result["trials"]["stopped"] == 2
     assert all(trials[number] == one for number, one in before.items() if one.is_over)
-    assert sum(one.num_retries for one in trials.values()) == 2
+    assert [one.num_retries for one in trials.values()] == [0, 1, 0]
+    assert len(list((sweep.folder / "trials" / "0001" / "tensorboard").iterdir())) >= 2  # a file for each start
     for number in (1, 3):
         assert [epoch["epoch"] for epoch in trials[number].epochs] == [*range(1, len(trials[number].epochs) + 1)]
     assert trials[1].settings["model.embedding_size"] == 24  # the preset, as the command changed it
