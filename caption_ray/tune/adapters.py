@@ -12,6 +12,7 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from caption_ray import storage
+from caption_ray.train.run_folder import is_finished
 from caption_ray.tune.records import (
     StoppingConfig,
     SweepRecord,
@@ -156,8 +157,7 @@ class SweepWatch(ray.tune.Callback):  # type: ignore[misc]
         """Record how a trial ended: one that was stopped early has not written its bundle."""
         record = self._records[trial.config[NUMBER]]
         run = storage.join(trials_folder(self._folder), trial_name(record.number))
-        ended = storage.exists(storage.join(run, "bundle", "manifest.json"))
-        self._end(record.model_copy(update={"status": "finished" if ended else "stopped"}))
+        self._end(record.model_copy(update={"status": "finished" if is_finished(run) else "stopped"}))
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:  # noqa: ARG002
         """Record a trial that failed more often than it is retried; the sweep goes on without it."""

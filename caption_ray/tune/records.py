@@ -77,7 +77,12 @@ class TrialRecord(Settings):
         return scores[epoch], epoch
 
     def after_epoch(self, metrics: dict[str, float]) -> "TrialRecord":
-        """Return the record with one more epoch, which takes the place of an earlier report of the same."""
+        """Return the record with one more epoch, which takes the place of earlier reports of it and of those after it.
+
+        Nothing changes where it is known word for word, as it is when a run says again what it ended with.
+        """
+        if metrics in self.epochs:
+            return self
         earlier = [epoch for epoch in self.epochs if epoch["epoch"] < metrics["epoch"]]
         return self.model_copy(update={"epochs": (*earlier, metrics)})
 

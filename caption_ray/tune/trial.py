@@ -38,4 +38,5 @@ def run_trial(
     surroundings = Surroundings(workers=workers, feeds=feeds, statistics=statistics, callbacks=callbacks)
     outcome = train(request, surroundings)
     if outcome.was_finished:  # the sweep was killed between the run's end and the record of it
-        ray.tune.report({name: value for name, value in outcome.metrics.items() if isinstance(value, int | float)})
+        known = {name: value for name, value in outcome.metrics.items() if isinstance(value, int | float)}
+        ray.tune.report({name: value for name, value in known.items() if name != "dev_beam_width"})

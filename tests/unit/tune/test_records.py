@@ -31,5 +31,11 @@ def test_epoch_that_is_done_again_takes_the_place_of_what_came_after_it() -> Non
     assert record.scores("cider") == {1: 0.1, 2: 0.25}
 
 
+def test_run_that_says_again_what_it_ended_with_changes_nothing() -> None:
+    """The bundle has the metrics of the best epoch, which others may have followed."""
+    record = trial(1, 0.1, 0.3, 0.2)
+    assert record.after_epoch(dict(record.epochs[1])) == record
+
+
 def test_only_running_trials_go_on() -> None:
     assert [record.number for record in TRIALS if not record.is_over] == [6]
