@@ -1,44 +1,28 @@
 """Trials together against one after another: `python benchmarks/tune_packing.py --data D --features F`.
 
-The same trials, an epoch each, four at a time with half a CPU and a thread each, and one after another with both CPUs
-and two threads. Prints trials per second of training and how many times as fast together is: once over whole sweeps,
-which is what a person waits for, and once without what every sweep begins with.
+The same trials, an epoch each by default: four at a time with half a CPU and a thread each, two with a CPU each, and
+one after another with both CPUs and two threads. Prints the seconds of each sweep from start to report, which is
+what a person waits for, and how many times as fast together is.
 """
 
 import argparse
 import tempfile
 import time
+from dataclasses import replace
 
 from compare import report
-from tune_stopping import SPACE, small_experiment
+from tune_stopping import small_sweep
 
 from caption_ray.logs import configure_logging
-from caption_ray.tune.records import StoppingConfig
-from caption_ray.tune.sweep import SweepRequest, sweep
+from caption_ray.tune.sweep import sweep
 
 
 def seconds(arguments: argparse.Namespace, storage: str, num_at_once: int) -> float:
     """Return the seconds of a sweep with that many trials at a time."""
-    experiment = small_experiment(arguments.epochs)
+    name = f"{num_at_once}-at-once"
+    request = small_sweep(arguments.data, arguments.features, storage, name, arguments.trials, arguments.epochs)
     started = time.perf_counter()
-    sweep(
-        SweepRequest(
-            preset_name="flickr8k",
-            preset=experiment,
-            experiment=experiment,
-            space=SPACE,
-            data=arguments.data,
-            features=arguments.features,
-            storage=storage,
-            name=f"{num_at_once}-at-once",
-            num_trials=arguments.trials,
-            search="random",
-            stopping=StoppingConfig(early=False),
-            device="cpu",
-            cpus_per_trial=arguments.cpus / num_at_once,
-            num_at_once=num_at_once,
-        )
-    )
+    sweep(replace(request, cpus_per_trial=arguments.cpus / num_at_once, num_at_once=num_at_once))
     return time.perf_counter() - started
 
 

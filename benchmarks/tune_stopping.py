@@ -8,6 +8,7 @@ epochs. --epochs and --trials make it shorter than the 8 trials of 9 epochs that
 import argparse
 import tempfile
 import time
+from dataclasses import replace
 
 from compare import report
 
@@ -15,8 +16,9 @@ from caption_ray.config import Experiment
 from caption_ray.logs import configure_logging
 from caption_ray.presets import flickr8k
 from caption_ray.tune.records import StoppingConfig
+from caption_ray.tune.request import SweepRequest
 from caption_ray.tune.space import SearchSpace, with_settings
-from caption_ray.tune.sweep import SweepRequest, sweep
+from caption_ray.tune.sweep import sweep
 
 SMALL = {"model.embedding_size": 100, "model.hidden_size": 128, "model.attention_size": 64}
 SPACE = SearchSpace(
@@ -38,27 +40,32 @@ def small_experiment(epochs: int) -> Experiment:
     return preset.model_copy(update={"model": model, "training": training})
 
 
+def small_sweep(data: str, features: str, storage: str, name: str, num_trials: int, epochs: int) -> SweepRequest:
+    """Return a sweep of small models, at random."""
+    experiment = small_experiment(epochs)
+    return SweepRequest(
+        preset_name="flickr8k",
+        preset=experiment,
+        experiment=experiment,
+        space=SPACE,
+        data=data,
+        features=features,
+        storage=storage,
+        name=name,
+        num_trials=num_trials,
+        search="random",
+        stopping=StoppingConfig(early=False),
+        device="cpu",
+    )
+
+
 def run(arguments: argparse.Namespace, storage: str, *, early: bool) -> dict[str, float]:
     """Sweep, and return the winner's score, the epochs of all trials together and the seconds."""
-    experiment = small_experiment(arguments.epochs)
+    name = "early" if early else "whole"
+    request = small_sweep(arguments.data, arguments.features, storage, name, arguments.trials, arguments.epochs)
+    stopping = StoppingConfig(early=early, grace_epochs=arguments.grace, reduction=3)
     started = time.perf_counter()
-    outcome = sweep(
-        SweepRequest(
-            preset_name="flickr8k",
-            preset=experiment,
-            experiment=experiment,
-            space=SPACE,
-            data=arguments.data,
-            features=arguments.features,
-            storage=storage,
-            name="early" if early else "whole",
-            num_trials=arguments.trials,
-            search="random",
-            stopping=StoppingConfig(early=early, grace_epochs=arguments.grace, reduction=3),
-            seed=arguments.seed,
-            device="cpu",
-        )
-    )
+    outcome = sweep(replace(request, stopping=stopping, seed=arguments.seed))
     return {
         "score": float(outcome.best.score or 0.0),
         "trial": outcome.best.record.number,

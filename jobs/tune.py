@@ -1,16 +1,17 @@
 """Sweep the settings of a preset, or go on with a sweep."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import tyro
 from pydantic import Field
 
 from caption_ray.config import Experiment, Settings
-from caption_ray.entry import run_job
+from caption_ray.entry import preset_command_line, run_job
 from caption_ray.presets import PRESETS
 from caption_ray.tune.records import StoppingConfig
+from caption_ray.tune.request import SweepRequest
 from caption_ray.tune.space import SearchSpace, space_around
-from caption_ray.tune.sweep import SweepRequest, sweep
+from caption_ray.tune.sweep import sweep
 
 
 class Arguments(Settings):
@@ -62,20 +63,9 @@ def main(arguments: Arguments) -> dict[str, object]:
 _STATUSES = ("finished", "stopped", "failed")
 
 
-def _defaults(name: str) -> Arguments:
-    """Return arguments with the preset and the space around it; what has no default is thereby required."""
-    experiment = PRESETS[name]()
-    fields: dict[str, Any] = {"experiment": experiment, "space": space_around(experiment), "preset": name}
-    return Arguments.model_construct(**fields)
-
-
 def command_line() -> type[Arguments]:
-    """Return the type that tyro parses: the preset as a subcommand, whose settings are the flags' defaults."""
-    commands: type[Arguments] = tyro.extras.subcommand_type_from_defaults(
-        {name: _defaults(name) for name in PRESETS},
-        {name: (preset.__doc__ or "").strip() for name, preset in PRESETS.items()},
-    )
-    return commands
+    """Return the type that tyro parses."""
+    return preset_command_line(Arguments, lambda experiment: {"space": space_around(experiment)})
 
 
 if __name__ == "__main__":
