@@ -2,9 +2,12 @@
 
 import json
 import os
+import shutil
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -163,3 +166,48 @@ def test_sweep_with_other_settings_is_not_gone_on_with(data: str, features: str,
     done = subprocess.run(sweep.command, capture_output=True, text=True, check=False, env={**os.environ})
     assert done.returncode == 1
     assert "not a sweep of this version of caption_ray; use another --name" in done.stderr
+
+
+@pytest.mark.slow
+def test_sweep_runs_as_a_job_of_a_cluster(data: str, features: str, tmp_path: Path) -> None:
+    """`ray job submit`, on a cluster that is not the only one of this machine, nor where Ray looks for it."""
+    sweep = Sweep(tmp_path, data, features)
+    port, dashboard = free_port(), free_port()
+    ray = str(Path(sys.executable).with_name("ray"))
+    scratch = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # Ray's sockets have no room for a longer path
+    head = [ray, "start", "--head", "--block", f"--port={port}", f"--dashboard-port={dashboard}", "--num-cpus=2"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    cluster = subprocess.Popen(
+        [*head, "--include-dashboard=true", f"--temp-dir={scratch}", "--disable-usage-stats"],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        submit = [ray, "job", "submit", f"--address=http://127.0.0.1:{dashboard}", "--working-dir", str(ROOT / "jobs")]
+        command = [sys.executable, "tune.py", *sweep.command[2:], "--num-trials", "1", "--training.epochs", "1"]
+        deadline = time.monotonic() + 60
+        while True:
+            done = subprocess.run(
+                [*submit, "--", *command], capture_output=True, text=True, check=False, env=environment
+            )
+            if "Failed to connect" not in done.stderr or time.monotonic() > deadline:
+                break
+            time.sleep(1)
+        assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
+        assert [trial.status for trial in sweep.trials().values()] == ["finished"]
+        assert load_bundle(str(sweep.folder / "best")).lineage is not None
+    finally:
+        children = family(cluster)
+        for child in (*children, psutil.Process(cluster.pid)):
+            if child.is_running():
+                child.kill()
+        cluster.wait()
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
