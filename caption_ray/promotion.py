@@ -64,7 +64,8 @@ def promote(request: PromoteRequest) -> Promotion:
     candidate = load_bundle(request.candidate)
     serving = _load_serving(named, force=request.force)
     if serving is not None and serving.manifest.digest == candidate.manifest.digest:
-        logger.info("%s is what serves already", candidate.location)
+        logger.info("%s is what %s names already", candidate.location, request.serve_config)
+        _roll_out(request, candidate.manifest.digest)
         return Promotion(
             bundle=serving.location,
             model_id=candidate.manifest.digest,
@@ -91,9 +92,14 @@ def promote(request: PromoteRequest) -> Promotion:
     _note(promoted, request)
     storage.write_text(storage.absolute(request.serve_config), with_bundle(request.serve_config, promoted.bundle))
     logger.info("%s now names %s", request.serve_config, promoted.bundle)
-    if request.dashboard is not None:
-        roll_out(request.serve_config, request.dashboard, promoted.model_id)
+    _roll_out(request, promoted.model_id)
     return promoted
+
+
+def _roll_out(request: PromoteRequest, model_id: str) -> None:
+    """Tell the running service, if there is one; again where it did not take the bundle the last time."""
+    if request.dashboard is not None:
+        roll_out(request.serve_config, request.dashboard, model_id)
 
 
 def _load_serving(named: str | None, *, force: bool) -> Bundle | None:

@@ -25,20 +25,22 @@ def roll_out(config: str, dashboard: str, model_id: str) -> None:
     dashboard: address of the cluster's dashboard.  The service goes on with its old bundle until the new one is loaded
     and verified, and where that is refused; then RunError is raised with its reason.
     """
+    host, port = http_address(config)
+    # A service that listens on all interfaces is where its dashboard is.
+    service = f"http://{urlsplit(dashboard).hostname if host in ('0.0.0.0', '::') else host}:{port}"
+    refused_before = _model(service).get("refused")
     command = [str(Path(sys.executable).with_name("serve")), "deploy", config, "--address", dashboard]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise RunError(f"`serve deploy {config} --address {dashboard}` failed: {_last_line(done.stderr)}")
-    host, port = http_address(config)
-    # A service that listens on all interfaces is where its dashboard is.
-    service = f"http://{urlsplit(dashboard).hostname if host in ('0.0.0.0', '::') else host}:{port}"
     deadline = time.monotonic() + _TIMEOUT_S
     while time.monotonic() < deadline:
         model = _model(service)
         if model.get("id") == model_id:
             logger.info("%s now answers with %s", service, model_id[:12])
             return
-        if refused := model.get("refused"):
+        refused = model.get("refused")
+        if refused and refused != refused_before:
             raise RunError(f"{service} refuses the new bundle, and goes on with its old one: {refused}")
         time.sleep(_POLL_INTERVAL_S)
     raise RunError(f"{service}: no answer from the new model within {_TIMEOUT_S:.0f} s; see {service}/v1/model")
