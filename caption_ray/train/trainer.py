@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -84,6 +84,8 @@ class Surroundings:
     feeds: Mapping[str, Feed]
     """Both splits' pictures, such that several runs can read them at a time."""
     statistics: FeatureStatistics | None
+    split: ray.train.DataConfig = field(default_factory=ExactSplit)
+    """How the pictures are dealt out to the workers."""
     callbacks: tuple[ray.train.UserCallback, ...] = ()
 
 
@@ -176,7 +178,7 @@ def _fit(request: TrainRequest, inputs: RunInputs, surroundings: Surroundings) -
         ),
         torch_config=ray.train.torch.TorchConfig(backend="nccl" if workers.use_gpu else "gloo"),
         datasets={split: feed.dataset for split, feed in feeds.items()},
-        dataset_config=ExactSplit(),
+        dataset_config=surroundings.split,
         run_config=ray.train.RunConfig(
             name=request.name,
             storage_path=storage.absolute(request.storage),

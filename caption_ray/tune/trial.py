@@ -7,7 +7,7 @@ from typing import Any
 import ray.tune
 from ray.tune.integration.ray_train import TuneReportCallback
 
-from caption_ray.data.pipeline import Feed
+from caption_ray.data.pipeline import Feed, Undivided
 from caption_ray.logs import configure_logging, quieten_ray_workers
 from caption_ray.train.resources import WorkerResources
 from caption_ray.train.setup import FeatureStatistics
@@ -34,8 +34,9 @@ def run_trial(
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     settings = dict(config)
     request = trial_request(base, settings.pop(NUMBER), settings)
-    callbacks = (TuneReportCallback(),)
-    surroundings = Surroundings(workers=workers, feeds=feeds, statistics=statistics, callbacks=callbacks)
+    surroundings = Surroundings(
+        workers=workers, feeds=feeds, statistics=statistics, split=Undivided(), callbacks=(TuneReportCallback(),)
+    )
     outcome = train(request, surroundings)
     if outcome.was_finished:  # the sweep was killed between the run's end and the record of it
         known = {name: value for name, value in outcome.metrics.items() if isinstance(value, int | float)}
