@@ -62,7 +62,7 @@ def preset_command_line(
     arguments: a settings model with the fields `preset`, a name, and `experiment`.  defaults: of other fields, for a
     preset's experiment. What has no default is required.
     """
-    constructed = {}
+    constructed: dict[str, PresetArguments] = {}
     for name, preset in PRESETS.items():
         fields: dict[str, Any] = {"experiment": preset(), "preset": name, **defaults(preset())}
         constructed[name] = arguments.model_construct(**fields)  # checked by tyro, when it is whole

@@ -133,8 +133,14 @@ def _compare(candidate: Bundle, serving: Bundle, request: PromoteRequest) -> Com
         logger.info("captioning %d pictures with %s and %s", pictures.count, candidate.location, serving.location)
         ours, theirs = predict(candidate, pictures), predict(serving, pictures)
     references = {one.name: [tokenize(sentence) for sentence in one.references] for one in ours}
-    captions = [{one.name: one.caption.split() for one in found} for found in (ours, theirs)]
-    return compare(*captions, references, request.metric, num_draws=request.num_draws, seed=request.seed)
+    return compare(
+        {one.name: one.caption.split() for one in ours},
+        {one.name: one.caption.split() for one in theirs},
+        references,
+        request.metric,
+        num_draws=request.num_draws,
+        seed=request.seed,
+    )
 
 
 def _keep(candidate: Bundle, models: str) -> str:

@@ -1,5 +1,6 @@
 """How many trials fit into the cluster at a time, and what each reserves."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -40,7 +41,8 @@ def pack_trials(
     if use_gpu and gpus_per_trial > 1:
         raise UsageError(f"--gpus-per-trial {gpus_per_trial:g}: a trial is a single worker, which has one GPU at most")
     room = sum(_room(node, cpus_per_trial, gpus_per_trial if use_gpu else 0.0) for node in nodes)
-    room -= -(-kept_cpus // cpus_per_trial) if kept_cpus and room * cpus_per_trial > num_cpus - kept_cpus else 0
+    if room * cpus_per_trial > num_cpus - kept_cpus:
+        room -= math.ceil(kept_cpus / cpus_per_trial)
     if room < 1:
         asked = f"{cpus_per_trial:g} CPU(s)" + (f" and {gpus_per_trial:g} GPU" if use_gpu else "")
         kept = f", of which {kept_cpus} must be left for Ray Data" if kept_cpus else ""
@@ -52,7 +54,7 @@ def pack_trials(
         gpus_per_worker=gpus_per_trial,
         threads_per_worker=0 if use_gpu else max(1, int(cpus_per_trial)),
     )
-    return Packing(workers=workers, num_at_once=min(int(room), num_at_once or int(room)))
+    return Packing(workers=workers, num_at_once=min(room, num_at_once or room))
 
 
 def _room(node: Mapping[str, float], cpus: float, gpus: float) -> int:
