@@ -116,6 +116,9 @@ def _run_trials(
     )
     # Else Tune draws a box that names a TensorBoard folder which is gone when the sweep ends (2.60).
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    if not storage.is_uri(request.folder):
+        # Tune's event files are copied there with its snapshots: of a sweep that is killed, two seconds are lost, not ten.
+        os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "2")
     try:
         tuner.fit()
     except ray.tune.TuneError as error:

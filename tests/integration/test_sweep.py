@@ -43,7 +43,7 @@ class Sweep:
             "--storage", str(folder / "runs"), "--name", "sweep", "--num-trials", "3", "--search", "random",
             "--seed", SEED, *SPACE, "--cpus-per-trial", "0.5", "--num-at-once", "2", "--stopping.grace-epochs", "1",
             "--stopping.reduction", "2", "--model.embedding-size", "24", "--model.hidden-size", "24",
-            "--model.attention-size", "8", "--training.epochs", str(NUM_EPOCHS),
+            "--model.attention-size", "8", "--training.epochs", str(NUM_EPOCHS), "--training.select-by", "cider",
             "--optimizer.weight-decay", "0.1",
         ]  # fmt: skip
 
@@ -129,11 +129,11 @@ def test_ctrl_c_keeps_what_there_is_and_says_how_to_go_on(data: str, features: s
 
 def check_what_is_left(sweep: Sweep, trials: dict[int, TrialRecord], result: dict[str, object]) -> None:
     best = trials[int(str(result["trial"]))]
-    score, epoch = best.best("bleu_4") or (0.0, 0)
-    assert (result["bleu_4"], result["epoch"]) == (score, epoch)
-    assert score == max((one.best("bleu_4") or (0.0, 0))[0] for one in trials.values())
+    score, epoch = best.best("cider") or (0.0, 0)
+    assert (result["cider"], result["epoch"]) == (score, epoch)
+    assert score == max((one.best("cider") or (0.0, 0))[0] for one in trials.values())
     bundle = load_bundle(str(sweep.folder / "best"))
-    assert (bundle.metrics["bleu_4"], bundle.metrics["epoch"]) == (score, epoch)
+    assert (bundle.metrics["cider"], bundle.metrics["epoch"]) == (score, epoch)
     assert bundle.lineage is not None
     assert (bundle.lineage.trial, bundle.lineage.num_trials) == (best.number, 3)
     assert bundle.lineage.experiment.optimizer.learning_rate == best.settings["optimizer.learning_rate"]
@@ -143,9 +143,8 @@ def check_what_is_left(sweep: Sweep, trials: dict[int, TrialRecord], result: dic
     board = (sweep.folder / "leaderboard.md").read_text().splitlines()
     assert len(board) == 2 + 3
     assert f"| {score:.3f} |" in board[2].replace("**", "")
-    hyperparameters = read_hparams(sweep.folder / "tune", best.number)
-    assert hyperparameters["optimizer.learning_rate"] == pytest.approx(best.settings["optimizer.learning_rate"])
-    assert hyperparameters["trial"] == best.number
+    # Of what ended in the last seconds before a kill TensorBoard may know nothing; this one did not.
+    assert read_hparams(sweep.folder / "tune", 3) == {"trial": 3, **trials[3].settings}
 
 
 def read_hparams(folder: Path, number: int) -> dict[str, float]:
