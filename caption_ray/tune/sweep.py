@@ -117,7 +117,7 @@ def _run_trials(
     # Else Tune draws a box that names a TensorBoard folder which is gone when the sweep ends (2.60).
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     if not storage.is_uri(request.folder):
-        # Tune's event files are copied there with its snapshots: of a sweep that is killed, two seconds are lost, not ten.
+        # Tune's event files are copied there with its snapshots: a kill then costs two seconds of them, not ten.
         os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "2")
     try:
         tuner.fit()
@@ -142,6 +142,8 @@ def _share(feeds: Mapping[str, Feed]) -> tuple[dict[str, Feed], bool]:
         logger.warning("the features do not fit into Ray's object store: each trial reads them, in every epoch")
         return dict(feeds), False
     logger.info("reading the features, once for all trials")
+    # It warns, and goes on, where the tasks that read one split have not yet given their CPUs to those of the next.
+    logging.getLogger("ray.data.dataset").setLevel(logging.ERROR)
     return {split: replace(feed, dataset=feed.dataset.materialize()) for split, feed in feeds.items()}, True
 
 
