@@ -9,7 +9,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Mapping
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar, cast
 
 import tyro
 
@@ -65,7 +65,8 @@ def preset_command_line(
     constructed: dict[str, PresetArguments] = {}
     for name, preset in PRESETS.items():
         fields: dict[str, Any] = {"experiment": preset(), "preset": name, **defaults(preset())}
-        constructed[name] = arguments.model_construct(**fields)  # checked by tyro, when it is whole
+        # Not checked before tyro has made it whole.
+        constructed[name] = cast(PresetArguments, arguments.model_construct(**fields))
     commands: type[PresetArguments] = tyro.extras.subcommand_type_from_defaults(
         constructed, {name: (preset.__doc__ or "").strip() for name, preset in PRESETS.items()}
     )

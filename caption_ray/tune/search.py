@@ -112,6 +112,8 @@ def importances(records: Iterable[TrialRecord], space: SearchSpace, metric: str)
         return []
     params = [{path: record.settings[path] for path in known} for record, _ in scored]
     scores = np.array([score for _, score in scored])
+    if np.ptp(scores) == 0:
+        return []
     found = _ped_anova(params, known, scores)
     generator = np.random.default_rng(0)
     by_lot = [_ped_anova(params, known, generator.permutation(scores)) for _ in range(_NUM_LOTS)]
@@ -135,9 +137,10 @@ def _ped_anova(
         ]
     )
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        # It warns of being experimental, and of equal scores, where the better half is more than half.
+        warnings.simplefilter("ignore")
         evaluator = optuna.importance.PedAnovaImportanceEvaluator(target_quantile=0.5)
-    found = optuna.importance.get_param_importances(study, evaluator=evaluator)
+        found = optuna.importance.get_param_importances(study, evaluator=evaluator)
     return found if sum(found.values()) > 0 and all(map(np.isfinite, found.values())) else {}
 
 

@@ -114,8 +114,7 @@ def _run_trials(
             verbose=0,
         ),
     )
-    # Else Tune draws a box that names a TensorBoard folder which is gone when the sweep ends (2.60).
-    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    _quieten_tune()
     if not storage.is_uri(request.folder):
         # Tune's event files are copied there with its snapshots: a kill then costs two seconds of them, not ten.
         os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "2")
@@ -123,6 +122,12 @@ def _run_trials(
         tuner.fit()
     except ray.tune.TuneError as error:
         raise RunError(f"sweep {request.name}: {error}; the same command goes on with it") from error
+
+
+def _quieten_tune() -> None:
+    """Keep Tune from naming a TensorBoard folder that is gone when the sweep ends, and its own way of going on."""
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    logging.getLogger("ray.tune.tune").addFilter(lambda record: "Tuner.restore" not in record.getMessage())
 
 
 def _trainable(request: SweepRequest, packing: Packing, feeds: Mapping[str, Feed], inputs: RunInputs) -> Any:

@@ -85,3 +85,10 @@ def test_what_decides_the_score_is_what_mattered() -> None:
 def test_importances_need_trials() -> None:
     assert importances([], SPACE, "cider") == []
     assert importances([trial(number, 0.1 * number) for number in (1, 2, 3)], SPACE, "cider") == []
+
+
+def test_importances_need_scores_that_differ() -> None:
+    alike = [trial(number, 0.2, dropout=0.2 + number / 100) for number in range(1, 11)]
+    assert importances(alike, SPACE, "cider") == []
+    nearly = [*alike, trial(11, 0.3, dropout=0.6)]
+    assert len(importances(nearly, SPACE, "cider")) == len(SPACE.searched)
