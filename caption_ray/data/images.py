@@ -7,15 +7,14 @@ scaling and normalisation belong to the encoder, so that they happen on its devi
 import hashlib
 import io
 import re
-import threading
+import struct
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
-from PIL.IcoImagePlugin import IcoImageFile
 
 from caption_ray import storage
 from caption_ray.errors import NotAPictureError, PictureError, TooManyPixelsError, UsageError
@@ -25,6 +24,8 @@ PREPROCESSING = "exif-upright, rgb over white, bilinear antialiased square resiz
 
 MAX_PIXELS = 178_956_970
 """Pictures with more pixels are refused from their header (Pillow's own limit against decompression bombs)."""
+
+_ICON = b"\0\0\1\0"
 
 _MAX_SCANS = 20
 """Times that a progressive JPEG may go over the largest picture's pixels; cameras and converters go 10 times."""
@@ -46,12 +47,15 @@ def open_picture(data: bytes, *, max_pixels: int = MAX_PIXELS, formats: tuple[st
     if not data:
         raise NotAPictureError("the file is empty")
     try:
-        with _WITHOUT_WARNINGS:  # Pillow warns of odd metadata in pictures that decode well
-            image = Image.open(io.BytesIO(data), formats=formats)
-            _check_cost(image, data, max_pixels)
-            image.load()
-            ImageOps.exif_transpose(image, in_place=True)
-            return _to_rgb(image)
+        _silence_pillow()
+        if data.startswith(_ICON):  # Pillow decodes it as soon as it opens it
+            _check_pixels(_sizes_in_icon(data), max_pixels)
+        image = Image.open(io.BytesIO(data), formats=formats)
+        _check_pixels([image.size], max_pixels)
+        _check_scans(image, data, max_pixels)
+        image.load()
+        ImageOps.exif_transpose(image, in_place=True)
+        return _to_rgb(image)
     except PictureError:
         raise
     except Image.DecompressionBombError as error:
@@ -64,20 +68,36 @@ def open_picture(data: bytes, *, max_pixels: int = MAX_PIXELS, formats: tuple[st
         ) from error
 
 
-def _check_cost(image: Image.Image, data: bytes, max_pixels: int) -> None:
-    """Raise TooManyPixelsError where an opened, not yet decoded picture has too many pixels, or too many times over."""
-    width, height = image.size
-    if isinstance(image, IcoImageFile):  # says at most 256x256, whatever the picture within says
-        width, height = image.ico.frame(image.ico.getentryindex(image.size)).size
-    if width * height > max_pixels:
-        raise TooManyPixelsError(f"{width}x{height} pixels are over the limit of {max_pixels:,}")
+def _check_pixels(sizes: Iterable[tuple[int, int]], max_pixels: int) -> None:
+    for width, height in sizes:
+        if width * height > max_pixels:
+            raise TooManyPixelsError(f"{width}x{height} pixels are over the limit of {max_pixels:,}")
+
+
+def _check_scans(image: Image.Image, data: bytes, max_pixels: int) -> None:
+    """Refuse a progressive JPEG that goes over its pixels too often: each scan may be a few bytes long."""
     if image.format in ("JPEG", "MPO") and image.info.get("progressive"):
-        # Each scan goes over all pixels, and may be a few bytes long.
+        # Within a scan's own data there is no such mark.
         num_scans = data.count(b"\xff\xda")
-        if num_scans * width * height > _MAX_SCANS * max_pixels:
+        if num_scans * image.width * image.height > _MAX_SCANS * max_pixels:
             raise TooManyPixelsError(
-                f"{num_scans} scans of {width}x{height} pixels are over the limit of {_MAX_SCANS} of {max_pixels:,}"
+                f"{num_scans} scans of {image.width}x{image.height} pixels are over the limit of "
+                f"{_MAX_SCANS} of {max_pixels:,}"
             )
+
+
+def _sizes_in_icon(data: bytes) -> Iterator[tuple[int, int]]:
+    """Yield the sizes that the pictures in an icon say of themselves; its directory says at most 256x256 of each."""
+    (num_pictures,) = struct.unpack_from("<H", data, len(_ICON))
+    for entry in range(6, 6 + 16 * num_pictures, 16):
+        (start,) = struct.unpack_from("<I", data, entry + 12)
+        if start + 24 > len(data):
+            continue  # cut off; Pillow may read the others
+        if data.startswith(b"\x89PNG", start):
+            yield struct.unpack_from(">II", data, start + 16)
+        else:
+            width, height = struct.unpack_from("<ii", data, start + 4)
+            yield abs(width), abs(height) // 2  # a bitmap; its mask is in the height too
 
 
 def _has_signature(data: bytes, formats: tuple[str, ...] | None) -> bool:
@@ -86,30 +106,19 @@ def _has_signature(data: bytes, formats: tuple[str, ...] | None) -> bool:
     return any(accept is not None and bool(accept(data[:16])) for accept in found)
 
 
-class _WithoutWarnings:
-    """Ignores all warnings of the process while any thread is within: `catch_warnings` is for one thread only."""
+def _silence_pillow() -> None:
+    """Ignore the warnings of Pillow's modules, and no others: of odd metadata in pictures that decode well.
 
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._num_within = 0
-        self._caught = warnings.catch_warnings()
-
-    def __enter__(self) -> None:
-        with self._lock:
-            if self._num_within == 0:
-                self._caught = warnings.catch_warnings()
-                self._caught.__enter__()
-                warnings.simplefilter("ignore")
-            self._num_within += 1
-
-    def __exit__(self, *_: object) -> None:
-        with self._lock:
-            self._num_within -= 1
-            if self._num_within == 0:
-                self._caught.__exit__(None, None, None)
+    Filters are the process', not the thread's. `catch_warnings` around each decoding would silence all other threads
+    too, and at its end undo what others have changed meanwhile. This filter is put first and stays, and is put there
+    again only where somebody has put another before it, or a `catch_warnings` of theirs has taken it away.
+    """
+    if warnings.filters[:1] != [_PILLOWS_WARNINGS]:
+        warnings.filterwarnings("ignore", module=_PILLOWS_WARNINGS[3].pattern)
 
 
-_WITHOUT_WARNINGS = _WithoutWarnings()
+_PILLOWS_WARNINGS = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
+"""As it stands among `warnings.filters`."""
 
 
 def load_picture(location: str) -> Image.Image:
@@ -132,7 +141,7 @@ def load_picture(location: str) -> Image.Image:
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
         # Pillow's own conversion clips 16-bit values at 255, which turns such pictures white.
-        values = np.asarray(image, dtype=np.float64)
+        values = np.nan_to_num(np.asarray(image, dtype=np.float64))
         # "I" and "F" do not say what their white is.
         top = 65535.0 if image.mode.startswith("I;16") or values.max(initial=0) > 255 else 255.0
         return Image.fromarray((values.clip(0, top) * (255.0 / top)).astype(np.uint8)).convert("RGB")

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,21 +12,21 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
-from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
-from starlette.types import Receive, Scope, Send
 
 from caption_ray.serve.access_log import RequestRecord, record_of
 from caption_ray.serve.backend import CaptionBackend
-from caption_ray.serve.documentation import render_docs
 from caption_ray.serve.errors import TABLE, ClientGoneError, DeadlineError, refuse
+from caption_ray.serve.lingering import LingerMiddleware
 from caption_ray.serve.metrics import CONTENT_TYPE, ServiceMetrics
 from caption_ray.serve.middleware import ApiKeyMiddleware, RecordMiddleware
 from caption_ray.serve.openapi import build_openapi
+from caption_ray.serve.pages import render_docs, render_page
 from caption_ray.serve.pictures import DecodedPicture, PictureDecoder
 from caption_ray.serve.reading import BufferBudget, parse_query, read_picture, read_pictures
-from caption_ray.serve.schemas import BatchAnswer, HealthAnswer, Limits
+from caption_ray.serve.schemas import BatchAnswer, ErrorAnswer, HealthAnswer, Limits
 from caption_ray.serve.service import CaptionService
 from caption_ray.serve.streaming import EventStream
 
@@ -49,7 +49,7 @@ def create_app(
     """Return the app.
 
     api_keys: if there are any, all but the pages, their parts and the health checks need one.
-    metrics: where a backend of the same process reports too.  decode_threads: pictures decoded at a time.
+    metrics: by default those of this process, which GET /metrics tells.  decode_threads: pictures decoded at a time.
     max_waiting: pictures that may wait to be decoded.  max_buffered_bytes: of all bodies in memory together; what is
     over either is refused as overload.
     """
@@ -67,13 +67,15 @@ def create_app(
         yield
         decoder.close()
 
+    table: list[Route | Mount] = [
+        *(Route(path, getattr(routes, name), methods=[method]) for path, method, name in _TABLE),
+        Mount("/static", app=StaticFiles(directory=STATIC)),
+    ]
     return Starlette(
-        routes=[
-            *(_NamedRoute(path, getattr(routes, name), methods=[method]) for path, method, name in _TABLE),
-            _NamedMount("/static", app=StaticFiles(directory=STATIC)),
-        ],
+        routes=table,
         middleware=[
-            Middleware(RecordMiddleware, metrics=metrics, limits=limits),
+            Middleware(LingerMiddleware),
+            Middleware(RecordMiddleware, routes=table, metrics=metrics, limits=limits),
             Middleware(ApiKeyMiddleware, api_keys=api_keys, limits=limits),
         ],
         exception_handlers=dict.fromkeys((*TABLE, HTTPException), routes.on_error),
@@ -95,29 +97,13 @@ _TABLE = (
 )
 
 
-class _NamedRoute(Route):
-    """A route whose path, not the request's, is what logs and metrics say."""
-
-    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        record_of(scope).route = self.path
-        await super().handle(scope, receive, send)
-
-
-class _NamedMount(Mount):
-    """A mounted app, named alike."""
-
-    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        record_of(scope).route = self.path
-        await super().handle(scope, receive, send)
-
-
 class _Routes:
     """The app's endpoints."""
 
     def __init__(self, service: CaptionService, budget: BufferBudget, limits: Limits, metrics: ServiceMetrics) -> None:
         self._service, self._budget, self._limits, self._metrics = service, budget, limits, metrics
         self._document = build_openapi(limits)
-        self._docs = render_docs(self._document)
+        self._docs, self._page = render_docs(self._document), render_page(limits)
 
     async def caption(self, request: Request) -> Response:
         """Caption one picture."""
@@ -146,7 +132,7 @@ class _Routes:
         events = EventStream(self._service.stream(decoded, query, record, started), self._refuse_midway(record))
         # What fails before the first word still has a status of its own.
         await self._while_connected(request, events.start())
-        return events.response(self._remaining_s(record))
+        return events.response(self._remaining_s(record), self._limits.deadline_s)
 
     async def _read_and_decode(self, request: Request, record: RequestRecord) -> tuple[DecodedPicture, float]:
         """Return a request's one picture, and when its body had arrived; the body's memory is free again by then."""
@@ -155,12 +141,12 @@ class _Routes:
             started = time.perf_counter()
             return await self._while_connected(request, self._service.decode(sent, record)), started
 
-    def _refuse_midway(self, record: RequestRecord) -> Any:
-        def refuse_midway(error: Exception) -> BaseModel:
-            detail = refuse(error, self._limits, record.request_id).detail
-            record.code = detail.code
-            self._metrics.captions.labels(detail.code).inc()
-            return detail
+    def _refuse_midway(self, record: RequestRecord) -> Callable[[Exception], ErrorAnswer]:
+        def refuse_midway(error: Exception) -> ErrorAnswer:
+            refused = refuse(error, self._limits, record.request_id)
+            record.code = refused.detail.code
+            self._metrics.captions.labels(refused.detail.code).inc()
+            return refused.answer
 
         return refuse_midway
 
@@ -194,9 +180,7 @@ class _Routes:
 
     async def page(self, _: Request) -> Response:
         """Return the page."""
-        if not (STATIC / "index.html").is_file():
-            raise HTTPException(404)
-        return FileResponse(STATIC / "index.html", headers={"Cache-Control": "no-cache"})
+        return HTMLResponse(self._page, headers={"Cache-Control": "no-cache"})
 
     async def on_error(self, request: Request, error: Exception) -> Response:
         """Answer what is in the table."""

@@ -17,12 +17,12 @@ from ray.serve.metrics import Counter, Histogram
 from caption_ray import storage
 from caption_ray.bundle import read_manifest
 from caption_ray.config import AskedPrecision
-from caption_ray.errors import CaptionRayError
 from caption_ray.inference import Captioner
 from caption_ray.serve.backend import CaptionedPicture, GreedyWord, Square
 from caption_ray.serve.compute import describe, load_captioner, model_id
 from caption_ray.serve.engine import BatchOptions, BatchRecord, Engine
 from caption_ray.serve.schemas import ModelAnswer
+from caption_ray.serve.siblings import load_as_siblings
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ class CaptionerReplica:
             self._refuse(f"user_config: {error}")
             return
         if self._engine is None:
-            captioner = await asyncio.to_thread(self._load_first, config)
+            captioner = await self._load_first(config)
             self._engine, self._loaded_at = Engine(captioner, config, self._metrics.observe), _now()
             self._engine.num_threads = config.num_threads
             return
@@ -105,18 +105,17 @@ class CaptionerReplica:
         assert self._engine is not None, "Serve calls reconfigure before any request"
         return self._engine
 
-    def _load_first(self, config: CaptionerConfig) -> Captioner:
-        """Load the bundle that is asked for, or the default one where that is refused.
-
-        So a replica that starts after a bad bundle has been refused answers like those that refused it.
-        """
+    async def _load_first(self, config: CaptionerConfig) -> Captioner:
+        """Load the bundle that is asked for, or, where that is refused, what those that have refused it answer with."""
         self._precision = config.precision
-        if config.bundle is not None:
-            try:
-                return load_captioner(config.bundle, config.precision)
-            except CaptionRayError as error:
-                self._refuse(str(error))
-        return load_captioner(self._default_bundle, config.precision)
+        if config.bundle is None:
+            return await asyncio.to_thread(load_captioner, self._default_bundle, config.precision)
+        try:
+            return await asyncio.to_thread(load_captioner, config.bundle, config.precision)
+        except Exception as error:  # as in _replace
+            captioner = await load_as_siblings(self._default_bundle, config.precision)
+            self._refuse(f"{str(error) or type(error).__name__}; started with {captioner.bundle.location} instead")
+            return captioner
 
     async def _replace(self, config: CaptionerConfig) -> None:
         engine, bundle = self._running(), storage.absolute(config.bundle or self._default_bundle)

@@ -23,7 +23,9 @@ from caption_ray.serve.access_log import configure_access_log
 from caption_ray.serve.app import create_app
 from caption_ray.serve.captioner import CaptionerConfig, CaptionerReplica, log_through_serve
 from caption_ray.serve.handle import ServeBackend
+from caption_ray.serve.metrics import ServiceMetrics
 from caption_ray.serve.middleware import api_keys_from_environment
+from caption_ray.serve.ray_metrics import RayExporter
 from caption_ray.serve.schemas import Limits
 
 BUNDLE_VARIABLE = "CAPTION_RAY_BUNDLE"
@@ -55,7 +57,8 @@ class Ingress:
     def __serve_build_asgi_app__(self) -> Starlette:
         """Build the app in the replica's own process; the keys come from its environment and pass through no config."""
         backend = ServeBackend(self._captioner, self._limits.retry_after_s)
-        app = create_app(backend, self._limits, api_keys=api_keys_from_environment())
+        metrics = ServiceMetrics(RayExporter())
+        app = create_app(backend, self._limits, api_keys=api_keys_from_environment(), metrics=metrics)
         app.add_middleware(_RequestIdOnce)
         return app
 

@@ -83,9 +83,6 @@ NOT_FOUND = Refusal(status=404, code="not_found", meaning="There is nothing at t
 METHOD_NOT_ALLOWED = Refusal(status=405, code="method_not_allowed", meaning="The path takes other methods; see Allow.")
 _BY_STATUS = {refusal.status: refusal for refusal in (NOT_FOUND, METHOD_NOT_ALLOWED)}
 
-# What the client still sends would else be read to its end before the connection can serve again.
-_HANG_UP = (BodyTimeoutError, TooLargeError, TooManyPicturesError, UnauthorisedError)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refused:
@@ -95,9 +92,14 @@ class Refused:
     detail: ErrorDetail
     headers: dict[str, str]
 
+    @property
+    def answer(self) -> ErrorAnswer:
+        """What is said, in the one form that errors have wherever they occur."""
+        return ErrorAnswer(error=self.detail)
+
     def response(self) -> Response:
-        """Return the answer."""
-        body = ErrorAnswer(error=self.detail).model_dump_json(exclude_none=True)
+        """Return the answer as a response of its own."""
+        body = self.answer.model_dump_json(exclude_none=True)
         return Response(body, self.status, self.headers, media_type="application/json")
 
 
@@ -106,7 +108,7 @@ def refuse(error: Exception, limits: Limits, request_id: str) -> Refused:
     if isinstance(error, HTTPException):
         return _refuse_http(error, request_id)
     refusal = next((TABLE[kind] for kind in type(error).__mro__ if kind in TABLE), INTERNAL)
-    headers = {"Connection": "close"} if isinstance(error, _HANG_UP) else {}
+    headers: dict[str, str] = {}
     limit = getattr(error, "limit", None)
     message = f"{error}"
     if isinstance(error, TooManyPixelsError):

@@ -47,11 +47,23 @@ _BROKEN: Json = {
 }
 BATCH: Json = {"results": [{"name": "dog.jpg", "result": CAPTION}, {"name": "half.jpg", "error": _BROKEN}]}
 
+_LOST: Json = {
+    "error": {
+        "code": "unavailable",
+        "message": "No model is there to answer; try again in 1 s.",
+        "request_id": _REQUEST_ID,
+    }
+}
 _WORDS = ({"index": 0, "text": "a", "log_probability": -0.31}, {"index": 1, "text": "dog", "log_probability": -0.84})
-EVENTS = "".join(
-    f"event: {name}\ndata: {json.dumps(data)}\n\n"
-    for name, data in (*(("word", w) for w in _WORDS), ("caption", CAPTION))
-)
+
+
+def _events(*last: tuple[str, Json]) -> str:
+    events = (*(("word", word) for word in _WORDS), *last)
+    return "".join(f"event: {name}\ndata: {json.dumps(data)}\n\n" for name, data in events)
+
+
+EVENTS = _events(("caption", CAPTION))
+BROKEN_OFF = _events(("error", _LOST))
 
 
 def error_example(refusal: Refusal, limits: Limits) -> Json:

@@ -15,7 +15,7 @@ from caption_ray.serve.app import create_app
 from caption_ray.serve.backend import CaptionedPicture, GreedyWord, OverloadedError, Square
 from caption_ray.serve.compute import describe, load_captioner
 from caption_ray.serve.engine import BatchOptions, BatchRecord, BatchSize, Engine
-from caption_ray.serve.metrics import ServiceMetrics
+from caption_ray.serve.metrics import BatchMetrics, ServiceMetrics
 from caption_ray.serve.middleware import api_keys_from_environment
 from caption_ray.serve.schemas import Limits, ModelAnswer
 
@@ -84,15 +84,17 @@ def main(arguments: Arguments) -> dict[str, object]:
     """Serve until interrupted. API keys are read from CAPTION_RAY_API_KEYS, separated by commas."""
     configure_access_log()
     metrics, limits = ServiceMetrics(), Limits()
+    batches = BatchMetrics(metrics.exporter)
     backend = LocalBackend(
         load_captioner(arguments.bundle, arguments.precision),
         BatchOptions(max_batch_size=arguments.max_batch_size),
         max_queued=arguments.max_queued,
         retry_after_s=limits.retry_after_s,
-        observe=lambda batch: metrics.observe_batch(len(batch.answers), batch.model_s),
+        observe=lambda batch: batches.observe(len(batch.answers), batch.model_s),
     )
     app = create_app(backend, limits, api_keys=api_keys_from_environment(), metrics=metrics)
-    uvicorn.run(app, host=arguments.host, port=arguments.port, log_level="warning", access_log=False)
+    # h11 refuses headers of much more than 64 KiB; httptools, which uvicorn would choose, takes in any.
+    uvicorn.run(app, host=arguments.host, port=arguments.port, http="h11", log_level="warning", access_log=False)
     return {"served": arguments.bundle}
 
 

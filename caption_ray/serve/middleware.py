@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Sequence
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.routing import Match, Mount, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from caption_ray.serve.access_log import RequestRecord, access_log, keep_record, record_of
@@ -36,13 +37,14 @@ SECURITY_HEADERS = {
 
 
 class RecordMiddleware:
-    """Outermost: gives the request its id, counts and logs it, and answers what nobody else has answered.
+    """Gives the request its id, counts and logs it, and answers what nobody else has answered.
 
     X-Request-ID is taken over if it is 1 to 64 letters, digits, dots, dashes and underscores, and else made anew.
+    routes: those of the app; what logs and metrics say is the path of the route, not that of the request.
     """
 
-    def __init__(self, app: ASGIApp, metrics: ServiceMetrics, limits: Limits) -> None:
-        self.app, self.metrics, self.limits = app, metrics, limits
+    def __init__(self, app: ASGIApp, routes: Sequence[Route | Mount], metrics: ServiceMetrics, limits: Limits) -> None:
+        self.app, self.routes, self.metrics, self.limits = app, routes, metrics, limits
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve a request."""
@@ -51,6 +53,8 @@ class RecordMiddleware:
             return
         asked = Headers(scope=scope).get("x-request-id", "")
         record = RequestRecord(asked if _SANE_ID.fullmatch(asked) else uuid.uuid4().hex)
+        # Here, not where the request is routed: what is refused before that has been meant for a route too.
+        record.route = next((route.path for route in self.routes if route.matches(scope)[0] != Match.NONE), "other")
         keep_record(scope, record)
 
         async def send_with_headers(message: Message) -> None:
@@ -87,13 +91,13 @@ class RecordMiddleware:
 
 
 class ApiKeyMiddleware:
-    """Refuses requests without one of the keys, but for open paths. Without keys everything is open.
+    """Refuses requests without one of the keys, but for open routes. Without keys everything is open.
 
     A key is sent as `Authorization: Bearer KEY` or `X-API-Key: KEY`. Only digests are kept, and the time that comparing
     takes depends neither on the key nor on which of them it is.
     """
 
-    OPEN_PATHS = frozenset({"/", "/docs", "/openapi.json", "/healthz", "/readyz"})
+    OPEN_ROUTES = frozenset({"/", "/docs", "/openapi.json", "/healthz", "/readyz", "/static"})
 
     def __init__(self, app: ASGIApp, api_keys: Sequence[str], limits: Limits) -> None:
         self.app, self.limits = app, limits
@@ -101,7 +105,7 @@ class ApiKeyMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve a request."""
-        if scope["type"] == "http" and self._digests and not self._is_open(scope["path"]):
+        if scope["type"] == "http" and self._digests and record_of(scope).route not in self.OPEN_ROUTES:
             headers = Headers(scope=scope)
             scheme, _, token = headers.get("authorization", "").partition(" ")
             given = headers.get("x-api-key") or (token.strip() if scheme.lower() == "bearer" else "")
@@ -113,9 +117,6 @@ class ApiKeyMiddleware:
                 await refused.response()(scope, receive, send)
                 return
         await self.app(scope, receive, send)
-
-    def _is_open(self, path: str) -> bool:
-        return path in self.OPEN_PATHS or path.startswith("/static/")
 
     def _knows(self, given: str) -> bool:
         digest = hashlib.sha256(given.encode("latin-1")).digest()  # the bytes as they were sent

@@ -8,12 +8,11 @@ from pydantic.json_schema import models_json_schema
 
 import caption_ray
 from caption_ray.serve.errors import INTERNAL, METHOD_NOT_ALLOWED, NOT_FOUND, TABLE, ClientGoneError
-from caption_ray.serve.examples import BATCH, CAPTION, EVENTS, MODEL, error_example
+from caption_ray.serve.examples import BATCH, BROKEN_OFF, CAPTION, EVENTS, MODEL, error_example
 from caption_ray.serve.schemas import (
     BatchAnswer,
     CaptionRequest,
     ErrorAnswer,
-    ErrorDetail,
     HealthAnswer,
     Limits,
     ModelAnswer,
@@ -149,7 +148,7 @@ _EVENT: Json = {
         "data": {
             "type": "string",
             "contentMediaType": "application/json",
-            "contentSchema": {"anyOf": [_reference(model) for model in (StreamWord, PictureAnswer, ErrorDetail)]},
+            "contentSchema": {"anyOf": [_reference(model) for model in (StreamWord, PictureAnswer, ErrorAnswer)]},
         },
     },
     "required": ["event", "data"],
@@ -238,12 +237,15 @@ def _stream_operation(limits: Limits) -> Json:
         errors=_PICTURE_ERRORS,
     )  # fmt: skip
     operation["responses"]["200"]["content"] = {
-        "text/event-stream": {"schema": _EVENT, "examples": {"events": {"value": EVENTS}}}
+        "text/event-stream": {
+            "schema": _EVENT,
+            "examples": {"events": {"value": EVENTS}, "broken_off": {"value": BROKEN_OFF}},
+        }
     }
     return {
         **operation,
         "description": "Server-sent events: `word` (StreamWord) as greedy decoding finds it, then `caption` "
-        "(PictureAnswer); `error` (ErrorDetail) if it fails half-way.",
+        "(PictureAnswer); `error` (ErrorAnswer) if it fails half-way.",
         "parameters": _query(limits, ("attention",)),
         "requestBody": _one_picture(limits),
     }
@@ -252,4 +254,4 @@ def _stream_operation(limits: Limits) -> Json:
 def _metrics_operation() -> Json:
     operation = _operation("metrics", "operation", "Tell Prometheus", HealthAnswer, None, errors=(401, 405, 500))
     operation["responses"]["200"]["content"] = {"text/plain": {"schema": {"type": "string"}}}
-    return operation
+    return {**operation, "description": "Of a service on Ray: where Ray exports the figures of all its processes."}

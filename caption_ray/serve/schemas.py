@@ -84,7 +84,7 @@ class ErrorDetail(Answer):
 
 
 class ErrorAnswer(Answer):
-    """The body of every answer that is not a success."""
+    """The body of every answer that is not a success, and the data of an event `error`."""
 
     error: ErrorDetail
 

@@ -7,7 +7,7 @@ from pydantic import BaseModel
 from starlette.responses import StreamingResponse
 
 from caption_ray.serve.errors import DeadlineError
-from caption_ray.serve.schemas import PictureAnswer, StreamWord
+from caption_ray.serve.schemas import ErrorAnswer, PictureAnswer, StreamWord
 
 Item = StreamWord | PictureAnswer
 
@@ -18,7 +18,7 @@ class EventStream:
     source: is closed in any case.  describe: returns the data of the event for an error.
     """
 
-    def __init__(self, source: AsyncGenerator[Item, None], describe: Callable[[Exception], BaseModel]) -> None:
+    def __init__(self, source: AsyncGenerator[Item, None], describe: Callable[[Exception], ErrorAnswer]) -> None:
         self._source, self._describe = source, describe
         self._first: Item | None = None
 
@@ -30,22 +30,23 @@ class EventStream:
             await self._source.aclose()
             raise
 
-    def response(self, deadline_s: float) -> StreamingResponse:
-        """Return the response; the stream ends with an error if it lasts longer than `deadline_s`."""
+    def response(self, remaining_s: float, deadline_s: float) -> StreamingResponse:
+        """Return the response; the stream ends with an error after what remains of the request's whole `deadline_s`."""
         # A proxy that buffers would bring all words at once.
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-        return StreamingResponse(self._events(deadline_s), headers=headers, media_type="text/event-stream")
+        return StreamingResponse(self._events(remaining_s, deadline_s), headers=headers, media_type="text/event-stream")
 
-    async def _events(self, deadline_s: float) -> AsyncIterator[bytes]:
+    async def _events(self, remaining_s: float, deadline_s: float) -> AsyncIterator[bytes]:
         loop = asyncio.get_running_loop()
-        end = loop.time() + deadline_s
+        end = loop.time() + remaining_s
         item = self._first
         try:
             while item is not None:
                 yield _event("word" if isinstance(item, StreamWord) else "caption", item)
                 item = await asyncio.wait_for(anext(self._source, None), max(end - loop.time(), 0.0))
         except asyncio.TimeoutError:
-            yield _event("error", self._describe(DeadlineError(f"no answer within {deadline_s:.0f} s")))
+            late = DeadlineError(f"no answer within {deadline_s:g} s", deadline_s)
+            yield _event("error", self._describe(late))
         except Exception as error:
             yield _event("error", self._describe(error))
         finally:

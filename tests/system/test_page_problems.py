@@ -11,11 +11,11 @@ from playwright.sync_api import Browser, expect
 
 from caption_ray.inference import Captioner
 from caption_ray.serve.app import create_app
-from caption_ray.serve.backend import CaptionedPicture, GreedyWord, OverloadedError, Square
+from caption_ray.serve.backend import BackendUnavailableError, CaptionedPicture, GreedyWord, OverloadedError, Square
 from caption_ray.serve.example_pictures import FOLDER as EXAMPLES
 from caption_ray.serve.example_pictures import draw_examples
 from caption_ray.serve.local import LocalBackend
-from caption_ray.serve.schemas import ModelAnswer
+from caption_ray.serve.schemas import Limits, ModelAnswer
 
 PHOTO = (EXAMPLES / "dog.jpg").read_bytes()
 PHONE = {"viewport": {"width": 360, "height": 740}, "has_touch": True, "is_mobile": True}
@@ -50,18 +50,19 @@ CONTRASTS = """() => {
 
 
 class BusyAtFirst:
-    """A backend that is overloaded for its first streams."""
+    """A backend whose first stream ends with an error, after some words."""
 
-    def __init__(self, backend: LocalBackend, num_refusals: int) -> None:
-        self._backend, self.num_refusals = backend, num_refusals
+    def __init__(self, backend: LocalBackend, error: Exception, num_words: int) -> None:
+        self._backend, self._error, self._num_words = backend, [error], num_words
 
     async def caption(self, pictures: Sequence[Square], beam_width: int | None) -> list[CaptionedPicture]:
         return await self._backend.caption(pictures, beam_width)
 
     async def stream(self, picture: Square) -> AsyncIterator[GreedyWord | CaptionedPicture]:
-        if self.num_refusals:
-            self.num_refusals -= 1
-            raise OverloadedError(2)
+        if self._error:
+            for _ in range(self._num_words):
+                yield GreedyWord(text="ball", log_probability=-1.0, attention=np.full((7, 7), 1 / 49, np.float32))
+            raise self._error.pop()
         async for item in self._backend.stream(picture):
             yield item
 
@@ -92,8 +93,11 @@ def test_bad_file_is_answered_in_words(
     assert visit.complaints == []
 
 
-def test_busy_service_is_asked_again_by_itself(browser: Browser, captioner: Captioner) -> None:
-    with served(create_app(BusyAtFirst(LocalBackend(captioner), 1))) as address:
+@pytest.mark.parametrize(("error", "num_words"), [(OverloadedError(2), 0), (BackendUnavailableError("died"), 3)])
+def test_busy_service_is_asked_again_by_itself(
+    browser: Browser, captioner: Captioner, error: Exception, num_words: int
+) -> None:
+    with served(create_app(BusyAtFirst(LocalBackend(captioner), error, num_words))) as address:
         visit = Visit(browser, address).open()
         visit.choose("dog.jpg", PHOTO)
         message = visit.problem()
@@ -101,6 +105,33 @@ def test_busy_service_is_asked_again_by_itself(browser: Browser, captioner: Capt
         assert "Trying again in 2 s." in message
         assert visit.caption()
         expect(visit.page.locator("#problem")).to_be_hidden()
+        visit.context.close()
+
+
+def test_page_knows_how_much_the_service_takes(browser: Browser, captioner: Captioner) -> None:
+    with served(create_app(LocalBackend(captioner), Limits(max_bytes=20 << 10))) as address:
+        visit = Visit(browser, address).open()
+        visit.choose("huge.jpg", bytes(21 << 10))
+        assert visit.problem().startswith("The file is too large\n\nAt most 20 kB are taken.")
+        noise = np.random.default_rng(0).integers(0, 255, (500, 600, 3), dtype=np.uint8)
+        file = io.BytesIO()
+        Image.fromarray(noise).save(file, "PNG")
+        visit.choose("noise.png", file.getvalue(), "image/png")
+        assert visit.caption()
+        assert visit.page.locator("#note").inner_text().startswith("Scaled down from 881 kB to ")
+        assert (visit.failed_answers, visit.complaints) == (0, [])
+        visit.context.close()
+
+
+def test_answer_to_a_body_that_is_stopped_amid_is_read(browser: Browser, captioner: Captioner) -> None:
+    """As where the service has been started anew, with another limit, since the page was loaded."""
+    with served(create_app(LocalBackend(captioner), Limits(max_bytes=100_000))) as address:
+        visit = Visit(browser, address).open()
+        for path in ("v1/captions", "v1/captions/stream", "v1/captions?beam_width=0"):
+            status = visit.page.evaluate(
+                "path => fetch(path, { method: 'POST', body: new Uint8Array(12e6) }).then(({ status }) => status)", path
+            )
+            assert status == (400 if "?" in path else 413)
         visit.context.close()
 
 
@@ -149,9 +180,23 @@ def test_phone_needs_no_sideways_scrolling(browser: Browser, address: str) -> No
     assert visit.page.evaluate(width) == 360
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_every_text_has_contrast(browser: Browser, address: str, scheme: str) -> None:
-    visit = Visit(browser, address, color_scheme=scheme).open()
+@pytest.mark.parametrize("width", [280, 320, 360, 420, 480, 560, 700])
+def test_word_stays_under_the_pointer_in_a_narrow_window(browser: Browser, address: str, width: int) -> None:
+    visit = Visit(browser, address, viewport={"width": width, "height": 740}).open()
+    visit.choose("dog.jpg", PHOTO)
+    visit.caption()
+    word = visit.page.locator(".word").nth(1)
+    place = word.bounding_box()
+    word.click()
+    assert word.bounding_box() == place
+    expect(word).to_have_attribute("aria-pressed", "true")
+    assert np.array(visit.overlay()).any()
+    visit.context.close()
+
+
+@pytest.mark.parametrize(("scheme", "forced"), [("light", "none"), ("dark", "none"), ("dark", "active")])
+def test_every_text_has_contrast(browser: Browser, address: str, scheme: str, forced: str) -> None:
+    visit = Visit(browser, address, color_scheme=scheme, forced_colors=forced).open()
     expect(visit.page.locator("#model")).to_contain_text("Model")
     found = visit.page.evaluate(CONTRASTS)
     visit.choose("dog.jpg", PHOTO)
@@ -163,8 +208,19 @@ def test_every_text_has_contrast(browser: Browser, address: str, scheme: str) ->
     found += visit.page.evaluate(CONTRASTS)
     assert {text: ratio for text, ratio in found if ratio < 4.5} == {}
     assert len(found) > 40
-    page_is_dark = visit.page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(22, 20, 18)"
-    assert page_is_dark == (scheme == "dark")
+    background = visit.page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert (background == "rgb(22, 20, 18)") == (scheme == "dark" and forced == "none")
+
+
+def test_documentation_fits_the_narrowest_width(browser: Browser, address: str) -> None:
+    """320 pixels are also what is left of a screen of 1280 at 400 % (WCAG 2.2, 1.4.10)."""
+    visit = Visit(browser, address, viewport={"width": 320, "height": 560}).open()
+    assert visit.page.evaluate("document.documentElement.scrollWidth") == 320
+    visit.page.goto(f"{address}/docs")
+    for details in visit.page.locator("details").all():
+        details.evaluate("element => { element.open = true; }")
+    assert visit.page.evaluate("document.documentElement.scrollWidth") == 320
+    visit.context.close()
 
 
 def test_examples_are_what_their_command_draws() -> None:

@@ -1,13 +1,9 @@
 import hashlib
 import json
-import os
 import shutil
 import struct
-import subprocess
-import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -21,7 +17,6 @@ from caption_ray.bundle import (
 from caption_ray.config import DecodeOptions, EncoderConfig, ModelConfig
 from caption_ray.data.images import PREPROCESSING
 from caption_ray.errors import BundleError
-from caption_ray.inference import Captioner
 from caption_ray.model.caption_model import CaptionModel
 from caption_ray.model.decoding import beam_search
 from caption_ray.text.vocabulary import Vocabulary
@@ -84,36 +79,6 @@ def test_round_trip_captions_alike(tied: bool, tiny_vocabulary: Vocabulary, tmp_
     assert all(torch.equal(mine, loaded.state_dict()[name]) for name, mine in model.state_dict().items())
     assert found_ids(loaded) == found_ids(model)
     assert (loaded.decoder.output.weight is loaded.decoder.embedding.weight) is tied
-
-
-CAPTION = """
-import json, sys
-import numpy as np
-from caption_ray.inference import Captioner
-picture = (np.arange(3 * 64 * 64).reshape(3, 64, 64) % 251).astype(np.uint8)
-(captions,) = Captioner.load(sys.argv[1]).caption([picture])
-print(json.dumps([[c.text, c.log_probability] for c in captions]))
-"""
-
-
-def test_another_process_captions_alike(tiny_bundle: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", CAPTION, tiny_bundle.name],
-        cwd=tiny_bundle.parent,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-    )
-    picture = (np.arange(3 * 64 * 64).reshape(3, 64, 64) % 251).astype(np.uint8)
-    (captions,) = Captioner.load(str(tiny_bundle), torch.device("cpu")).caption([picture])
-    answers = json.loads(done.stdout)
-    assert len(answers) == 4
-    assert [text for text, _ in answers] == [caption.text for caption in captions]
-    assert [log_probability for _, log_probability in answers] == pytest.approx(
-        [caption.log_probability for caption in captions], abs=1e-4
-    )
 
 
 def test_a_bundle_is_six_files_and_no_pickle(tiny_bundle: Path) -> None:

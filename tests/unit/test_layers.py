@@ -37,13 +37,14 @@ TUNE = (
 TUNE_ADAPTERS = ("tune.adapters", "tune.outcome", "tune.request", "tune.sweep", "tune.trial")
 SERVE_CONTRACT = ("serve.schemas", "serve.backend")
 SERVE_APP = (
-    *("serve.access_log", "serve.app", "serve.documentation", "serve.errors", "serve.examples", "serve.metrics"),
-    *("serve.middleware", "serve.openapi", "serve.pictures", "serve.reading", "serve.service", "serve.streaming"),
+    *("serve.access_log", "serve.app", "serve.errors", "serve.examples", "serve.lingering", "serve.metrics"),
+    *("serve.middleware", "serve.openapi", "serve.pages", "serve.pictures", "serve.reading", "serve.service"),
+    "serve.streaming",
 )
 SERVE_CONFIG = ("serve.config_file", "serve.rollout")
 SERVE_COMPUTE = ("serve.compute", "serve.engine")
 SERVE_PURE = (*SERVE_CONTRACT, *SERVE_APP, *SERVE_COMPUTE)
-SERVE_ADAPTERS = ("serve.deployment", "serve.captioner", "serve.handle")
+SERVE_ADAPTERS = ("serve.deployment", "serve.captioner", "serve.handle", "serve.ray_metrics", "serve.siblings")
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,7 +54,7 @@ export async function fetchCaptions(picture, count, signal) {
 export async function* streamCaption(picture, signal) {
   const response = await send("v1/captions/stream?attention=true", upload(picture, signal));
   for await (const { event, data } of readEvents(response.body)) {
-    if (event === "error") throw errorFrom(data, STATUS_OF_CODE[detailOf(data)?.code] ?? 500);
+    if (event === "error") throw errorFrom(data, STATUS_OF_CODE[data.error.code] ?? 500);
     yield { event, data };
     if (event === "caption") return;
   }
@@ -111,11 +111,6 @@ async function send(address, options) {
 }
 
 function errorFrom(body, status, retryAfter = null) {
-  const { message = "", code, limit } = detailOf(body) ?? {};
+  const { message = "", code, limit } = body?.error ?? {}; // a proxy's own answers have other bodies
   return new ApiError(message, { status, code, limit, retryAfter });
-}
-
-/** What went wrong, bare or wrapped as `error`. */
-function detailOf(body) {
-  return body?.error ?? body;
 }

@@ -1,6 +1,7 @@
 // Pictures before they are sent, made smaller where they are too large.
 
-export const MAX_BYTES = 10 * 2 ** 20; // the service's default; if it has another, its answer 413 says so
+/** What the service takes, bytes; it writes that into the page. */
+export const MAX_BYTES = Number(document.querySelector('meta[name="max-bytes"]').content);
 const SMALLER_SIDE = 2048; // pixels; the model looks at far fewer
 const JPEG_QUALITY = 0.9;
 

@@ -1,5 +1,6 @@
 // Errors in words: what happened, and what can be done about it.
 
+import { byId } from "./dom.js";
 import { formatBytes } from "./picture.js";
 
 /** A problem that this page finds by itself, before it asks the service. */
@@ -10,8 +11,33 @@ export class PictureProblem extends Error {
   }
 }
 
+/** Say what went wrong, and offer what can be done about it; returns what `describeProblem` does. */
+export function showProblemText(error) {
+  const found = describeProblem(error);
+  const { title, text, detail, canRetry, needsKey } = found;
+  byId("problem").hidden = false;
+  byId("problem-title").textContent = title;
+  byId("problem-text").textContent = text;
+  byId("problem-detail").textContent = detail;
+  byId("countdown").hidden = true;
+  byId("retry").hidden = !canRetry;
+  byId("key-form").hidden = !needsKey;
+  if (needsKey) byId("key").focus();
+  return found;
+}
+
+/** Add to the message when the picture is sent again by itself. */
+export function tellWait(seconds) {
+  byId("countdown").hidden = false;
+  byId("countdown").textContent = `Trying again in ${seconds} s.`;
+}
+
+export function hideProblem() {
+  byId("problem").hidden = true;
+}
+
 /** Return `{title, text, detail, canRetry, needsKey}` for whatever went wrong. */
-export function describeProblem(error) {
+function describeProblem(error) {
   if (error instanceof PictureProblem) return problem(error.title, error.message);
   switch (error.status) {
     case 0:

@@ -4,10 +4,12 @@ import asyncio
 import json
 import re
 import urllib.request
+from pathlib import Path
 from typing import Any
 
 import aiohttp
-from serving import BYTES, Service, load, statuses, wait_until
+import yaml
+from serving import BYTES, ROOT, Service, load, statuses, wait_until
 
 
 def test_words_arrive_one_by_one(service: Service, picture: bytes) -> None:
@@ -50,18 +52,44 @@ def test_streams_and_single_pictures_at_once(service: Service, picture: bytes) -
     assert found == [200] * 12
 
 
-def test_replicas_figures_stand_beside_rays_own(service: Service, picture: bytes) -> None:
+def test_ray_exports_the_figures_of_all_replicas(service: Service, picture: bytes) -> None:
+    """Every metric of the dashboard, and what /metrics says of where they are."""
     replies = load(service.url, picture, num_clients=4, seconds=1)
     address = service.metrics_address()
 
-    def read() -> str:
-        with urllib.request.urlopen(f"http://{address}/metrics", timeout=10) as answer:
+    def read(url: str) -> str:
+        with urllib.request.urlopen(url, timeout=10) as answer:
             return str(answer.read().decode())
 
-    counted = r'ray_caption_ray_pictures_total\{[^}]*deployment="CaptionerReplica"[^}]*\} (\d+)'
-    wait_until(lambda: sum(map(int, re.findall(counted, read()))) >= len(replies), 30)  # Ray gathers every few seconds
-    assert "ray_caption_ray_batch_seconds_bucket" in read()
-    assert "ray_caption_ray_batch_size_bucket" in read()
+    def counted(name: str, *labels: str) -> float:
+        """Return the sum of the series of a metric that have these labels."""
+        series = re.findall(rf"^{name}(?:{{(.*)}})? (\S+)$", read(f"http://{address}/metrics"), re.MULTILINE)
+        return sum(float(value) for labelled, value in series if all(label in labelled for label in labels))
+
+    ours = 'route="/v1/captions"', 'status="200"', 'deployment="Ingress"'
+    wait_until(  # Ray gathers every few seconds
+        lambda: (
+            counted("ray_caption_ray_requests_total", *ours) >= len(replies)
+            and counted("ray_caption_ray_batch_size_sum", 'deployment="CaptionerReplica"') >= len(replies)
+        ),
+        30,
+    )
+    assert counted("ray_caption_ray_captions_total", 'outcome="ok"') >= len(replies)
+    assert counted("ray_caption_ray_caption_words_count", 'deployment="Ingress"') >= len(replies)
+    # What has been gathered last may be of the midst of an earlier test.
+    wait_until(lambda: counted("ray_caption_ray_requests_in_flight") == 0, 30)
+    exported = set(re.findall(r"^(\w+)[{ ]", read(f"http://{address}/metrics"), re.MULTILINE))
+    board = json.loads((ROOT / "gcp" / "grafana-dashboard.json").read_text())
+    queries = [target["expr"] for panel in board["panels"] for target in panel.get("targets", [])]
+    named = {f"ray_caption_ray{name}" for query in queries for name in re.findall(r"\$\{prefix\}(\w+)", query)}
+    assert named - exported == {"ray_caption_ray_retries_total"}  # there from the first on
+    # Asked themselves, the replicas would each tell a part: they tell none, and where all is.
+    lines = read(f"{service.url}/metrics").splitlines()
+    assert all(line.startswith("#") for line in lines)
+    assert "ray_caption_ray_*" in lines[0]
+    (told,) = re.findall(r"(/\S+prometheus\.yml)", " ".join(lines))
+    discovery = yaml.safe_load(Path(told).read_text())["scrape_configs"][0]["file_sd_configs"][0]["files"][0]
+    assert any(address in entry["targets"] for entry in json.loads(Path(discovery).read_text()))
 
 
 def test_a_request_leaves_one_line_of_json_and_nothing_of_the_picture(service: Service, picture: bytes) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 from serving import Service, load, statuses, wait_until
@@ -62,10 +63,32 @@ def test_bad_bundle_is_refused_and_the_old_one_goes_on(
     wait_until(lambda: service.get("/v1/model").get("refused") is None, 10)
 
 
-def test_replica_that_starts_with_a_bad_bundle_answers_with_the_default(
+def test_replica_that_starts_with_a_bad_bundle_answers_as_its_siblings(
+    service: Service, bundle_b: str, tmp_path: Path
+) -> None:
+    """They were given another than the default since they started; a second one is started with one that is bad."""
+    good = read_manifest(bundle_b).digest
+    service.deploy(user_config={"bundle": bundle_b})
+    wait_until(lambda: service.get("/v1/model")["id"] == good, 30)
+    service.deploy(user_config={"bundle": str(tmp_path / "absent")}, num_replicas=2)
+    wait_until(lambda: len(service.replicas("CaptionerReplica")) == 2, 60)
+
+    def models() -> list[dict[str, Any]]:
+        return [service.get("/v1/model") for _ in range(40)]
+
+    bad = "no manifest.json: not a bundle"
+    wait_until(lambda: all(bad in model.get("refused", "") for model in models()), 20)
+    found = models()
+    assert {model["id"] for model in found} == {good}
+    # Both were asked, and the new one says what it has taken instead.
+    assert len({model["loaded_at"] for model in found}) == 2
+    assert any(f"started with {bundle_b} instead" in model["refused"] for model in found)
+
+
+def test_single_replica_that_starts_with_a_bad_bundle_answers_with_the_default_and_says_so(
     service: Service, bundle_a: str, damaged_bundle: str
 ) -> None:
-    """One that dies after a refusal comes back as it was."""
+    """One that dies after a refusal has nobody to ask."""
     service.deploy(user_config={"bundle": damaged_bundle})
     (pid,) = service.replicas("CaptionerReplica").values()
     os.kill(pid, signal.SIGKILL)
@@ -73,3 +96,4 @@ def test_replica_that_starts_with_a_bad_bundle_answers_with_the_default(
     model = service.get("/v1/model")
     assert model["id"] == read_manifest(bundle_a).digest
     assert "model.safetensors: not what manifest.json says" in model["refused"]
+    assert model["refused"].endswith(f"started with {bundle_a} instead")

@@ -1,11 +1,12 @@
 import io
+import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from PIL import Image
 
-from caption_ray.data.images import open_picture
+from caption_ray.data.images import _PILLOWS_WARNINGS, open_picture
 from caption_ray.errors import NotAPictureError, PictureError, TooManyPixelsError
 
 
@@ -58,11 +59,40 @@ def test_only_the_formats_that_are_asked_for_are_read() -> None:
         open_picture(data, formats=("PNG",))
 
 
-def test_warnings_are_as_before_after_decoding_on_many_threads() -> None:
-    odd = encode(Image.new("RGB", (64, 64)), "JPEG", exif=b"Exif\x00\x00II*\x00\x08\x00\x00\x00\x05\x00")  # cut off
+ODD = encode(Image.new("RGB", (64, 64)), "JPEG", exif=b"Exif\x00\x00II*\x00\x08\x00\x00\x00\x05\x00")  # cut off
+
+
+def test_warnings_of_others_are_heard_while_many_threads_decode() -> None:
     with warnings.catch_warnings(record=True) as caught, ThreadPoolExecutor(4) as pool:
         warnings.simplefilter("always")
-        assert [image.size for image in pool.map(open_picture, [odd] * 200)] == [(64, 64)] * 200
-        assert caught == []
-        warnings.warn("heard", UserWarning, stacklevel=1)
-    assert [str(warning.message) for warning in caught] == ["heard"]
+        pictures = pool.map(open_picture, [ODD] * 200)
+        for _ in range(200):
+            warnings.warn("heard", UserWarning, stacklevel=1)
+            time.sleep(0.0001)  # lets the others go on
+        assert [image.size for image in pictures] == [(64, 64)] * 200
+    assert [str(warning.message) for warning in caught] == ["heard"] * 200
+
+
+def test_filters_of_others_stay_while_pictures_are_decoded() -> None:
+    before = list(warnings.filters)
+    with ThreadPoolExecutor(4) as pool:
+        pictures = pool.map(open_picture, [ODD] * 200)
+        for _ in range(200):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ResourceWarning)
+                time.sleep(0.0001)
+        assert [image.size for image in pictures] == [(64, 64)] * 200
+    assert [known for known in warnings.filters if known not in before] in ([], [_PILLOWS_WARNINGS])
+    assert [known for known in before if known not in warnings.filters] == []
+
+
+def test_odd_picture_is_read_though_warnings_are_errors() -> None:
+    for _ in range(2):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert open_picture(ODD).size == (64, 64)
+            num_filters = len(warnings.filters)
+            assert open_picture(ODD).size == (64, 64)
+            assert len(warnings.filters) == num_filters
+            with pytest.raises(UserWarning):
+                warnings.warn("of others", UserWarning, stacklevel=1)

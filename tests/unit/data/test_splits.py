@@ -93,7 +93,7 @@ def test_hashed_splits_stay_the_same_from_release_to_release() -> None:
 names = st.lists(st.text(min_size=1, max_size=8), unique=True)
 
 
-@settings(deadline=None)
+@settings(max_examples=40)
 @given(names, names, st.sets(st.sampled_from(SPLITS)), st.randoms(use_true_random=False))
 def test_a_split_depends_on_no_other_picture(
     some: list[str], more: list[str], present: set[str], random: Random

@@ -1,9 +1,11 @@
 """The app on loopback under uvicorn, as the tests talk to it."""
 
 import asyncio
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import httpx
 import uvicorn
@@ -14,10 +16,30 @@ from caption_ray.serve.backend import CaptionBackend
 from caption_ray.serve.schemas import Limits
 
 
+class _PromptServer(uvicorn.Server):
+    """Ends at once: uvicorn's own looks for that ten times a second, and then waits a tenth of a second more."""
+
+    async def main_loop(self) -> None:
+        await self.on_tick(0)
+        while not self.should_exit:
+            await asyncio.sleep(0.01)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        for server in self.servers:
+            server.close()
+        for connection in list(self.server_state.connections):
+            connection.shutdown()
+        if self.server_state.tasks:
+            _, unfinished = await asyncio.wait(self.server_state.tasks, timeout=1)
+            for task in unfinished:
+                task.cancel()
+        await self.lifespan.shutdown()
+
+
 @contextmanager
-def running(app: Starlette) -> Iterator[int]:
-    """Serve an app on a free port of this machine, in a thread, and give the port."""
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, access_log=False, timeout_graceful_shutdown=1))
+def running(app: Starlette, **options: Any) -> Iterator[int]:
+    """Serve an app on a free port of this machine, in a thread, and give the port. options: of uvicorn."""
+    server = _PromptServer(uvicorn.Config(app, port=0, log_config=None, access_log=False, **options))
     thread = threading.Thread(target=lambda: asyncio.run(server.serve()), daemon=True)
     thread.start()
     while not server.started:

@@ -52,8 +52,13 @@ def png_bomb(width: int, height: int) -> bytes:
 
 
 def ico_around(picture: bytes) -> bytes:
-    """An icon that says 1x1 and holds a PNG of any size."""
+    """An icon that says 1x1 and holds a PNG, or a bitmap, of any size."""
     return struct.pack("<HHHBBBBHHII", 0, 1, 1, 1, 1, 0, 0, 1, 32, len(picture), 22) + picture
+
+
+def bitmap(width: int, height: int, bits: int = 8) -> bytes:
+    """What an icon holds where it is no PNG: a header, and none of its pixels."""
+    return struct.pack("<IiiHHIIiiII", 40, width, 2 * height, 1, bits, 0, 0, 0, 0, 0, 0)
 
 
 def many_scans(side: int, num_scans: int) -> bytes:
@@ -103,6 +108,9 @@ def good_pictures() -> dict[str, tuple[bytes, tuple[int, int]]]:
         "bmp": (encode(plain, "BMP"), plain.size),
         "tiff": (encode(plain, "TIFF"), plain.size),
         "tiff, deflate": (encode(plain, "TIFF", compression="tiff_deflate"), plain.size),
+        "tiff, 32 bit float, no numbers": (
+            encode(Image.fromarray(np.full((7, 9), np.nan, np.float32)), "TIFF"), (9, 7)
+        ),
         "tiff, 32 bit float": (encode(Image.fromarray(np.ones((7, 9), np.float32)), "TIFF"), (9, 7)),
         "tiff, two pages": (animate("TIFF"), plain.size),
         "ico": (encode(plain.resize((16, 16)), "ICO", sizes=[(16, 16)]), (16, 16)),
@@ -147,6 +155,10 @@ def bad_pictures() -> dict[str, tuple[bytes, str]]:
         "gif, header of 65535x65535": (_gif(65_535, 65_535), too_many),
         "bmp, header of 60000x60000": (_with_size(encode(plain, "BMP"), 60_000, 60_000), too_many),
         "ico around 20000x20000": (ico_around(png_without_pixels(20_000, 20_000)), too_many),
+        "ico around 12000x12000, no pixels": (ico_around(png_without_pixels(12_000, 12_000)), too_many),
+        "ico around a bitmap of 8000x8000, no pixels": (ico_around(bitmap(8_000, 8_000)), too_many),
+        "ico around a bitmap, no pixels": (ico_around(bitmap(8, 8)), broken),
+        "ico, cut in its directory": (ico_around(png())[:15], broken),
         "jpeg of 4000 scans": (many_scans(2_000, 4_000), too_many),
         "png, text bomb": (
             png_header(4, 4)

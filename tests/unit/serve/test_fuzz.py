@@ -32,7 +32,7 @@ def address(local_backend: LocalBackend) -> Iterator[str]:
 
 
 @SCHEMA.parametrize()
-@settings(max_examples=120, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=60, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
 def test_every_answer_is_as_described(case: schemathesis.Case, address: str) -> None:
     # A description cannot say that bytes must be a picture, that one number must not exceed another, or that a form has
     # one part of any name: what is to be accepted and refused is therefore said here.

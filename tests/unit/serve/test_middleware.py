@@ -5,10 +5,13 @@ from collections.abc import Iterator
 
 import httpx
 import pytest
-from live import client_of
+from live import client_of, running
 from odd_pictures import png
 from stand_in import StandIn
+from starlette.applications import Starlette
+from starlette.routing import Mount
 
+from caption_ray.serve.app import create_app
 from caption_ray.serve.middleware import SECURITY_HEADERS, api_keys_from_environment
 
 KEYS = ("first-key-of-two", "second-kéy")
@@ -79,15 +82,21 @@ def test_a_line_of_json_for_each_request(locked: httpx.Client, caplog: pytest.Lo
         locked.post("/v1/captions", files={"p": (f"{secret}.png", picture)}, headers=headers)
         locked.post(f"/v1/captions?{secret}=1", content=secret.encode(), headers=headers)
         locked.post("/v1/captions", content=secret.encode(), headers=headers)
-        locked.get(f"/{secret}", headers={"Authorization": f"Bearer {secret}"})
-    lines = [json.loads(r.getMessage()) for r in caplog.records if r.name == "caption_ray.serve.access"]
+        for path in (f"/{secret}", "/v1/model", f"/v1/captions?{secret}", f"/metrics/{secret}"):
+            locked.get(path, headers={"Authorization": f"Bearer {secret}", "X-Request-ID": "mine"})
+        locked.get(f"/static/{secret}", headers={"X-Request-ID": "mine"})
+    logged = [json.loads(r.getMessage()) for r in caplog.records if r.name == "caption_ray.serve.access"]
+    lines = [line for line in logged if line["request_id"] == "mine"]  # a line of an earlier test may come late
     assert [(line["route"], line["status"], line["code"]) for line in lines] == [
         ("/v1/captions", 200, None),
         ("/v1/captions", 400, "invalid_query"),
         ("/v1/captions", 415, "not_a_picture"),
         ("other", 401, "unauthorized"),
+        ("/v1/model", 401, "unauthorized"),
+        ("/v1/captions", 401, "unauthorized"),
+        ("other", 401, "unauthorized"),
+        ("/static", 404, "not_found"),
     ]
-    assert lines[0]["request_id"] == "mine"
     assert (lines[0]["picture_bytes"], lines[0]["picture_pixels"], lines[0]["pictures"]) == (len(picture), 1200, 1)
     assert lines[0]["model_id"] == "f" * 64
     assert lines[0]["ms"] > 0
@@ -103,3 +112,14 @@ def test_fault_is_logged_with_its_request(caplog: pytest.LogCaptureFixture) -> N
         client.post("/v1/captions", content=png(), headers={"X-Request-ID": "mine"})
     (fault,) = [record for record in caplog.records if record.exc_info]
     assert fault.getMessage() == "request mine failed"
+
+
+def test_below_a_prefix_the_same_is_open_and_named_alike(caplog: pytest.LogCaptureFixture) -> None:
+    """As where Serve has the application below a `route_prefix`, which is in the path too."""
+    app = create_app(StandIn(), api_keys=KEYS)
+    outer = Starlette(routes=[Mount("/below", app=app)])
+    with caplog.at_level(logging.INFO), running(outer) as port:
+        statuses = [httpx.get(f"http://127.0.0.1:{port}/below{path}").status_code for path in ("/", "/v1/model")]
+    assert statuses == [200, 401]
+    lines = [json.loads(r.getMessage()) for r in caplog.records if r.name == "caption_ray.serve.access"]
+    assert [line["route"] for line in lines][-2:] == ["/", "/v1/model"]

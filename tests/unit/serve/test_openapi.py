@@ -7,7 +7,7 @@ from odd_pictures import png
 
 from caption_ray.serve import schemas
 from caption_ray.serve.errors import TABLE
-from caption_ray.serve.examples import BATCH, CAPTION, EVENTS, MODEL
+from caption_ray.serve.examples import BATCH, BROKEN_OFF, CAPTION, EVENTS, MODEL
 from caption_ray.serve.openapi import build_openapi
 from caption_ray.serve.schemas import Limits
 
@@ -18,8 +18,13 @@ def test_examples_are_what_the_models_say() -> None:
     schemas.PictureAnswer.model_validate(CAPTION)
     schemas.BatchAnswer.model_validate(BATCH)
     schemas.ModelAnswer.model_validate(MODEL)
-    names = [line.removeprefix("event: ") for line in EVENTS.splitlines() if line.startswith("event: ")]
-    assert names == ["word", "word", "caption"]
+    models = {"word": schemas.StreamWord, "caption": schemas.PictureAnswer, "error": schemas.ErrorAnswer}
+    for example, last in ((EVENTS, "caption"), (BROKEN_OFF, "error")):
+        names = [line.removeprefix("event: ") for line in example.splitlines() if line.startswith("event: ")]
+        assert names == ["word", "word", last]
+        bodies = [line.removeprefix("data: ") for line in example.splitlines() if line.startswith("data: ")]
+        for name, body in zip(names, bodies, strict=True):
+            models[name].model_validate_json(body)
     for response in DOCUMENT["components"]["responses"].values():
         for example in response["content"]["application/json"]["examples"].values():
             schemas.ErrorAnswer.model_validate(example["value"])

@@ -2,13 +2,12 @@ import json
 import re
 from pathlib import Path
 
-import httpx
 import pytest
 from live import client_of
 from odd_pictures import png
 from stand_in import StandIn
 
-from caption_ray.serve.metrics import ServiceMetrics
+from caption_ray.serve.metrics import BatchMetrics, ProcessExporter, ServiceMetrics
 
 DASHBOARD = Path(__file__).parents[3] / "gcp" / "grafana-dashboard.json"
 
@@ -45,18 +44,29 @@ def test_counts_by_hand() -> None:
     assert found['caption_ray_caption_surprise_nats_bucket{le="1.0"}'] == 4
     assert found["caption_ray_picture_bytes_count"] == 6
     assert found["caption_ray_picture_pixels_sum"] == 4 * 1200
+    assert not any(
+        name.startswith("caption_ray_batch") for name in found
+    )  # who computes is another process, and tells them itself
 
 
-def test_every_metric_of_the_dashboard_exists(client: httpx.Client) -> None:
-    client.post("/v1/captions", content=png())
-    known = {name.partition("{")[0] for name in samples(client.get("/metrics").text)}
+def test_every_metric_of_the_dashboard_exists() -> None:
+    exporter = ProcessExporter()
+    with client_of(StandIn(), metrics=ServiceMetrics(exporter)) as client:
+        BatchMetrics(exporter).observe(3, 0.5)
+        client.post("/v1/captions", content=png())
+        found = samples(client.get("/metrics").text)
+    assert (found["caption_ray_batch_size_sum"], found["caption_ray_batch_seconds_sum"]) == (3, 0.5)
+    known = {name.partition("{")[0] for name in found}
     board = json.loads(DASHBOARD.read_text())
     queries = [target["expr"] for panel in board["panels"] for target in panel.get("targets", [])]
-    named = {name for query in queries for name in re.findall(r"caption_ray_\w+", query)}
+    named = {f"caption_ray{name}" for query in queries for name in re.findall(r"\$\{prefix\}(\w+)", query)}
     assert len(queries) >= 10
     assert named - known == set()
+    assert not any("caption_ray" in query for query in queries)  # each by what is chosen to stand before it
+    (prefix,) = [variable for variable in board["templating"]["list"] if variable["name"] == "prefix"]
+    assert prefix["query"] == "with Ray Serve : ray_caption_ray, without : caption_ray"
     # And every metric is on it, but for the parts of histograms.
-    families = {family.name for family in ServiceMetrics().registry.collect()}
+    families = {family.name for family in exporter.registry.collect()}
     assert {family for family in families if not any(name.startswith(family) for name in named)} == set()
 
 
@@ -72,11 +82,3 @@ def test_panels_do_not_overlap() -> None:
         assert not taken & cells
         assert max(x for x, _ in cells) < 24
         taken |= cells
-
-
-def test_batches_are_reported() -> None:
-    metrics = ServiceMetrics()
-    metrics.observe_batch(3, 0.5)
-    found = samples(metrics.text().decode())
-    assert found["caption_ray_batch_size_sum"] == 3
-    assert found["caption_ray_batch_seconds_sum"] == 0.5

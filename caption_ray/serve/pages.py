@@ -1,22 +1,26 @@
-"""The API's description as a page: made on the server, from the same document that programs get."""
+"""The pages, made on the server: the one that captions pictures, and the API's description for people.
+
+The latter is made from the same document that programs get. Neither asks anything of any network but its own parts.
+"""
 
 import json
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from caption_ray.serve.schemas import Limits
+
 Json = dict[str, Any]
 
 
+def render_page(limits: Limits) -> str:
+    """Return the page of a service with these limits, so that it sends nothing that would be refused as too large."""
+    return _environment().get_template("page.html").render(limits=limits)
+
+
 def render_docs(document: Json) -> str:
-    """Return the page for an OpenAPI document; it asks nothing of any network but its own style sheet."""
-    environment = Environment(
-        loader=PackageLoader("caption_ray", "serve"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    """Return the page for an OpenAPI document."""
+    environment = _environment()
     environment.filters["pretty"] = lambda value: value if isinstance(value, str) else json.dumps(value, indent=2)
     environment.filters["kind"] = kind_of
     operations = [
@@ -25,6 +29,16 @@ def render_docs(document: Json) -> str:
         for method, operation in methods.items()
     ]
     return environment.get_template("docs.html").render(document=document, operations=operations)
+
+
+def _environment() -> Environment:
+    return Environment(
+        loader=PackageLoader("caption_ray", "serve"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
 
 
 def kind_of(schema: Json) -> str:

@@ -1,0 +1,50 @@
+"""What a replica starts with where the bundle that it is told of is bad: what its siblings answer with, if it has any.
+
+They had a good one when that was refused, and not necessarily the one that the application was started with. A replica
+that took the latter would be another model under the same address.
+"""
+
+import asyncio
+import logging
+
+from ray import serve
+
+from caption_ray.config import AskedPrecision
+from caption_ray.inference import Captioner
+from caption_ray.serve.compute import load_captioner, model_id
+from caption_ray.serve.schemas import ModelAnswer
+
+logger = logging.getLogger(__name__)
+
+_ANSWER_S = 5.0
+"""The description of a model takes no computing: whoever is there says it within this time."""
+
+
+async def load_as_siblings(default_bundle: str, precision: AskedPrecision) -> Captioner:
+    """Load what another replica answers with, or the default where there is none, or its bundle is there no more.
+
+    Raises BundleError where the default cannot be loaded either.
+    """
+    sibling = await _describe_sibling()
+    if sibling is not None:
+        try:
+            captioner = await asyncio.to_thread(load_captioner, sibling.location, precision)
+            if model_id(captioner) == sibling.id:
+                return captioner
+            logger.error("%s is no longer the bundle %s of the other replicas", sibling.location, sibling.id)
+        except Exception as error:  # whatever is wrong with it, there is the default
+            logger.error("the other replicas' bundle cannot be loaded: %s", error)
+    return await asyncio.to_thread(load_captioner, default_bundle, precision)
+
+
+async def _describe_sibling() -> ModelAnswer | None:
+    """Ask any other replica of this deployment; one that is starting is not among those that are asked."""
+    here = serve.get_replica_context()
+    response = serve.get_deployment_handle(here.deployment, here.app_name).model.remote()
+    try:
+        answer: ModelAnswer = await asyncio.wait_for(response, _ANSWER_S)
+    except Exception as error:
+        response.cancel()
+        logger.info("no other replica says what it answers with (%s)", type(error).__name__)
+        return None
+    return answer
