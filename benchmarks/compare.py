@@ -12,11 +12,19 @@ import torch
 
 from caption_ray.cluster import KEEP_MEMORY
 
+_RAY_NICENESS = 15
+"""What Ray starts its workers with where `RAY_worker_niceness` does not say otherwise."""
+
 
 def keep_memory() -> None:
     """Start this program again, if need be, with the memory settings of a training worker, for all ways alike."""
     if any(os.environ.get(name) != value for name, value in KEEP_MEMORY.items()):
         os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **KEEP_MEMORY})
+
+
+def yield_to_others() -> None:
+    """Give this process the priority of Ray's workers, so that other programs of the machine disturb all ways alike."""
+    os.nice(_RAY_NICENESS)
 
 
 def seconds_in_turn(ways: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:

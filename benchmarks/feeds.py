@@ -2,15 +2,14 @@
 
 Pictures streamed through Ray Data to a Ray Train worker against torch's DataLoader with two workers, which decodes,
 resizes and batches the same files by the same functions; cached features through Ray Data against the same numbers in
-a memory-mapped array, captions ready as ids. Nothing is done with the batches. Each way is a process of its own,
-measured in turn, over whole epochs after its first, their starts included. `--repeat 20` feeds the shards twenty times
-over; with `--way` and a feed through Ray, `--peak` reports the peak of memory too, the watching
-of which takes a tenth of a core from the feed.
+a memory-mapped array, captions ready as ids. Nothing is done with the batches. Each way is a process of its own with
+the priority of Ray's workers, measured in turn, over whole epochs after its first, their starts included. `--repeat 20`
+feeds the shards twenty times over; with `--way` and a feed through Ray, `--peak` reports the peak of memory too, the
+watching of which takes a tenth of a core from the feed.
 """
 
 import argparse
 import itertools
-import statistics
 import tempfile
 import threading
 import time
@@ -23,7 +22,7 @@ import psutil
 import pyarrow.parquet as pq
 import ray.train
 import torch
-from compare import figures_in_turn, rate_ratio, report
+from compare import figures_in_turn, rate_ratio, report, yield_to_others
 from torch.utils.data import DataLoader, Dataset
 from workers import run_in_workers
 
@@ -190,6 +189,8 @@ def measure(way: str, data: str, features: str, repeat: int, watch_peak: bool) -
     cached = load_feature_manifest(features, manifest)
     text = read_vocabulary(data, manifest)
     vocabulary = Vocabulary.from_json(text, "vocabulary.json")
+    if way in ("dataloader", "memmap"):
+        yield_to_others()
     if way == "dataloader":
         paths = [storage.join(data, file.name) for file in manifest.splits["train"].files]
         return {"pictures_per_s": dataloader(paths, vocabulary)}
@@ -215,6 +216,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="times that all are measured in turn")
     parser.add_argument("--repeat", type=int, default=1, help="times that the shards are fed over in an epoch")
     parser.add_argument("--way", choices=WAYS, help="measure this way alone")
+    parser.add_argument("--only", choices=("pictures", "features"), help="compare the two ways of these alone")
     parser.add_argument("--peak", action="store_true", help="with --way: watch the memory of a feed through Ray")
     arguments = parser.parse_args()
     if arguments.way:
@@ -222,12 +224,13 @@ def main() -> None:
         data, features = storage.absolute(arguments.data), storage.absolute(arguments.features)
         report(measure(arguments.way, data, features, arguments.repeat, arguments.peak))
         return
-    rates = figures_in_turn(WAYS, arguments.rounds, "pictures_per_s")
+    pairs = {"pictures": ("stream", "dataloader"), "features": ("cached", "memmap")}
+    chosen = [pair for what, pair in pairs.items() if arguments.only in (None, what)]
+    rates = figures_in_turn([way for pair in chosen for way in pair], arguments.rounds, "pictures_per_s")
     report(
         {
-            "pictures_per_s": {way: statistics.median(found) for way, found in rates.items()},
-            "stream_to_dataloader": rate_ratio(rates, "dataloader", "stream"),
-            "cached_to_memmap": rate_ratio(rates, "memmap", "cached"),
+            "pictures_per_s": rates,
+            **{f"{ours}_to_{theirs}": rate_ratio(rates, theirs, ours) for ours, theirs in chosen},
         }
     )
 

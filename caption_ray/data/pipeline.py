@@ -19,15 +19,20 @@ from caption_ray.cluster import KEEP_MEMORY
 from caption_ray.data import images
 from caption_ray.data.batches import PictureFormat
 from caption_ray.data.feature_manifest import FeatureManifest
-from caption_ray.data.shards import MAX_GROUP_ROWS, DatasetManifest, ShardFile
+from caption_ray.data.shards import MAX_GROUP_BYTES, MAX_GROUP_ROWS, DatasetManifest, ShardFile
 
-_ROWS_PER_TASK = MAX_GROUP_ROWS
+_MAX_TASK_BYTES = 48 << 20
+"""A task reads a row group, or several of few bytes; it hands out up to about this much, or MAX_GROUP_ROWS pictures."""
+
+_TASKS_PER_CPU = 2
+"""Tasks submitted for each CPU, which runs one: Ray Data looks for those that have ended only some times a second."""
+
 _MAX_BLOCK_BYTES = 16 << 20
 _BLOCKS_PER_SPLIT = 64
 """Blocks are small enough that a split has about this many: they are what is dealt out to workers."""
 
-_BLOCKS_PER_CPU = 8
-"""Blocks that may wait for the workers, for each CPU that fills them."""
+_BLOCKS_PER_CPU = 4
+"""Blocks that may wait for each one that the workers have fetched, for each CPU that fills them."""
 
 _RESIDENT_SHARE = 0.4
 """Of a node's object store, what a feed may take for good."""
@@ -105,9 +110,12 @@ def _read(folder: str, files: Sequence[ShardFile], reading: _Reading) -> ray.dat
     A task reads some row groups of a file, decodes them and hands out a block at a time: pictures' bytes go from the
     file into the block, and no plan is made of the shards anew in every epoch, as Ray's own reader does.
     """
+    num_cpus = int(ray.cluster_resources().get("CPU", 1))
+    task_rows = max(1, min(MAX_GROUP_ROWS, _MAX_TASK_BYTES // reading.picture_bytes))
     pieces = []
     for file in files:
-        of = -(-file.num_rows // _ROWS_PER_TASK)
+        num_groups = max(-(-file.num_rows // MAX_GROUP_ROWS), file.num_bytes // MAX_GROUP_BYTES)
+        of = min(num_groups, -(-file.num_rows // task_rows))  # more would leave some without a row group
         pieces += [{"location": storage.join(folder, file.name), "piece": piece, "of": of} for piece in range(of)]
     num_bytes = sum(file.num_rows for file in files) * reading.picture_bytes
     block_rows = max(1, min(num_bytes // _BLOCKS_PER_SPLIT, _MAX_BLOCK_BYTES) // reading.picture_bytes)
@@ -116,14 +124,18 @@ def _read(folder: str, files: Sequence[ShardFile], reading: _Reading) -> ray.dat
         fn_args=(reading, block_rows),
         batch_size=None,
         batch_format="pyarrow",
+        compute=ray.data.TaskPoolStrategy(size=max(1, min(_TASKS_PER_CPU * num_cpus, len(pieces)))),
         runtime_env={"env_vars": KEEP_MEMORY},
     )
     context = dataset.context
     context.target_max_block_size = block_rows * reading.picture_bytes
     context.execution_options.preserve_order = True
-    # Else Ray fills its object store with what the workers will want later.
-    waiting = _BLOCKS_PER_CPU * int(ray.cluster_resources().get("CPU", 1)) * context.target_max_block_size
-    context.execution_options.resource_limits = ray.data.ExecutionResources(object_store_memory=waiting)
+    # With reservations Ray Data takes the cluster for empty in the first second of every epoch, and runs one task.
+    context.op_resource_reservation_enabled = False
+    # A task would stand still after every second block until Ray Data looks at it.
+    context._max_num_blocks_in_streaming_gen_buffer = None
+    # Else the object store is filled with what the workers will want later.
+    context.downstream_capacity_backpressure_ratio = float(_BLOCKS_PER_CPU * num_cpus)
     return dataset
 
 

@@ -1,6 +1,5 @@
 """The function that every Ray Train worker runs: epochs, dev decoding, checkpoints."""
 
-import itertools
 import logging
 import tempfile
 import time
@@ -36,7 +35,7 @@ from caption_ray.train.steps import (
     all_reduce,
     average_weights,
     build_optimizer,
-    count_step,
+    counted,
     groups_per_worker,
     idle_batch,
     make_scaler,
@@ -146,10 +145,7 @@ class _Worker:
         factor = 1.0
         share = self.train_share
         batches = self.train_plan.train_batches(share, epoch, resident=share.resident)
-        for batch in itertools.chain(batches, itertools.repeat(None)):
-            counts = count_step(batch, self.device)
-            if counts.num_words == 0:  # nothing left on any worker
-                break
+        for batch, counts in counted(batches, self.device):
             factor = learning_rate_factor(experiment.optimizer, (epoch + meter.share) / experiment.training.epochs)
             set_learning_rate(self.stepper.optimizer, factor)
             totals += self.stepper.step(batch, counts)

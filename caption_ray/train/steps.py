@@ -3,7 +3,8 @@
 Ray, files and words are other modules' business. With one process `all_reduce` does nothing.
 """
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -68,27 +69,55 @@ def average_weights(model: CaptionModel, decay: float) -> AveragedModel | None:
 
 @dataclass(frozen=True, slots=True)
 class StepCounts:
-    """What all workers together took in a step."""
+    """What one worker takes in a step, or all together."""
 
     num_words: int
     num_captions: int
 
+    @classmethod
+    def of(cls, batch: CaptionBatch | None) -> "StepCounts":
+        """Return what is in a worker's own batch; nothing where it has none left."""
+        return cls(0, 0) if batch is None else cls(batch.num_words, len(batch.lengths))
 
-def count_step(batch: CaptionBatch | None, device: torch.device) -> StepCounts:
-    """Return how many words and captions all workers have for this step; nothing left anywhere gives zeros.
 
-    Every worker must call it, one without a batch (None) too: workers may have unequal numbers of batches.
+def counted(batches: Iterable[CaptionBatch], device: torch.device) -> Iterator[tuple[CaptionBatch | None, StepCounts]]:
+    """Yield each step's batch and what all workers together take in it, until nobody has any left.
+
+    Workers may have unequal numbers of batches: one that is through goes on with None. Each must go all the way, and
+    ask for a step only when it is done with the last one: the counts of the next are on their way meanwhile, rather
+    than have the workers wait for each other once more in every step.
     """
-    local = (batch.num_words, len(batch.lengths)) if batch is not None else (0, 0)
-    counts = torch.tensor(local, dtype=torch.long, device=device)
-    all_reduce(counts)
-    num_words, num_captions = counts.tolist()
-    return StepCounts(num_words, num_captions)
+    own = itertools.chain(batches, itertools.repeat(None))
+    following = _begin_count(next(own), device)
+    while True:
+        batch, finish = following
+        counts = finish()
+        if counts.num_words == 0:
+            return
+        following = _begin_count(next(own), device)
+        yield batch, counts
+
+
+def _begin_count(
+    batch: CaptionBatch | None, device: torch.device
+) -> tuple[CaptionBatch | None, Callable[[], StepCounts]]:
+    """Start to sum the counts of a batch over all workers; return it and what waits for the sums."""
+    own = StepCounts.of(batch)
+    if world_size() == 1:
+        return batch, lambda: own
+    sums = torch.tensor((own.num_words, own.num_captions), device=device)
+    work = dist.all_reduce(sums, async_op=True)
+
+    def finish() -> StepCounts:
+        work.wait()
+        return StepCounts(*sums.tolist())
+
+    return batch, finish
 
 
 def all_reduce(values: Tensor) -> None:
     """Sum `values` over all workers, in place."""
-    if dist.is_initialized() and dist.get_world_size() > 1:
+    if world_size() > 1:
         dist.all_reduce(values)
 
 

@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from caption_ray.data.batches import CaptionBatch, PictureGroup, collate
 from caption_ray.text.vocabulary import Vocabulary
 from caption_ray.train.dev import DevResult, DevShare, gather_result
-from caption_ray.train.steps import StepCounts, Stepper, all_reduce, count_step
+from caption_ray.train.steps import StepCounts, Stepper, all_reduce, counted
 
 CPU = torch.device("cpu")
 NUM_WORKERS = 2
@@ -28,15 +28,14 @@ def group(seed: int, *captions: tuple[int, ...]) -> PictureGroup:
 
 
 # For each step the pictures of each worker. Words, an <end> for each caption included: 3 and 9, 13 and 2, 4 and none,
-# none and 5; then nobody has any left.
+# 5 and none; then nobody has any left.
 SHARES: tuple[tuple[tuple[PictureGroup, ...], ...], ...] = (
     ((group(1, (4, 5)),), (group(2, (6, 7, 8, 9, 10), (4, 9)),)),
     ((group(3, (5, 6, 7, 8), (10,)), group(4, (4, 4, 9), (8,))), (group(5, (6,)),)),
     ((group(6, (9, 8, 7)),), ()),
-    ((), (group(7, (5,), (10, 4)),)),
-    ((), ()),
+    ((group(7, (5,), (10, 4)),), ()),
 )
-COUNTS = (StepCounts(12, 3), StepCounts(15, 5), StepCounts(4, 1), StepCounts(5, 2), StepCounts(0, 0))
+COUNTS = (StepCounts(12, 3), StepCounts(15, 5), StepCounts(4, 1), StepCounts(5, 2))
 
 # Trained with the whole gradient at rate 1. Its norm is 0.33 in two steps and 0.47 to 0.5, so clipped, in the others.
 SETTINGS: dict[str, Any] = {
@@ -77,12 +76,11 @@ class Outcome:
     dev: DevResult
 
 
-def run_steps(stepper: Stepper, batches: list[CaptionBatch | None], dev: DevShare, rank: int) -> Outcome:
+def run_steps(stepper: Stepper, batches: list[CaptionBatch], dev: DevShare, rank: int) -> Outcome:
     counts, loss_sums = [], []
-    for batch in batches:
-        counts.append(count_step(batch, CPU))
-        if counts[-1].num_words:
-            loss_sums.append(float(stepper.step(batch, counts[-1])[0]))
+    for batch, together in counted(batches, CPU):
+        counts.append(together)
+        loss_sums.append(float(stepper.step(batch, together)[0]))
     ranks = torch.tensor([float(rank)])
     all_reduce(ranks)
     assert stepper.average is not None
@@ -96,10 +94,10 @@ def run_steps(stepper: Stepper, batches: list[CaptionBatch | None], dev: DevShar
     )
 
 
-def batches_of(*ranks: int) -> list[CaptionBatch | None]:
-    """Return each step's batch of the pictures that some workers have; None where they have none."""
+def batches_of(*ranks: int) -> list[CaptionBatch]:
+    """Return each step's batch of the pictures that some workers have, as long as they have any."""
     pictures = [[group for rank in ranks for group in step[rank]] for step in SHARES]
-    return [collate(groups) if groups else None for groups in pictures]
+    return [collate(groups) for groups in pictures if groups]
 
 
 def run_worker(rank: int, folder: str) -> None:
@@ -151,7 +149,7 @@ def test_workers_count_together_and_return_the_loss_of_their_own_words(
     one_worker: Outcome, two_workers: list[Outcome]
 ) -> None:
     assert [outcome.counts for outcome in (one_worker, *two_workers)] == [list(COUNTS)] * 3
-    assert two_workers[0].loss_sums[3] == two_workers[1].loss_sums[2] == 0.0
+    assert two_workers[1].loss_sums[2:] == [0.0, 0.0]
     together = [sum(losses) for losses in zip(*(outcome.loss_sums for outcome in two_workers), strict=True)]
     assert together == pytest.approx(one_worker.loss_sums, rel=1e-5)
     assert (one_worker.sum_of_ranks, *(outcome.sum_of_ranks for outcome in two_workers)) == (0.0, 1.0, 1.0)

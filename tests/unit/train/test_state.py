@@ -19,7 +19,7 @@ from caption_ray.train.state import (
     load_weights,
     save_state,
 )
-from caption_ray.train.steps import Stepper, count_step
+from caption_ray.train.steps import StepCounts, Stepper
 
 MakeStepper = Callable[..., Stepper]
 Weights = dict[str, torch.Tensor]
@@ -35,7 +35,7 @@ def run_epoch(stepper: Stepper, epoch: int) -> None:
     torch.manual_seed(epoch)  # dropout
     for step in range(3):
         own = batch(10 * epoch + step)
-        stepper.step(own, count_step(own, stepper.device))
+        stepper.step(own, StepCounts.of(own))
 
 
 def weights(model: torch.nn.Module) -> Weights:

@@ -15,7 +15,6 @@ from caption_ray.train.steps import (
     StepCounts,
     Stepper,
     build_optimizer,
-    count_step,
     dev_loss,
     groups_per_worker,
     make_scaler,
@@ -47,7 +46,7 @@ def test_shares_of_3_and_9_words_add_up_to_the_pooled_gradient(
     make_stepper: MakeStepper, attention_penalty: float
 ) -> None:
     counts = StepCounts(num_words=12, num_captions=3)
-    assert count_step(collate([SHORT, LONG]), CPU) == counts
+    assert StepCounts.of(collate([SHORT, LONG])) == counts
 
     def gradient(*groups: PictureGroup) -> torch.Tensor:
         return change(make_stepper(plain_sgd=True, attention_penalty=attention_penalty), collate(groups), counts)
@@ -67,13 +66,13 @@ def test_step_returns_the_loss_summed_over_words(make_stepper: MakeStepper) -> N
     stepper = make_stepper(plain_sgd=True)
     torch.nn.init.zeros_(stepper.model.decoder.output.weight)
     batch = collate([SHORT, LONG])
-    loss_sum, num_words = stepper.step(batch, count_step(batch, CPU)).tolist()
+    loss_sum, num_words = stepper.step(batch, StepCounts.of(batch)).tolist()
     assert loss_sum == pytest.approx(12 * math.log(11), rel=1e-5)
     assert num_words == 12
 
 
 def test_count_of_no_batch() -> None:
-    assert count_step(None, CPU) == StepCounts(num_words=0, num_captions=0)
+    assert StepCounts.of(None) == StepCounts(num_words=0, num_captions=0)
 
 
 def test_idle_worker_changes_nothing_but_takes_part(make_stepper: MakeStepper) -> None:
@@ -88,7 +87,7 @@ def test_idle_worker_changes_nothing_but_takes_part(make_stepper: MakeStepper) -
 
 def test_gradients_are_clipped_to_the_norm(make_stepper: MakeStepper) -> None:
     batch = collate([SHORT, LONG])
-    counts = count_step(batch, CPU)
+    counts = StepCounts.of(batch)
     free = change(make_stepper(plain_sgd=True), batch, counts)
     clipped = change(make_stepper(plain_sgd=True, max_grad_norm=0.01), batch, counts)
     assert float(free.norm()) > 0.1
@@ -101,7 +100,7 @@ def test_non_finite_gradients_stop_the_run_and_leave_the_weights(make_stepper: M
     broken = collate([PictureGroup(picture=SHORT.picture * float("nan"), captions=SHORT.captions)])
     before = [weight.clone() for weight in stepper.model.parameters()]
     with pytest.raises(NonFiniteLossError, match=r"lower optimizer\.learning_rate"):
-        stepper.step(broken, count_step(broken, CPU))
+        stepper.step(broken, StepCounts.of(broken))
     assert all(torch.equal(old, new) for old, new in zip(before, stepper.model.parameters(), strict=True))
 
 
@@ -112,15 +111,15 @@ def test_fp16_skips_steps_that_are_not_finite_but_not_for_ever(make_stepper: Mak
     broken = collate([PictureGroup(picture=SHORT.picture * float("nan"), captions=SHORT.captions)])
     before = [weight.clone() for weight in stepper.model.parameters()]
     for _ in range(MAX_SKIPPED):
-        assert stepper.step(broken, count_step(broken, CPU)).tolist() == [0.0, 0.0]
+        assert stepper.step(broken, StepCounts.of(broken)).tolist() == [0.0, 0.0]
     assert all(torch.equal(old, new) for old, new in zip(before, stepper.model.parameters(), strict=True))
-    loss_sum, num_words = stepper.step(good, count_step(good, CPU)).tolist()
+    loss_sum, num_words = stepper.step(good, StepCounts.of(good)).tolist()
     assert math.isfinite(loss_sum)
     assert num_words == good.num_words
     for _ in range(MAX_SKIPPED):
-        stepper.step(broken, count_step(broken, CPU))
+        stepper.step(broken, StepCounts.of(broken))
     with pytest.raises(NonFiniteLossError, match="fp32"):
-        stepper.step(broken, count_step(broken, CPU))
+        stepper.step(broken, StepCounts.of(broken))
 
 
 def test_average_by_hand(make_stepper: MakeStepper) -> None:
@@ -128,7 +127,7 @@ def test_average_by_hand(make_stepper: MakeStepper) -> None:
     batch = collate([SHORT])
     seen = []
     for _ in range(2):
-        stepper.step(batch, count_step(batch, CPU))
+        stepper.step(batch, StepCounts.of(batch))
         seen.append(stepper.model.decoder.output.weight.detach().clone())
     assert stepper.average is not None
     # The first step's weights start the average; the second step's decay is 2 / 11, still under 0.75.
