@@ -14,8 +14,10 @@ from caption_ray.config import AskedPrecision, DecodeOptions, Precision
 from caption_ray.data import images
 from caption_ray.device import autocast, pick_device, resolve_precision
 from caption_ray.model.caption_model import CaptionModel
+from caption_ray.model.decoder import Decoder, DecoderState, PictureContext
 from caption_ray.model.decoding import Hypothesis, beam_search, greedy_steps
 from caption_ray.model.encoder import fold_batch_norm
+from caption_ray.model.fused_convolution import fuse_convolutions
 from caption_ray.special_ids import END_ID
 from caption_ray.text.vocabulary import Vocabulary
 
@@ -53,6 +55,22 @@ def to_captions(hypotheses: Sequence[Hypothesis], vocabulary: Vocabulary) -> lis
     return captions
 
 
+class _FrozenDecoder:
+    """A decoder whose weights stay as they are: laid out once for all searches, not at the start of each."""
+
+    @torch.no_grad()
+    def __init__(self, decoder: Decoder, num_features: int) -> None:
+        self._decoder = decoder
+        context, _ = decoder.start(decoder.embedding.weight.new_zeros(1, 1, num_features))
+        self._products = context.products
+        self.step = decoder.step
+
+    def start(self, features: Tensor) -> tuple[PictureContext, DecoderState]:
+        """Do as `Decoder.start`."""
+        context, first = self._decoder.prepare(features)
+        return context._replace(products=self._products), first
+
+
 class Captioner:
     """A model ready to caption pictures; holds its own copy on one device, batch norm folded.
 
@@ -65,7 +83,10 @@ class Captioner:
         self.device = device or pick_device()
         self.precision = _encoder_precision(precision, bundle.config.encoder.backbone, self.device)
         encoder = None if bundle.model.encoder is None else fold_batch_norm(bundle.model.encoder)
+        if encoder is not None and self.precision == "bf16" and self.device.type == "cpu":
+            encoder = fuse_convolutions(encoder)
         self.model = CaptionModel(encoder, bundle.model.decoder).to(self.device).eval()
+        self._searched = _FrozenDecoder(self.model.decoder, bundle.config.num_features)
 
     @classmethod
     def load(cls, location: str, device: torch.device | None = None, precision: AskedPrecision = "fp32") -> "Captioner":
@@ -98,7 +119,7 @@ class Captioner:
         captions: dict[int, list[Caption]] = {}
         for asked, members in groups.items():
             chosen = features if len(groups) == 1 else features[torch.tensor(members, device=self.device)]
-            found = beam_search(self.model.decoder, chosen, asked)
+            found = beam_search(self._searched, chosen, asked)
             for index, hypotheses in zip(members, found, strict=True):
                 captions[index] = to_captions(hypotheses, self.bundle.vocabulary)
         return [captions[index] for index in range(len(pictures))]
@@ -117,7 +138,7 @@ class Captioner:
         ids: list[int] = []
         attended: list[Tensor] = []
         total = 0.0
-        for word in greedy_steps(self.model.decoder, self._encode([picture]), max_words):
+        for word in greedy_steps(self._searched, self._encode([picture]), max_words):
             found, log_probability = int(word.ids[0]), float(word.log_probability[0])
             total += log_probability
             if found == END_ID:

@@ -36,9 +36,6 @@ class CaptionerConfig(BatchOptions):
     bundle: str | None = Field(
         None, description="The bundle to answer with, a folder or URI; by default that of the application's `args`."
     )
-    num_threads: int | None = Field(
-        None, ge=1, description="Threads that the model computes with on a CPU; by default as torch decides."
-    )
     precision: AskedPrecision = Field("auto", description="Of the encoder; 'auto' takes bf16 where that is faster.")
 
 
@@ -71,9 +68,8 @@ class CaptionerReplica:
         if self._engine is None:
             captioner = await self._load_first(config)
             self._engine, self._loaded_at = Engine(captioner, config, self._metrics.observe), _now()
-            self._engine.num_threads = config.num_threads
             return
-        self._engine.options, self._engine.num_threads = config, config.num_threads
+        self._engine.options = config
         if self._swap is not None:
             self._swap.cancel()  # the newest word counts
         self._refused = None

@@ -1,14 +1,19 @@
-"""A model and the one thread that computes with it: batches form from what waits when the thread becomes free.
+"""A model and the threads that compute with it: batches form from what waits when a thread becomes free.
 
 The event loop only queues and is told; it never computes. While a batch computes the next one fills, so a batch is as
 large as the load makes it, up to its limit, and at low load a picture waits for nobody. `@serve.batch` closes a batch
 by the clock instead, whether or not the model is free, and so under load puts many small ones in a queue.
 
-Streams advance by one word between two batches, and at most one of them is encoded there, so neither holds up the other
-for long.
+On a CPU each thread computes batches of its own, by itself. Two that share a batch wait for each other after every
+operation, and where anything else runs on their cores, as those that speak HTTP do, they mostly wait. Only a batch that
+leaves the others nothing to do is shared, so that a single client is answered sooner.
+
+Streams advance by one word between two batches of the first thread, and at most one of them is encoded there, so
+neither holds up the other for long.
 """
 
 import asyncio
+import math
 import threading
 import time
 from collections import deque
@@ -27,8 +32,9 @@ from caption_ray.serve.compute import caption_batch, stream_words
 
 StreamEvent = GreedyWord | CaptionedPicture
 
-# A bound that a command line shares with the setting that it gives.
+# Bounds that a command line shares with the settings that it gives.
 BatchSize = Annotated[int, Field(ge=1, le=1024)]
+NumThreads = Annotated[int, Field(ge=1, le=64)]
 
 
 class BatchOptions(Settings):
@@ -37,6 +43,15 @@ class BatchOptions(Settings):
     max_batch_size: BatchSize = Field(16, description="Most pictures that go through the model at once.")
     batch_wait_s: float = Field(
         0.0, ge=0, le=1, description="Time that an idle model waits for more pictures after the first, seconds."
+    )
+    busy_wait_s: float = Field(
+        0.02,
+        ge=0,
+        le=1,
+        description="The same while another thread computes: clients who were answered together ask again together.",
+    )
+    num_threads: NumThreads = Field(
+        2, description="Threads that compute on a CPU, each on batches of its own; a GPU has one."
     )
 
 
@@ -65,32 +80,53 @@ class _Stream:
 
 
 class Engine:
-    """Computes captions on a thread of its own. `captioner` may be replaced at any time, by one assignment.
+    """Computes captions on threads of its own. `captioner` and `options` may be replaced at any time, by assignment.
 
-    num_threads: of torch on a CPU; None leaves it as torch or OMP_NUM_THREADS has it. May be set at any time.
     num_failures: batches in a row, up to now, that raised.
-    observe: told of each batch, on the engine's thread.
+    observe: told of each batch, on the thread that has computed it.
     """
 
     def __init__(
         self, captioner: Captioner, options: BatchOptions, observe: Callable[[BatchRecord], None] | None = None
     ) -> None:
         self.captioner = captioner
-        self.options = options
-        self.num_threads: int | None = None
         self.num_failures = 0
+        self._options = options
         self._observe = observe
         self._waiting: deque[_Waiting] = deque()
         self._streams: list[_Stream] = []
         self._changed = threading.Condition()
         self._closed = False
-        self._thread = threading.Thread(target=self._run, name="captions", daemon=True)
-        self._thread.start()
+        self._threads: list[threading.Thread] = []
+        self._idle: set[int] = set()  # threads, by number, that have no batch
+        self._start_threads()
+
+    @property
+    def options(self) -> BatchOptions:
+        """How batches are formed now."""
+        return self._options
+
+    @options.setter
+    def options(self, options: BatchOptions) -> None:
+        with self._changed:
+            self._options = options
+            self._start_threads()
+            self._changed.notify_all()
 
     @property
     def is_running(self) -> bool:
-        """Whether the thread is alive."""
-        return self._thread.is_alive()
+        """Whether the threads are alive."""
+        return all(thread.is_alive() for thread in self._threads)
+
+    def _num_threads(self) -> int:
+        return self._options.num_threads if self.captioner.device.type == "cpu" else 1
+
+    def _start_threads(self) -> None:
+        """Start those that are missing. Those that are too many never get anything to do."""
+        for number in range(len(self._threads), self._num_threads()):
+            thread = threading.Thread(target=self._run, args=(number,), name=f"captions-{number}", daemon=True)
+            self._threads.append(thread)
+            thread.start()
 
     async def caption(self, pictures: Sequence[Square], beam_width: int | None) -> list[CaptionedPicture]:
         """Return each picture's captions; those of one call may be computed in different batches.
@@ -102,7 +138,7 @@ class Engine:
         with self._changed:
             self._check_open()
             self._waiting.extend(items)
-            self._changed.notify()
+            self._changed.notify_all()
         return list(await asyncio.gather(*(asyncio.wrap_future(item.future) for item in items)))
 
     async def stream(self, picture: Square) -> AsyncGenerator[StreamEvent, None]:
@@ -117,7 +153,7 @@ class Engine:
         with self._changed:
             self._check_open()
             self._streams.append(stream)
-            self._changed.notify()
+            self._changed.notify_all()
         try:
             while True:
                 event = await events.get()
@@ -130,27 +166,12 @@ class Engine:
             stream.dropped = True
 
     def close(self) -> None:
-        """End the thread after the batch that it computes; what waits is told that no model is there."""
+        """End the threads after the batches that they compute; what waits is told that no model is there."""
         with self._changed:
             self._closed = True
-            self._changed.notify()
-        self._thread.join()
-
-    def _check_open(self) -> None:
-        if self._closed:
-            raise BackendUnavailableError("the model has been shut down")
-
-    def _run(self) -> None:
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._waiting or self._streams or self._closed)
-                if self._closed:
-                    break
-            if self.num_threads:
-                torch.set_num_threads(self.num_threads)  # here, since it holds for the calling thread alone
-            self._advance_streams()
-            if batch := self._draw():
-                self._compute(batch)
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join()
         gone = BackendUnavailableError("the model has been shut down")
         for item in self._waiting:
             if item.future.set_running_or_notify_cancel():
@@ -158,18 +179,59 @@ class Engine:
         for stream in self._streams:
             stream.send(gone)
 
-    def _draw(self) -> list[_Waiting]:
-        """Take what waits, up to a batch. Waits for more only where no stream would have to wait with it."""
+    def _check_open(self) -> None:
+        if self._closed:
+            raise BackendUnavailableError("the model has been shut down")
+
+    def _run(self, number: int) -> None:
+        # At first use in a thread torch takes the number that was set last in any; after that, this thread's own.
+        torch.get_num_threads()
+        while True:
+            with self._changed:
+                self._idle.add(number)
+                self._changed.wait_for(lambda: self._closed or self._has_work(number))
+                if self._closed:
+                    return
+            if number == 0:
+                self._use_threads(1)
+                self._advance_streams()
+            batch, num_threads = self._draw(number)
+            if batch:
+                self._use_threads(num_threads)
+                self._compute(batch)
+
+    def _has_work(self, number: int) -> bool:
+        return number < self._num_threads() and bool(self._waiting or (number == 0 and self._streams))
+
+    def _use_threads(self, number: int) -> None:
+        if self.captioner.device.type == "cpu":
+            torch.set_num_threads(number)  # of the calling thread alone
+
+    def _draw(self, number: int) -> tuple[list[_Waiting], int]:
+        """Take what waits, up to a batch, or this thread's share of it, and tell with how many threads to compute it.
+
+        Waits for more only where no stream would have to wait with it.
+        """
         with self._changed:
             options = self.options
-            if self._waiting and not self._streams:
-                due = self._waiting[0].since + options.batch_wait_s
+            if self._waiting and not (number == 0 and self._streams):
+                is_alone = len(self._idle) == len(self._threads)
+                due = self._waiting[0].since + (options.batch_wait_s if is_alone else options.busy_wait_s)
                 self._changed.wait_for(
-                    lambda: len(self._waiting) >= options.max_batch_size or self._streams or self._closed,
+                    lambda: (
+                        len(self._waiting) >= options.max_batch_size or (number == 0 and self._streams) or self._closed
+                    ),
                     timeout=max(0.0, due - time.monotonic()),
                 )
-            drawn = [self._waiting.popleft() for _ in range(min(len(self._waiting), options.max_batch_size))]
-        return [item for item in drawn if item.future.set_running_or_notify_cancel()]
+            num_idle = sum(other < self._num_threads() for other in self._idle)  # this one among them
+            share = min(math.ceil(len(self._waiting) / max(num_idle, 1)), options.max_batch_size)
+            drawn = [self._waiting.popleft() for _ in range(share)]
+            if drawn:
+                self._idle.remove(number)
+            # Threads that are too many now count neither here nor there: they never get anything to do.
+            others_rest = num_idle == self._num_threads() and not self._waiting
+        batch = [item for item in drawn if item.future.set_running_or_notify_cancel()]
+        return batch, self._num_threads() if others_rest else 1
 
     def _compute(self, batch: list[_Waiting]) -> None:
         started = time.monotonic()

@@ -8,6 +8,7 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
+import grpc
 from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.serve.exceptions import (
     BackPressureError,
@@ -23,7 +24,7 @@ from caption_ray.serve.schemas import ModelAnswer
 _MODEL_TIMEOUT_S = 5.0
 """The model's description takes no computing: a router that finds nobody to ask within this time has no replica."""
 
-_LOST = (RayError, RequestCancelledError, ReplicaUnavailableError, DeploymentUnavailableError)
+_LOST = (RayError, RequestCancelledError, ReplicaUnavailableError, DeploymentUnavailableError, grpc.RpcError)
 """What a call ends with whose replica died or was shut down under it, or that no replica will ever take."""
 
 
@@ -34,6 +35,8 @@ class ServeBackend:
     """
 
     def __init__(self, captioner: DeploymentHandle, retry_after_s: int) -> None:
+        # By gRPC rather than through the object store, where calls with a picture take twice the processor's time.
+        captioner = captioner.options(_by_reference=False)
         self._caption = captioner.options(method_name="caption")
         self._stream = captioner.options(method_name="stream", stream=True)
         self._model = captioner.options(method_name="model")

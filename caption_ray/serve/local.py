@@ -14,7 +14,7 @@ from caption_ray.serve.access_log import configure_access_log
 from caption_ray.serve.app import create_app
 from caption_ray.serve.backend import CaptionedPicture, GreedyWord, OverloadedError, Square
 from caption_ray.serve.compute import describe, load_captioner
-from caption_ray.serve.engine import BatchOptions, BatchRecord, BatchSize, Engine
+from caption_ray.serve.engine import BatchOptions, BatchRecord, BatchSize, Engine, NumThreads
 from caption_ray.serve.metrics import BatchMetrics, ServiceMetrics
 from caption_ray.serve.middleware import api_keys_from_environment
 from caption_ray.serve.schemas import Limits, ModelAnswer
@@ -76,6 +76,7 @@ class Arguments(Settings):
     host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 for all.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on.")
     max_batch_size: BatchSize = Field(16, description="Pictures computed together.")
+    num_threads: NumThreads = Field(2, description="Threads that compute on a CPU, each on batches of its own.")
     max_queued: int = Field(64, ge=1, description="Pictures that may wait for their batch.")
     precision: AskedPrecision = Field("auto", description="Of the encoder; 'auto' takes bf16 where that is faster.")
 
@@ -87,7 +88,7 @@ def main(arguments: Arguments) -> dict[str, object]:
     batches = BatchMetrics(metrics.exporter)
     backend = LocalBackend(
         load_captioner(arguments.bundle, arguments.precision),
-        BatchOptions(max_batch_size=arguments.max_batch_size),
+        BatchOptions(max_batch_size=arguments.max_batch_size, num_threads=arguments.num_threads),
         max_queued=arguments.max_queued,
         retry_after_s=limits.retry_after_s,
         observe=lambda batch: batches.observe(len(batch.answers), batch.model_s),

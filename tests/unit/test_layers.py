@@ -111,7 +111,7 @@ LAYERS = (
     Layer(
         SERVE_ADAPTERS,
         (*PURE, *CAPTIONING, *SERVE_PURE, *SERVE_ADAPTERS, "cluster"),
-        (*TORCH, "ray", "pydantic", "starlette"),
+        (*TORCH, "ray", "grpc", "pydantic", "starlette"),
     ),
     Layer(
         TUNE_ADAPTERS,

@@ -6,6 +6,7 @@ from torch import nn
 
 from caption_ray.config import EncoderConfig
 from caption_ray.errors import UsageError
+from caption_ray.model import fused_convolution
 from caption_ray.model.encoder import Encoder, build_encoder, fold_batch_norm, weights_digest
 
 
@@ -137,3 +138,39 @@ def test_absent_file() -> None:
 def test_unknown_backbone(backbone: str) -> None:
     with pytest.raises(UsageError, match=f"encoder.backbone: '{backbone}' is not one of .*resnet50"):
         random_encoder(backbone)
+
+
+def is_bf16_fused() -> bool:
+    return fused_convolution._HAS_ONEDNN
+
+
+@pytest.mark.skipif(not is_bf16_fused(), reason="this CPU or this torch has no bf16 by oneDNN")
+@pytest.mark.parametrize("backbone", ["resnet18", "resnet50"])
+def test_fused_convolutions_give_the_features_within_bf16s_rounding(backbone: str) -> None:
+    encoder = random_encoder(backbone, image_size=64)
+    folded = fold_batch_norm(encoder)
+    fused = fused_convolution.fuse_convolutions(folded)
+    pictures = noise(3, 64)
+    with torch.no_grad():
+        exact, found = encoder(pictures), fused(pictures)
+        with torch.autocast("cpu", torch.bfloat16):
+            rounded = folded(pictures)
+    assert found.dtype == torch.bfloat16
+    # Nothing of a ReLU, a sum or a shortcut is lost: as near to the exact features as autocast is.
+    error, by_autocast = (((features.float() - exact).norm() / exact.norm()).item() for features in (found, rounded))
+    assert error < 0.05
+    assert error < 1.5 * by_autocast
+    names = {type(module).__name__ for module in fused.stages.modules()}
+    assert names == {"FusedConvolution", "GraphModule", "MaxPool2d", "Module"}
+
+
+@pytest.mark.skipif(not is_bf16_fused(), reason="this CPU or this torch has no bf16 by oneDNN")
+def test_fused_encoder_takes_batches_of_any_size_and_leaves_its_source_alone() -> None:
+    folded = fold_batch_norm(random_encoder("resnet18", image_size=64))
+    pictures = noise(5, 64)
+    with torch.no_grad():
+        before = folded(pictures)
+        fused = fused_convolution.fuse_convolutions(folded)
+        whole, parts = fused(pictures), torch.cat([fused(pictures[:1]), fused(pictures[1:])])
+        assert torch.equal(folded(pictures), before)
+    assert torch.allclose(whole.float(), parts.float(), rtol=0.05, atol=0.05 * float(whole.float().std()))

@@ -1,77 +1,22 @@
 import asyncio
-import threading
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager
-from pathlib import Path
+from collections.abc import Iterator
 
-import numpy as np
 import pytest
-import torch
+from gated import Gated, busy, noise
 
 from caption_ray.config import DecodeOptions
-from caption_ray.inference import Caption, Captioner
-from caption_ray.serve.backend import BackendUnavailableError, CaptionedPicture, GreedyWord, Square
+from caption_ray.inference import Captioner
+from caption_ray.serve.backend import BackendUnavailableError, CaptionedPicture, GreedyWord
 from caption_ray.serve.engine import BatchOptions, BatchRecord, Engine
-
-
-def noise(seed: int, side: int = 64) -> Square:
-    return np.random.default_rng(seed).integers(0, 256, (3, side, side), dtype=np.uint8)
-
-
-class Gated(Captioner):
-    """A captioner that computes only when it is let, so that a test decides what arrives meanwhile."""
-
-    def __init__(self, captioner: Captioner) -> None:
-        super().__init__(captioner.bundle, captioner.device)
-        self.gate = threading.Event()
-        self.gate.set()
-        self.computing = threading.Event()
-        self.fails = False
-
-    def caption_each(self, pictures: Sequence[Square], options: Sequence[DecodeOptions]) -> list[list[Caption]]:
-        self.computing.set()
-        assert self.gate.wait(30)
-        if self.fails:
-            raise RuntimeError("out of memory")
-        return super().caption_each(pictures, options)
-
-
-@pytest.fixture(scope="module")
-def plain(tiny_bundle: Path) -> Captioner:
-    return Captioner.load(str(tiny_bundle), torch.device("cpu"))
-
-
-@pytest.fixture
-def gated(plain: Captioner) -> Gated:
-    return Gated(plain)
-
-
-@pytest.fixture
-def records() -> list[BatchRecord]:
-    return []
 
 
 @pytest.fixture
 def engine(gated: Gated, records: list[BatchRecord]) -> Iterator[Engine]:
-    engine = Engine(gated, BatchOptions(max_batch_size=4), records.append)
+    engine = Engine(gated, BatchOptions(max_batch_size=4, num_threads=1), records.append)
     yield engine
     gated.gate.set()
     engine.close()
-
-
-@asynccontextmanager
-async def busy(engine: Engine, gated: Gated) -> AsyncIterator[None]:
-    """Hold the model up with one picture while the block runs."""
-    gated.gate.clear()
-    gated.computing.clear()
-    first = asyncio.create_task(engine.caption([noise(0)], None))
-    await asyncio.to_thread(gated.computing.wait, 30)
-    try:
-        yield
-    finally:
-        gated.gate.set()
-        await first
 
 
 def test_answers_are_the_captioners_own(engine: Engine, plain: Captioner) -> None:
@@ -113,7 +58,7 @@ def test_one_batch_may_have_many_beam_widths(engine: Engine, gated: Gated, recor
 def test_idle_model_waits_for_more_only_where_it_is_told_to(
     engine: Engine, records: list[BatchRecord], wait_s: float, expected: int
 ) -> None:
-    engine.options = BatchOptions(max_batch_size=2, batch_wait_s=wait_s)
+    engine.options = BatchOptions(max_batch_size=2, batch_wait_s=wait_s, num_threads=1)
 
     async def ask() -> None:
         first = asyncio.create_task(engine.caption([noise(1)], None))
@@ -168,7 +113,7 @@ def test_streams_and_batches_take_turns(gated: Gated) -> None:
     batches: list[tuple[int, int]] = []  # pictures, and streams that have not ended, seen on the engine's own thread
     engine = Engine(
         gated,
-        BatchOptions(max_batch_size=4),
+        BatchOptions(max_batch_size=4, num_threads=1),
         lambda record: batches.append((len(record.answers), len(engine._streams))),
     )
 
@@ -248,7 +193,7 @@ def test_closed_engine_says_that_no_model_is_there(plain: Captioner) -> None:
 
 
 def test_closing_answers_those_who_wait(gated: Gated) -> None:
-    engine = Engine(gated, BatchOptions(max_batch_size=1))
+    engine = Engine(gated, BatchOptions(max_batch_size=1, num_threads=1))
 
     async def ask() -> list[object]:
         gated.gate.clear()
@@ -264,18 +209,3 @@ def test_closing_answers_those_who_wait(gated: Gated) -> None:
     first, second = asyncio.run(ask())
     assert isinstance(first, list)
     assert isinstance(second, BackendUnavailableError)
-
-
-def test_threads_are_set_where_the_model_computes(plain: Captioner) -> None:
-    """torch's setting holds for the calling thread alone."""
-    found: list[int] = []
-    engine = Engine(plain, BatchOptions(), lambda record: found.append(torch.get_num_threads()))
-    before = torch.get_num_threads()
-    try:
-        for wanted in (1, 2):
-            engine.num_threads = wanted
-            asyncio.run(engine.caption([noise(0)], 1))
-    finally:
-        engine.close()
-    assert found == [1, 2]
-    assert torch.get_num_threads() == before
