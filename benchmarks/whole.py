@@ -30,6 +30,7 @@ from caption_ray.model.loss import caption_loss
 from caption_ray.presets import palmetto
 from caption_ray.text.tokenizer import tokenize
 from caption_ray.text.vocabulary import Vocabulary
+from caption_ray.train.steps import clip_gradients
 
 EXPERIMENT = palmetto()
 BATCH = EXPERIMENT.training.batch_size
@@ -50,12 +51,14 @@ class Trainer:
     def step(self, batch: CaptionBatch) -> None:
         """Do one optimiser step."""
         batch = batch.to(self.device)
-        arguments = (batch.pictures.float(), batch.ids, batch.lengths, batch.picture_index)
+        pictures = batch.pictures.float() if self.textbook else batch.pictures
+        arguments = (pictures, batch.ids, batch.lengths, batch.picture_index)
         with autocast(self.precision, self.device):
             logits = textbook_logits(self.decoder, *arguments) if self.textbook else self.decoder(*arguments).logits
         loss_sum, num_words = caption_loss(logits, pack_steps(batch.ids[:, 1:], batch.lengths))
         (loss_sum / num_words).backward()
-        torch.nn.utils.clip_grad_norm_(self.decoder.parameters(), EXPERIMENT.optimizer.max_grad_norm)
+        clip = torch.nn.utils.clip_grad_norm_ if self.textbook else clip_gradients
+        clip(list(self.decoder.parameters()), EXPERIMENT.optimizer.max_grad_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
 

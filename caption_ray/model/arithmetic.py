@@ -5,9 +5,12 @@ does MKL's tanh beside torch's own sigmoid. Both ways agree up to rounding. All 
 whatever needs a gradient) takes torch's ordinary operations.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 # Private, but what torch.compile emits for linear layers on CPUs, with these arguments, from torch 2.1 on.
 _HAS_ONEDNN = (
@@ -49,6 +52,35 @@ class Product:
         if self.packed:
             return _onednn_linear(inputs, self.weight, self.bias)
         return F.linear(inputs, self.weight, self.bias)
+
+
+class _SplitInputs(torch.autograd.Function):
+    """See `split_inputs`."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, size: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        ctx.size, ctx.exact = size, weight.dtype
+        return weight[:, :size].to(dtype), weight[:, size:].to(dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_first: Tensor, d_rest: Tensor) -> tuple[Tensor, None, None]:
+        gradient = d_first.new_empty(len(d_first), d_first.shape[1] + d_rest.shape[1], dtype=ctx.exact)
+        gradient[:, : ctx.size] = d_first
+        gradient[:, ctx.size :] = d_rest
+        return gradient, None, None
+
+
+def split_inputs(weight: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Return the weights (O, I) of the first `size` inputs and of the rest, under autocast rounded to its format.
+
+    As slices and autocast would have it, but that the gradient is put together in one pass over it instead of three.
+    """
+    device = weight.device.type
+    if not torch.is_autocast_enabled(device):
+        return weight[:, :size], weight[:, size:]
+    first, rest = _SplitInputs.apply(weight, size, torch.get_autocast_dtype(device))
+    return first, rest
 
 
 def linear(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -48,6 +48,12 @@ class CaptionLayout:
         """Return the row of each word, (W,), packed."""
         return torch.cat([torch.arange(count) for count in self.active]).to(self.rank.device)
 
+    def captions(self) -> Tensor:
+        """Return the rows of each picture by rank, (p, K), rising, and where it has fewer, N."""
+        captions = self.slot.new_full((len(self.ranked), self.per_picture), len(self.rank))
+        captions.view(-1)[self.slot] = torch.arange(len(self.rank), device=self.slot.device)
+        return captions
+
     def words_before(self) -> Tensor:
         """Return where each word's predecessor is, (W,), in a buffer of first states (N, ...) and all words' after."""
         starts = [0, *itertools.accumulate((len(self.rank), *self.active[:-2]))]

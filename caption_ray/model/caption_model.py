@@ -19,7 +19,7 @@ class CaptionModel(nn.Module):
     def features(self, pictures: Tensor) -> Tensor:
         """Return (P, R, F) region features of (P, 3, S, S) uint8 pictures, or `pictures` if they are features."""
         if self.encoder is None:
-            return pictures.to(self.decoder.embedding.weight.dtype)
+            return pictures
         features: Tensor = self.encoder(pictures)
         return features
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from caption_ray.config import ModelConfig
-from caption_ray.model.arithmetic import Product, linear, tanh
+from caption_ray.model.arithmetic import Product, linear, split_inputs, tanh
 from caption_ray.model.attention import AdditiveAttention
 from caption_ray.model.caption_layout import CaptionLayout
 from caption_ray.model.dropout import Dropout
@@ -131,12 +131,15 @@ class Decoder(nn.Module):
     def prepare(self, features: Tensor) -> tuple[PictureContext, DecoderState]:
         """Return what all steps over these pictures share, and the first state: one row a picture.
 
-        features: (P, R, F).
+        features: (P, R, F), in any format.
         """
+        exact = self.embedding.weight.dtype
         if self.config.standardise_features:
             scale = 1 / self.feature_deviation
-            features = torch.addcmul(-self.feature_mean * scale, features, scale)  # one pass over them
-        values = self._project(features)
+            features = torch.addcmul(-self.feature_mean * scale, features.to(exact), scale)  # one pass over them
+        # In the format of the products, once: autocast would round them anew for each.
+        autocast = torch.is_autocast_enabled(features.device.type)
+        values = self._project(features).to(torch.get_autocast_dtype(features.device.type) if autocast else exact)
         hidden, cell = torch.tanh(self.initial_state(values.mean(1))).chunk(2, dim=-1)
         return PictureContext(self.attention.project(values), values), DecoderState(hidden, cell)
 
@@ -153,7 +156,7 @@ class Decoder(nn.Module):
             return features
         first, *others = self.feature_projection
         assert isinstance(first, nn.Linear)
-        values = linear(features, first.weight, first.bias)
+        values = linear(features.to(first.weight.dtype), first.weight, first.bias)
         for part in others:
             values = part(values)
         return values
@@ -235,9 +238,7 @@ class Decoder(nn.Module):
         return TeacherForcing(self._readout(hidden, attended), attention_sums)
 
     def _split_weights(self) -> DecoderWeights:
-        word, context = self.lstm.weight_ih.split(
-            [self.config.embedding_size, self.lstm.input_size - self.config.embedding_size], dim=1
-        )
+        word, context = split_inputs(self.lstm.weight_ih, self.config.embedding_size)
         return DecoderWeights(word, context, self.lstm.weight_hh)
 
     def _word_gates(self, embedded: Tensor, weights: DecoderWeights) -> Tensor:

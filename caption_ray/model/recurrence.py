@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from caption_ray.model.caption_layout import Averaging, CaptionLayout
+from caption_ray.model.fused import FusedRecurrence, kernel_for
 
 _softmax_backward = torch.ops.aten._softmax_backward_data
 _sigmoid_backward = torch.ops.aten.sigmoid_backward
@@ -249,6 +250,14 @@ def unroll(
     with torch.autocast(word_gates.device.type, enabled=False):
         picked = [layout.by_rank(part.to(dtype)) for part in (keys, values, hidden)]
         *attending, context, state = weights
+        if kernel := kernel_for(word_gates, *picked[:2]):
+            query, *others = attending
+            others = [part.float() for part in others]
+            fused: tuple[Tensor, Tensor, Tensor] = FusedRecurrence.apply(
+                *(kernel, layout, word_gates, *picked, first_cell, query.to(dtype), *others),
+                *(None if part is None else part.to(dtype) for part in (context, state)),
+            )
+            return fused
         recurrent = torch.cat([part.to(dtype) for part in (context, state) if part is not None], dim=1)
         result: tuple[Tensor, Tensor, Tensor] = Recurrence.apply(
             layout, word_gates, *picked, first_cell, *(part.to(dtype) for part in attending), recurrent

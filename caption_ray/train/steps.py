@@ -173,7 +173,7 @@ class Stepper:
         self.scaler.scale(objective * (world_size() * weight)).backward()
         self.scaler.unscale_(self.optimizer)
         weights = [weight for group in self.optimizer.param_groups for weight in group["params"]]
-        norm = nn.utils.clip_grad_norm_(weights, self.settings.optimizer.max_grad_norm)
+        norm = clip_gradients(weights, self.settings.optimizer.max_grad_norm)
         self.num_skipped = 0 if torch.isfinite(norm) else self.num_skipped + 1  # alike on all workers
         if self.num_skipped > (MAX_SKIPPED if self.precision == "fp16" else 0):
             raise NonFiniteLossError(
@@ -186,6 +186,17 @@ class Stepper:
             self.average.update_parameters(self.model)
         totals = torch.stack((loss_sum.detach().double(), loss_sum.new_tensor(targets.numel(), dtype=torch.float64)))
         return totals * weight if torch.isfinite(loss_sum) else torch.zeros_like(totals)
+
+
+def clip_gradients(weights: Sequence[Tensor], max_norm: float) -> Tensor:
+    """Scale the weights' gradients down to `max_norm` together, and return the norm that they had.
+
+    As `nn.utils.clip_grad_norm_`, which multiplies all of them by 1 where they are short enough.
+    """
+    norm = nn.utils.get_total_norm(weight.grad for weight in weights if weight.grad is not None)
+    if not norm <= max_norm:
+        nn.utils.clip_grads_with_norm_(weights, max_norm, norm)
+    return norm
 
 
 def idle_batch(shape: tuple[int, ...], dtype: torch.dtype) -> CaptionBatch:

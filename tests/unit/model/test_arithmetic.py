@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from caption_ray.model.arithmetic import Product, by_onednn, linear, tanh
+from caption_ray.model.arithmetic import Product, by_onednn, linear, split_inputs, tanh
 
 
 @pytest.fixture(params=["contiguous", "gaps between rows", "expanded"])
@@ -57,3 +57,17 @@ def test_tanh_within_its_bound() -> None:
     values = torch.cat((torch.linspace(-12, 12, 100_001), torch.tensor([-1e30, -100.0, 0.0, 100.0, 1e30])))
     assert float((tanh(values).double() - torch.tanh(values.double())).abs().max()) < 2e-7
     assert torch.equal(tanh(values.double()), torch.tanh(values.double()))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_split_weights_are_slices_of_one_gradient(dtype: torch.dtype) -> None:
+    """The loss is 2 times the sum of the first two inputs' weights and 3 times that of the last one's."""
+    weight = torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]], requires_grad=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+        first, rest = split_inputs(weight, 2)
+    assert first.dtype == rest.dtype == dtype
+    assert first.tolist() == [[1, 2], [4, 5]]
+    assert rest.tolist() == [[3], [6]]
+    (2 * first.sum() + 3 * rest.sum()).backward()
+    assert weight.grad.dtype == torch.float32
+    assert weight.grad.tolist() == [[2, 2, 3], [2, 2, 3]]

@@ -152,6 +152,14 @@ def test_every_start_sees_the_weights_as_they_are() -> None:
     assert (after - before)[:, 7].tolist() == pytest.approx([1.0, 1.0], abs=1e-5)
 
 
+@pytest.mark.parametrize("name", ["raw-plain-untied", "6-deep-untied"])
+def test_features_may_come_in_half_precision(name: str) -> None:
+    decoder, grids = build(CONFIGS[name]), features().half()
+    halves, wholes = (decoder(given, IDS, LENGTHS, PICTURES).logits for given in (grids, grids.double()))
+    assert halves.dtype == torch.float64
+    assert torch.equal(halves, wholes)
+
+
 def test_no_peeking_at_later_words() -> None:
     decoder, grids = build(CONFIGS["6-deep-untied"]), features()
     before = by_caption(decoder(grids, IDS, LENGTHS, PICTURES).logits, LENGTHS)

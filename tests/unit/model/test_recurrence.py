@@ -38,6 +38,7 @@ def test_layout_by_hand() -> None:
     assert made.per_picture == 3
     assert made.rank.tolist() == [0, 1, 0, 0]
     assert made.slot.tolist() == [0, 3, 1, 2]  # of 2 pictures x 3 places
+    assert made.captions().tolist() == [[0, 2, 3], [1, 4, 4]]
     assert made.slots(0, 4).tolist() == [0, 12, 1, 2]  # of 2 pictures x 4 steps x 3 places
     assert made.slots(3, 1).tolist() == [9]
     assert made.rows().tolist() == [0, 1, 2, 3, 0, 1, 2, 0, 1, 2, 0]

@@ -15,6 +15,7 @@ from caption_ray.train.steps import (
     StepCounts,
     Stepper,
     build_optimizer,
+    clip_gradients,
     dev_loss,
     groups_per_worker,
     make_scaler,
@@ -83,6 +84,14 @@ def test_idle_worker_changes_nothing_but_takes_part(make_stepper: MakeStepper) -
     assert float(change(stepper, None, StepCounts(num_words=9, num_captions=2)).abs().max()) == 0.0
     assert heard == {name for name, _ in stepper.model.named_parameters()}
     assert stepper.step(None, StepCounts(num_words=9, num_captions=2)).tolist() == [0.0, 0.0]
+
+
+@pytest.mark.parametrize(("max_norm", "clipped"), [(6.0, [3.0, 4.0]), (5.0, [3.0, 4.0]), (2.5, [1.5, 2.0])])
+def test_a_gradient_of_norm_5_is_scaled_down_where_it_must(max_norm: float, clipped: list[float]) -> None:
+    weights = [torch.zeros(1), torch.zeros(1), torch.zeros(1)]  # the last has no gradient
+    weights[0].grad, weights[1].grad = torch.tensor([3.0]), torch.tensor([4.0])
+    assert float(clip_gradients(weights, max_norm)) == 5.0
+    assert [float(weight.grad) for weight in weights[:2]] == pytest.approx(clipped, rel=1e-5)
 
 
 def test_gradients_are_clipped_to_the_norm(make_stepper: MakeStepper) -> None:

@@ -1,0 +1,160 @@
+/* Numbers, nonlinearities and products for recurrence.c.
+
+   `real` is float, or with -DBFLOAT16 bfloat16; all that is computed is float. Vectors are GCC's and clang's own, which
+   they map to whatever the machine has. */
+
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+#endif
+
+#ifdef __AVX512F__
+#define LANES 16
+#define TILE 8 /* rows of a product at a time: 8 x 2 sums stay in 32 registers */
+#else
+#define LANES 8
+#define TILE 4
+#endif
+#define PANEL (2 * LANES) /* outputs of a product at a time */
+#define INLINE static inline __attribute__((always_inline))
+
+typedef float vec __attribute__((vector_size(4 * LANES)));
+
+#ifdef BFLOAT16
+typedef uint16_t real;
+
+INLINE float widen(real value) {
+    uint32_t bits = (uint32_t)value << 16;
+    float wide;
+    memcpy(&wide, &bits, sizeof wide);
+    return wide;
+}
+
+INLINE real narrow(float value) { /* to nearest, ties to even; NaN stays NaN */
+    uint32_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    return value == value ? (real)rounded : (real)0x7fc0;
+}
+
+INLINE vec load(const real *from) {
+    typedef uint16_t half_bits __attribute__((vector_size(2 * LANES)));
+    typedef uint32_t wide_bits __attribute__((vector_size(4 * LANES)));
+    half_bits bits;
+    memcpy(&bits, from, sizeof bits);
+    return (vec)(__builtin_convertvector(bits, wide_bits) << 16);
+}
+#else
+typedef float real;
+
+INLINE float widen(real value) { return value; }
+INLINE real narrow(float value) { return value; }
+
+INLINE vec load(const real *from) {
+    vec values;
+    memcpy(&values, from, sizeof values);
+    return values;
+}
+#endif
+
+INLINE float sum_lanes(vec values) {
+    float sum = 0;
+    for (int lane = 0; lane < LANES; lane++) sum += values[lane];
+    return sum;
+}
+
+/* exp, within 2e-7 of it relatively (Cephes' expf): 2^n e^f with |f| <= ln 2 / 2. Comparisons let NaN through. */
+INLINE float exponential(float x) {
+    x = x > 87 ? 87 : x;
+    x = x < -87 ? -87 : x;
+    float n = rintf(x * 1.44269504088896341f);
+    float f = x - n * 0.693359375f + n * 2.12194440e-4f;
+    float p = 1.9875691500e-4f;
+    p = p * f + 1.3981999507e-3f;
+    p = p * f + 8.3334519073e-3f;
+    p = p * f + 4.1665795894e-2f;
+    p = p * f + 1.6666665459e-1f;
+    p = p * f + 5.0000001201e-1f;
+    p = p * f * f + f + 1;
+    int32_t bits = ((int32_t)n + 127) << 23;
+    float scale;
+    memcpy(&scale, &bits, sizeof scale);
+    return p * scale;
+}
+
+INLINE float sigmoid(float x) { return 1 / (1 + exponential(-x)); }
+INLINE float hyperbolic_tangent(float x) { return 1 - 2 / (1 + exponential(2 * x)); } /* within 3e-7 */
+
+/* Weights of a product, laid out as it reads them: PANEL outputs by PANEL outputs, and in each of these input by input.
+   AVX-512's bfloat16 products take inputs by twos. Elsewhere they are floats. */
+#if defined(BFLOAT16) && defined(__AVX512BF16__)
+typedef uint16_t panel;
+#define TOGETHER 2
+INLINE panel to_panel(real weight) { return weight; }
+#else
+typedef float panel;
+#define TOGETHER 1
+INLINE panel to_panel(real weight) { return widen(weight); }
+#endif
+
+/* Lay out weight[o * by_output + i * by_input] of PANEL outputs o and `inputs` inputs i. */
+INLINE void lay_out(panel *to, const real *weight, int64_t by_output, int64_t by_input, int64_t inputs) {
+    for (int64_t i = 0; i < inputs; i += TOGETHER)
+        for (int64_t o = 0; o < PANEL; o++)
+            for (int64_t k = 0; k < TOGETHER; k++)
+                to[i * PANEL + o * TOGETHER + k] = to_panel(weight[o * by_output + (i + k) * by_input]);
+}
+
+/* out (rows, PANEL) = in (rows, inputs) by a panel; `rows` is a constant, so that the sums are registers. */
+INLINE void multiply_rows(const int rows, const panel *weights, int64_t inputs, const real *in, int64_t stride,
+                          float out[][PANEL]) {
+    vec sum[TILE][2];
+#pragma GCC unroll 8
+    for (int row = 0; row < rows; row++) sum[row][0] = sum[row][1] = (vec){0};
+    for (int64_t i = 0; i < inputs; i += TOGETHER) {
+#if TOGETHER == 2
+        __m512bh left = (__m512bh)_mm512_loadu_si512(weights + i * PANEL);
+        __m512bh right = (__m512bh)_mm512_loadu_si512(weights + i * PANEL + PANEL);
+#pragma GCC unroll 8
+        for (int row = 0; row < rows; row++) {
+            int32_t pair;
+            memcpy(&pair, in + row * stride + i, sizeof pair);
+            __m512bh both = (__m512bh)_mm512_set1_epi32(pair);
+            sum[row][0] = _mm512_dpbf16_ps(sum[row][0], both, left);
+            sum[row][1] = _mm512_dpbf16_ps(sum[row][1], both, right);
+        }
+#else
+        vec left, right;
+        memcpy(&left, weights + i * PANEL, sizeof left);
+        memcpy(&right, weights + i * PANEL + LANES, sizeof right);
+#pragma GCC unroll 8
+        for (int row = 0; row < rows; row++) {
+            float value = widen(in[row * stride + i]);
+            sum[row][0] += value * left;
+            sum[row][1] += value * right;
+        }
+#endif
+    }
+#pragma GCC unroll 8
+    for (int row = 0; row < rows; row++) memcpy(out[row], sum[row], sizeof sum[row]);
+}
+
+/* The same for any number of rows up to TILE. */
+static void multiply(int64_t rows, const panel *weights, int64_t inputs, const real *in, int64_t stride,
+                     float out[][PANEL]) {
+    switch (rows) {
+#if TILE == 8
+    case 8: multiply_rows(8, weights, inputs, in, stride, out); break;
+    case 7: multiply_rows(7, weights, inputs, in, stride, out); break;
+    case 6: multiply_rows(6, weights, inputs, in, stride, out); break;
+    case 5: multiply_rows(5, weights, inputs, in, stride, out); break;
+#endif
+    case 4: multiply_rows(4, weights, inputs, in, stride, out); break;
+    case 3: multiply_rows(3, weights, inputs, in, stride, out); break;
+    case 2: multiply_rows(2, weights, inputs, in, stride, out); break;
+    default: multiply_rows(1, weights, inputs, in, stride, out);
+    }
+}
