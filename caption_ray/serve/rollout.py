@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import subprocess
 import sys
 import time
@@ -30,7 +31,7 @@ def roll_out(config: str, dashboard: str, model_id: str) -> None:
     service = f"http://{urlsplit(dashboard).hostname if host in ('0.0.0.0', '::') else host}:{port}"
     refused_before = _model(service).get("refused")
     command = [str(Path(sys.executable).with_name("serve")), "deploy", config, "--address", dashboard]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=_environment())
     if done.returncode != 0:
         raise RunError(f"`serve deploy {config} --address {dashboard}` failed: {_last_line(done.stderr)}")
     deadline = time.monotonic() + _TIMEOUT_S
@@ -44,6 +45,14 @@ def roll_out(config: str, dashboard: str, model_id: str) -> None:
             raise RunError(f"{service} refuses the new bundle, and goes on with its old one: {refused}")
         time.sleep(_POLL_INTERVAL_S)
     raise RunError(f"{service}: no answer from the new model within {_TIMEOUT_S:.0f} s; see {service}/v1/model")
+
+
+def _environment() -> dict[str, str]:
+    """Have the command send the cluster's token where there is one: it does so only if told (Ray 2.60)."""
+    has_token = (Path.home() / ".ray" / "auth_token").exists() or any(
+        name in os.environ for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+    )
+    return {**({"RAY_AUTH_MODE": "token"} if has_token else {}), **os.environ}
 
 
 def _model(service: str) -> dict[str, object]:
