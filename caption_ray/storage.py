@@ -86,7 +86,7 @@ def read_text(location: str) -> str:
 def write_bytes(location: str, content: bytes) -> None:
     """Write a file, making its folder; a local file appears whole or not at all."""
     filesystem, path = open_location(location)
-    filesystem.create_dir(posixpath.dirname(path), recursive=True)
+    _make_folder(filesystem, posixpath.dirname(path))
     if isinstance(filesystem, fs.LocalFileSystem):
         scratch = Path(f"{path}.{os.getpid()}.partial")
         scratch.write_bytes(content)
@@ -105,12 +105,25 @@ def delete_folder(location: str) -> None:
     """Delete a folder and all below it; an absent one is fine."""
     filesystem, path = open_location(location)
     if filesystem.get_file_info(path).type == fs.FileType.Directory:
-        filesystem.delete_dir(path)
+        filesystem.delete_dir_contents(path)
+        # In a bucket a folder is there as long as something is in it, and only then, unless an object stands for it.
+        if filesystem.get_file_info(path).type == fs.FileType.Directory:
+            filesystem.delete_dir(path)
 
 
 def copy_folder(source: str, destination: str) -> None:
     """Copy all files below one folder into another, on any two file systems."""
     source_fs, source_path = open_location(source)
     destination_fs, destination_path = open_location(destination)
-    destination_fs.create_dir(destination_path, recursive=True)
+    # pyarrow makes those that the source lists, and a bucket lists none.
+    for folder in {posixpath.dirname(file) for file in list_files(source)}:
+        _make_folder(destination_fs, posixpath.join(destination_path, folder))
     fs.copy_files(source_path, destination_path, source_filesystem=source_fs, destination_filesystem=destination_fs)
+
+
+def _make_folder(filesystem: fs.FileSystem, path: str) -> None:
+    """Make a folder where files need one. On Google Cloud Storage none do, and making one would ask for rights over the
+    bucket itself, which who may write into it need not have.
+    """
+    if filesystem.type_name != "gcs":
+        filesystem.create_dir(path, recursive=True)

@@ -3,6 +3,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from object_store import EMULATOR_VARIABLE, free_port, new_bucket, object_store
 from small import EXPERIMENT, make_cache
 
 from caption_ray.cluster import connect
@@ -25,7 +26,16 @@ def ray_environment() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("RAY_ADDRESS", raising=False)
         patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        # Where gs:// leads, in this process and in all that Ray starts; `bucket` has somebody answer there.
+        patch.setenv(EMULATOR_VARIABLE, f"http://127.0.0.1:{free_port()}")
         yield
+
+
+@pytest.fixture(scope="session")
+def bucket(ray_environment: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """URI of an empty bucket of an object store on this machine, which knows Google Cloud Storage's API."""
+    with object_store(tmp_path_factory.mktemp("store") / "store.log"):
+        yield new_bucket("captions")
 
 
 @pytest.fixture(scope="session")

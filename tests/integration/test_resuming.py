@@ -1,7 +1,6 @@
 """Runs that were killed, by worker or whole, and runs that have ended: the same command again."""
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from killing import kill_with_family
 from small import EXPERIMENT, numbers
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -119,12 +119,7 @@ def test_a_killed_run_goes_on_where_it_stopped(
     first = subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True)
     wait_for(tmp_path / "job" / SNAPSHOT, first)
     time.sleep(0.1)
-    family = psutil.Process(first.pid).children(recursive=True)
-    os.kill(first.pid, signal.SIGKILL)
-    for process in family:
-        if process.is_running():
-            process.kill()
-    first.communicate()
+    kill_with_family(first)
     assert not (tmp_path / "job" / "bundle").exists()
     second = subprocess.run(command, capture_output=True, text=True, check=False)
     assert second.returncode == 0, second.stderr[-2000:]

@@ -1,0 +1,162 @@
+"""Fills in the manifests beside it, and keeps the RayService's Serve config the same as serve_config.yaml.
+
+`python gcp/manifests.py embed` writes the Serve config into gcp/rayservice.yaml; `render` prints all manifests, filled
+in; `roll-out URI` and `roll-back` read the RayService on the cluster, as JSON from stdin, and print a patch for it.
+gcp/gke.sh calls the last three.
+"""
+
+import argparse
+import json
+import string
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+GCP = Path(__file__).parent
+FILES = ("cluster.yaml", "rayservice.yaml", "gateway.yaml")
+_BEGIN, _END = "  # serve-config: begin\n", "  # serve-config: end\n"
+_REDIS_SECRET = {"name": "caption-ray-redis", "key": "password"}
+_BUNDLE, _PREVIOUS = "caption-ray/bundle", "caption-ray/previous-bundle"
+
+# What differs on the cluster: a worker of 3 CPUs and 8 GiB holds one captioner and one ingress.
+_GIB = 1 << 30
+_ON_CLUSTER: dict[str, dict[str, Any]] = {
+    "Ingress": {
+        "autoscaling_config": {"min_replicas": 2, "max_replicas": 4},
+        "ray_actor_options": {"num_cpus": 1, "memory": 1 * _GIB},
+    },
+    "CaptionerReplica": {
+        "autoscaling_config": {"min_replicas": 2, "max_replicas": 8},
+        "ray_actor_options": {"num_cpus": 2, "memory": 3 * _GIB},
+        "user_config": {"bundle": "${BUNDLE}"},
+    },
+}
+_ON_GPUS: dict[str, dict[str, Any]] = {
+    "CaptionerReplica": {
+        "autoscaling_config": {"min_replicas": 1, "max_replicas": 4},
+        "ray_actor_options": {"num_cpus": 4, "num_gpus": 1},
+    },
+}
+
+
+def serve_config(*, gpu: bool = False) -> dict[str, Any]:
+    """Return serve_config.yaml as the cluster runs it; gpu: with a GPU for each captioner."""
+    config: dict[str, Any] = yaml.safe_load((GCP.parent / "serve_config.yaml").read_text())
+    config["http_options"]["host"] = "0.0.0.0"
+    (application,) = config["applications"]
+    application["args"] = {**(application["args"] or {}), "bundle": "${BUNDLE}"}
+    for deployment in application["deployments"]:
+        for changes in (_ON_CLUSTER, _ON_GPUS if gpu else {}):
+            for section, values in changes.get(deployment["name"], {}).items():
+                deployment[section] = {**deployment.get(section, {}), **values}
+    return config
+
+
+def embedded() -> str:
+    """Return gcp/rayservice.yaml with the Serve config as it should stand there."""
+    text = (GCP / "rayservice.yaml").read_text()
+    head, rest = text.split(_BEGIN)
+    tail = rest.split(_END)[1]
+    block = "".join(f"    {line}\n" for line in _dump(serve_config()).splitlines())
+    return f"{head}{_BEGIN}  serveConfigV2: |\n{block}{_END}{tail}"
+
+
+def render(image: str, bundle: str, host: str, *, gpu: bool = False, redis: str | None = None) -> list[dict[str, Any]]:
+    """Return all manifests, filled in. redis: IP:PORT of a Redis to outlive a lost head, whose password is in the
+    Secret caption-ray-redis.
+
+    Raises ValueError where a manifest has a variable that nothing fills in.
+    """
+    documents = [document for file in FILES for document in yaml.safe_load_all((GCP / file).read_text())]
+    found = {(document["kind"], document["metadata"]["name"]): document for document in documents}
+    if gpu:
+        found["RayService", "caption-ray"]["spec"]["serveConfigV2"] = _dump(serve_config(gpu=True))
+    if redis:
+        found["RayService", "caption-ray"]["spec"]["rayClusterConfig"]["gcsFaultToleranceOptions"] = {
+            "redisAddress": redis,
+            "redisPassword": {"valueFrom": {"secretKeyRef": _REDIS_SECRET}},
+        }
+        address, _, port = redis.rpartition(":")
+        found["NetworkPolicy", "ray"]["spec"]["egress"].append(
+            {"to": [{"ipBlock": {"cidr": f"{address}/32"}}], "ports": [{"protocol": "TCP", "port": int(port)}]}
+        )
+    values = {"IMAGE": image, "BUNDLE": bundle, "HOST": host}
+    return [_filled(document, values, document["kind"]) for document in documents]
+
+
+def roll_out(live: dict[str, Any], bundle: str) -> dict[str, Any]:
+    """Return a patch that has the service answer with another bundle. live: the RayService as it is on the cluster."""
+    config = yaml.safe_load(live["spec"]["serveConfigV2"])
+    (captioner,) = (d for d in config["applications"][0]["deployments"] if d["name"] == "CaptionerReplica")
+    before = captioner["user_config"]["bundle"]
+    captioner["user_config"]["bundle"] = bundle
+    annotations = {_BUNDLE: bundle}
+    if bundle != before:  # else a roll-out that is repeated would leave nothing to roll back to
+        annotations[_PREVIOUS] = before
+    return {"metadata": {"annotations": annotations}, "spec": {"serveConfigV2": _dump(config)}}
+
+
+def roll_back(live: dict[str, Any]) -> dict[str, Any]:
+    """Return a patch that has the service answer with the bundle before the last roll-out. Raises ValueError."""
+    previous = live["metadata"].get("annotations", {}).get(_PREVIOUS)
+    if previous is None:
+        raise ValueError("there was no roll-out yet, so there is nothing to roll back; see `gcp/gke.sh roll-out`")
+    return roll_out(live, previous)
+
+
+def _dump(document: object) -> str:
+    text: str = yaml.dump(document, Dumper=_Plain, sort_keys=False, width=110)
+    return text
+
+
+class _Plain(yaml.SafeDumper):
+    """Writes everything out: kubectl's reader has no `<<`."""
+
+    def ignore_aliases(self, data: object) -> bool:  # noqa: ARG002
+        return True
+
+
+def _filled(value: Any, values: dict[str, str], kind: str) -> Any:
+    if isinstance(value, dict):
+        return {key: _filled(inner, values, kind) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_filled(inner, values, kind) for inner in value]
+    if isinstance(value, str):
+        try:
+            return string.Template(value).substitute(values)
+        except KeyError as error:
+            raise ValueError(f"{kind}: nothing fills in {error}; there are {', '.join(values)}") from error
+    return value
+
+
+def main() -> None:
+    """Do what the command line says."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("embed")
+    rendering = commands.add_parser("render")
+    for name in ("--image", "--bundle", "--host"):
+        rendering.add_argument(name, required=True)
+    rendering.add_argument("--gpu", action="store_true")
+    rendering.add_argument("--redis")
+    commands.add_parser("roll-out").add_argument("bundle")
+    commands.add_parser("roll-back")
+    asked = parser.parse_args()
+    if asked.command == "embed":
+        (GCP / "rayservice.yaml").write_text(embedded())
+    elif asked.command == "render":
+        documents = render(asked.image, asked.bundle, asked.host, gpu=asked.gpu, redis=asked.redis)
+        yaml.dump_all(documents, sys.stdout, Dumper=_Plain, sort_keys=False)
+    else:
+        live = json.load(sys.stdin)
+        try:
+            patch = roll_out(live, asked.bundle) if asked.command == "roll-out" else roll_back(live)
+        except ValueError as error:
+            sys.exit(str(error))
+        sys.stdout.write(json.dumps(patch) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,39 @@
+"""Copies a bundle to where the service reads it, under its name and digest: gs://BUCKET/bundles/NAME-DIGEST.
+
+So what a URI names never changes, and a roll-back finds the bundle that it goes back to. It is verified before it is
+copied, and again from where it was copied to.
+"""
+
+from pydantic import Field
+
+from caption_ray import storage
+from caption_ray.bundle import MANIFEST_NAME, load_bundle
+from caption_ray.config import Settings
+from caption_ray.entry import run_job
+
+
+class Arguments(Settings):
+    """Copy a bundle to a bucket, under its digest, and verify it there."""
+
+    bundle: str = Field(description="Folder or URI of the bundle.")
+    destination: str = Field(description="Where bundles are kept, such as gs://my-bucket/bundles.")
+
+
+def main(arguments: Arguments) -> dict[str, object]:
+    """Copy the bundle if it is not there yet, the manifest last.
+
+    Raises BundleError where it is damaged, here or there.
+    """
+    source, destination = storage.absolute(arguments.bundle), storage.absolute(arguments.destination)
+    manifest = load_bundle(source).manifest
+    target = storage.join(destination, f"{manifest.name}-{manifest.digest[:12]}")
+    is_new = not storage.exists(storage.join(target, MANIFEST_NAME))
+    if is_new:
+        for file in (*manifest.files, MANIFEST_NAME):
+            storage.write_bytes(storage.join(target, file), storage.read_bytes(storage.join(source, file)))
+    load_bundle(target)
+    return {"bundle": target, "digest": manifest.digest, "copied": is_new}
+
+
+if __name__ == "__main__":
+    run_job(main, Arguments)
