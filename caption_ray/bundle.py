@@ -3,6 +3,7 @@
     model.safetensors  weights of encoder and decoder      vocabulary.json  words and their ids
     config.json        sizes, decoding and preprocessing    metrics.json     scores on the dev split
     manifest.json      format version, SHA-256 of each file README.md        the model card
+    lineage.json       of a sweep's best: where it comes from
 
 The manifest is written last; a folder without it is no bundle. Nothing in it is a pickle.
 """
@@ -20,6 +21,7 @@ from caption_ray import storage
 from caption_ray.config import DecodeOptions, EncoderConfig, ModelConfig, Settings
 from caption_ray.data.images import PREPROCESSING
 from caption_ray.errors import BundleError, CaptionRayError, UsageError
+from caption_ray.lineage import Lineage
 from caption_ray.model.caption_model import CaptionModel
 from caption_ray.model.decoder import Decoder
 from caption_ray.model.encoder import build_encoder
@@ -27,6 +29,7 @@ from caption_ray.text.vocabulary import Vocabulary
 from caption_ray.weights import to_safetensors
 
 MANIFEST_NAME = "manifest.json"
+LINEAGE_NAME = "lineage.json"
 _FILES = ("model.safetensors", "config.json", "vocabulary.json", "metrics.json", "README.md")
 
 
@@ -66,6 +69,7 @@ class Bundle:
     vocabulary: Vocabulary
     model: CaptionModel
     metrics: dict[str, object]
+    lineage: Lineage | None = None
 
 
 def save_bundle(
@@ -77,6 +81,7 @@ def save_bundle(
     vocabulary: Vocabulary,
     model: CaptionModel,
     metrics: dict[str, object],
+    lineage: Lineage | None = None,
 ) -> BundleManifest:
     """Write a bundle to a local folder or a URI, replacing an older one there."""
     storage.delete_folder(location)
@@ -90,6 +95,8 @@ def save_bundle(
         "metrics.json": json.dumps(metrics, indent=1).encode(),
         "README.md": model_card(name, config, metrics).encode(),
     }
+    if lineage is not None:
+        contents[LINEAGE_NAME] = lineage.model_dump_json(indent=1).encode()
     for file, content in contents.items():
         storage.write_bytes(storage.join(location, file), content)
     manifest = BundleManifest(
@@ -124,12 +131,14 @@ def load_bundle(location: str) -> Bundle:
     """
     location = storage.absolute(location)
     manifest = read_manifest(location)
-    contents = {file: _read_verified(location, file, manifest) for file in _FILES}
+    files = (*_FILES, LINEAGE_NAME) if LINEAGE_NAME in manifest.files else _FILES
+    contents = {file: _read_verified(location, file, manifest) for file in files}
     try:
         config = BundleConfig.model_validate_json(contents["config.json"])
         vocabulary = Vocabulary.from_json(
             contents["vocabulary.json"].decode(), storage.join(location, "vocabulary.json")
         )
+        lineage = Lineage.model_validate_json(contents[LINEAGE_NAME]) if LINEAGE_NAME in contents else None
     except (ValidationError, CaptionRayError) as error:
         raise BundleError(f"{location}: cannot be read by caption_ray {caption_ray.__version__}: {error}") from error
     if config.preprocessing != PREPROCESSING:
@@ -152,6 +161,7 @@ def load_bundle(location: str) -> Bundle:
         vocabulary=vocabulary,
         model=model.eval(),
         metrics=json.loads(contents["metrics.json"]),
+        lineage=lineage,
     )
 
 

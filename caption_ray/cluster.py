@@ -10,6 +10,8 @@ from pathlib import Path
 import ray
 import ray.data
 
+from caption_ray.logs import quieten_ray_workers
+
 logger = logging.getLogger(__name__)
 
 KEEP_MEMORY = {
@@ -21,6 +23,9 @@ KEEP_MEMORY = {
 """Environment in which glibc's malloc does not give a block's or a step's memory back to the system only to have it
 faulted in, page by page, for the next one."""
 
+_HOOK = "caption_ray.logs.quieten_ray_workers"
+_HOOK_WITH_ADDRESS = "caption_ray.cluster.prepare_worker"
+
 _TOKEN_VARIABLES = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 
 
@@ -31,7 +36,7 @@ def connect(num_cpus: int | None = None, *, dashboard: bool = False) -> Iterator
     Inside another such block nothing is started. Else the cluster that RAY_ADDRESS names is joined, and
     where it names none a local one starts with `num_cpus` logical CPUs, by default all that this process
     may use and at least two: a reader and its consumer hold one each. What the workers print reaches
-    stderr.
+    stderr. With `dashboard` a local one has Ray's dashboard, its address is logged, and the workers know it.
     """
     if ray.is_initialized():
         yield
@@ -39,20 +44,33 @@ def connect(num_cpus: int | None = None, *, dashboard: bool = False) -> Iterator
     _quieten()
     if address := os.environ.get("RAY_ADDRESS"):
         logger.info("joining the Ray cluster at %s", address)
-        ray.init(address, logging_level=logging.WARNING)
+        told = {"env_vars": {"RAY_ADDRESS": address}} if dashboard else None
+        context = ray.init(address, runtime_env=told, logging_level=logging.WARNING)
     else:
         _keep_token_private()
-        ray.init(
+        context = ray.init(
             "local",
             num_cpus=num_cpus or max(2, _usable_cpus()),
             include_dashboard=dashboard,
-            runtime_env={"worker_process_setup_hook": "caption_ray.logs.quieten_ray_workers"},
+            runtime_env={"worker_process_setup_hook": _HOOK_WITH_ADDRESS if dashboard else _HOOK},
             logging_level=logging.WARNING,
         )
+    if dashboard:
+        logger.info("Ray's dashboard: http://%s", context.dashboard_url)
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def prepare_worker() -> None:
+    """Quieten a worker process, and tell it which cluster it belongs to; Ray calls it as the process starts.
+
+    Ray's own processes that ask the dashboard would else look for one on the machine, and give up where there are two,
+    or where it is not in its usual place (2.60).
+    """
+    quieten_ray_workers()
+    os.environ.setdefault("RAY_ADDRESS", ray.get_runtime_context().gcs_address)
 
 
 def actor_resources() -> tuple[int, dict[str, float]]:

@@ -9,14 +9,17 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Mapping
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar, cast
 
 import tyro
 
+from caption_ray.config import Experiment, Settings
 from caption_ray.errors import CaptionRayError
 from caption_ray.logs import configure_logging
+from caption_ray.presets import PRESETS
 
 Arguments = TypeVar("Arguments")
+PresetArguments = TypeVar("PresetArguments", bound=Settings)
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +52,25 @@ def run_job(main: Callable[[Arguments], Mapping[str, object]], arguments: type[A
         traceback.print_exc()
         _leave(1)
     _leave(0)
+
+
+def preset_command_line(
+    arguments: type[PresetArguments], defaults: Callable[[Experiment], Mapping[str, object]] = lambda _: {}
+) -> type[PresetArguments]:
+    """Return the type that tyro parses: a preset as a subcommand, whose settings are the flags' defaults.
+
+    arguments: a settings model with the fields `preset`, a name, and `experiment`.  defaults: of other fields, for a
+    preset's experiment. What has no default is required.
+    """
+    constructed: dict[str, PresetArguments] = {}
+    for name, preset in PRESETS.items():
+        fields: dict[str, Any] = {"experiment": preset(), "preset": name, **defaults(preset())}
+        # Not checked before tyro has made it whole.
+        constructed[name] = cast(PresetArguments, arguments.model_construct(**fields))
+    commands: type[PresetArguments] = tyro.extras.subcommand_type_from_defaults(
+        constructed, {name: (preset.__doc__ or "").strip() for name, preset in PRESETS.items()}
+    )
+    return commands
 
 
 def _print_result(result: Mapping[str, object], stdout: int) -> None:

@@ -75,5 +75,11 @@ class WorkLeftError(CaptionRayError):
     exit_code = 75
 
 
+class SweepInterruptedError(CaptionRayError):
+    """A sweep was stopped from the keyboard; what its trials had reached is kept."""
+
+    exit_code = 130
+
+
 class QualityError(CaptionRayError):
-    """A trained model does not reach the score that it must reach."""
+    """A trained model does not reach the score that it must reach, or is worse than the one it would replace."""

@@ -1,12 +1,12 @@
 """Train a captioning model, or go on with a run."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import tyro
 from pydantic import Field
 
 from caption_ray.config import Experiment, Settings
-from caption_ray.entry import run_job
+from caption_ray.entry import preset_command_line, run_job
 from caption_ray.presets import PRESETS
 from caption_ray.train.trainer import TrainRequest, train
 
@@ -64,19 +64,9 @@ def main(arguments: Arguments) -> dict[str, object]:
     return {"bundle": outcome.bundle, "was_finished": outcome.was_finished, **outcome.metrics}
 
 
-def _defaults(name: str) -> Arguments:
-    """Return arguments of which only the preset is set; what has no default is thereby required."""
-    fields: dict[str, Any] = {"experiment": PRESETS[name](), "preset": name}
-    return Arguments.model_construct(**fields)
-
-
 def command_line() -> type[Arguments]:
-    """Return the type that tyro parses: the preset as a subcommand, whose settings are the flags' defaults."""
-    commands: type[Arguments] = tyro.extras.subcommand_type_from_defaults(
-        {name: _defaults(name) for name in PRESETS},
-        {name: (preset.__doc__ or "").strip() for name, preset in PRESETS.items()},
-    )
-    return commands
+    """Return the type that tyro parses."""
+    return preset_command_line(Arguments)
 
 
 if __name__ == "__main__":

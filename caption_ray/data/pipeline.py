@@ -193,6 +193,22 @@ class ExactSplit(ray.train.DataConfig):  # type: ignore[misc]
         return shards
 
 
+class Undivided(ray.train.DataConfig):  # type: ignore[misc]
+    """Hands all of a dataset to the one worker there is: no actor is started to deal its blocks out."""
+
+    def configure(
+        self,
+        datasets: dict[str, ray.data.Dataset],
+        world_size: int,
+        worker_handles: object,  # noqa: ARG002 - the signature is Ray's
+        worker_node_ids: object,  # noqa: ARG002
+        **kwargs: object,  # noqa: ARG002
+    ) -> list[dict[str, ray.data.DataIterator]]:
+        """Return the worker's iterators by dataset name; Ray calls it."""
+        assert world_size == 1
+        return [{name: dataset.iterator() for name, dataset in datasets.items()}]
+
+
 class Share(Generic[_Item]):
     """A worker's share of a dataset as what `read` makes of its tables; each pass has the same in the same order.
 

@@ -3,7 +3,7 @@
 import io
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import pyarrow as pa
@@ -70,8 +70,7 @@ def evaluate(
     with connect():
         predictions, bad = _predict(bundle, pictures, options)
     if bad and not skip_bad:
-        listing = "\n".join(f"  {name}: {reason}" for name, reason in sorted(bad.items())[:20])
-        raise BadInputError(f"{len(bad)} picture(s) cannot be read:\n{listing}\n--skip-bad scores without them.")
+        raise _unreadable(bad, "--skip-bad scores without them.")
     if not predictions:
         raise BadInputError(f"{pictures.where}: no picture of split {pictures.split} could be read")
     predicted = {p.name: p.caption.split() for p in predictions}
@@ -107,6 +106,20 @@ def evaluate(
     metrics = {**scores.model_dump(), **settings, "left_out": sorted(bad)}
     storage.write_text(storage.join(output, "metrics.json"), json.dumps(metrics, indent=1) + "\n")
     return Evaluation(scores=scores, output=output, report=report)
+
+
+def predict(bundle: Bundle, pictures: ScoredPictures) -> list[Prediction]:
+    """Caption the pictures by the bundle's own search. Raises BadInputError where one cannot be read."""
+    with connect():
+        predictions, bad = _predict(bundle, pictures, bundle.config.decode)
+    if bad:
+        raise _unreadable(bad, "Prepare the data set again without them.")
+    return predictions
+
+
+def _unreadable(bad: Mapping[str, str], remedy: str) -> BadInputError:
+    listing = "\n".join(f"  {name}: {reason}" for name, reason in sorted(bad.items())[:20])
+    return BadInputError(f"{len(bad)} picture(s) cannot be read:\n{listing}\n{remedy}")
 
 
 def _predict(

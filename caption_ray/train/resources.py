@@ -19,6 +19,8 @@ class WorkerResources:
     cpus_per_worker: float
     threads_per_worker: int
     """Torch threads of a CPU worker; 0 where the work is a GPU's."""
+    gpus_per_worker: float = 1.0
+    """Where a GPU's work it is: below 1, workers of several runs share one."""
 
     @property
     def range(self) -> int | tuple[int, int]:
@@ -29,7 +31,7 @@ class WorkerResources:
     def per_worker(self) -> dict[str, float]:
         """The reservation, in Ray's terms."""
         cpus = {"CPU": self.cpus_per_worker}
-        return {**cpus, "GPU": 1.0} if self.use_gpu else cpus
+        return {**cpus, "GPU": self.gpus_per_worker} if self.use_gpu else cpus
 
 
 def plan_workers(

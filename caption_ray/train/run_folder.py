@@ -58,19 +58,23 @@ def claim(run_folder: str, record: RunRecord) -> bool:
 
     Raises RunError naming each setting that differs.
     """
-    path = storage.join(run_folder, _RECORD_NAME)
+    return claim_record(storage.join(run_folder, _RECORD_NAME), record, "run")
+
+
+def claim_record(path: str, record: Settings, kind: str) -> bool:
+    """Do the same for the record of anything that goes on under its name, a `kind` of work."""
     if not storage.exists(path):
         storage.write_text(path, record.model_dump_json(indent=1))
         return False
     try:
-        earlier = RunRecord.model_validate_json(storage.read_bytes(path))
+        earlier = type(record).model_validate_json(storage.read_bytes(path))
     except ValidationError as error:
-        raise RunError(f"{path}: not a run of this version of caption_ray; use another --name") from error
+        raise RunError(f"{path}: not a {kind} of this version of caption_ray; use another --name") from error
     differences = _differences("", earlier.model_dump(), record.model_dump())
     if differences:
         listing = "\n".join(f"  {line}" for line in differences)
         raise RunError(
-            f"{run_folder}: a run of this name was started with other settings:\n{listing}\n"
+            f"{path.rpartition('/')[0]}: a {kind} of this name was started with other settings:\n{listing}\n"
             "Use another --name, or the same settings to go on with it."
         )
     return True

@@ -1,7 +1,8 @@
 """Starting, resuming and finishing a training run under Ray Train."""
 
 import logging
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -14,15 +15,16 @@ from caption_ray import storage
 from caption_ray.bundle import BundleConfig, load_bundle, save_bundle
 from caption_ray.cluster import KEEP_MEMORY, connect
 from caption_ray.config import Experiment
-from caption_ray.data.pipeline import ExactSplit
-from caption_ray.data.shards import VOCABULARY_NAME, DatasetManifest, first_pictures, load_manifest, read_vocabulary
+from caption_ray.data.pipeline import ExactSplit, Feed
+from caption_ray.data.shards import VOCABULARY_NAME, read_vocabulary
 from caption_ray.device import resolve_precision
-from caption_ray.errors import DatasetError, RunError, UsageError, WorkLeftError
+from caption_ray.errors import RunError, UsageError, WorkLeftError
+from caption_ray.lineage import Lineage
 from caption_ray.model.caption_model import CaptionModel
 from caption_ray.model.decoder import Decoder
 from caption_ray.text.vocabulary import Vocabulary
-from caption_ray.train.encoder_source import EncoderSource, find_encoder, save_encoder
-from caption_ray.train.feeds import build_feeds, describe
+from caption_ray.train.encoder_source import save_encoder
+from caption_ray.train.inputs import RunInputs, build_feeds, describe, find_inputs, measure
 from caption_ray.train.loop import train_loop
 from caption_ray.train.resources import WorkerResources, plan_workers
 from caption_ray.train.run_folder import (
@@ -34,15 +36,12 @@ from caption_ray.train.run_folder import (
     stopped_location,
     whole_checkpoints,
 )
-from caption_ray.train.setup import RunPlan, measure_features
+from caption_ray.train.setup import FeatureStatistics, RunPlan
 from caption_ray.train.state import load_best_weights
 from caption_ray.train.steps import groups_per_worker
 from caption_ray.train.stopping import stop_files, stop_on_signal
 
 logger = logging.getLogger(__name__)
-
-NUM_MEASURED = 128
-"""Training pictures whose features are measured for `model.standardise_features`."""
 
 MAX_WORKER_FAILURES = 3
 """Worker deaths that a run survives, each at the cost of the epoch under way."""
@@ -83,36 +82,36 @@ class TrainOutcome:
     """The run had been finished before, and nothing was done."""
 
 
-def train(request: TrainRequest) -> TrainOutcome:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Surroundings:
+    """What a run that is part of something larger is handed, where one by itself finds or makes it."""
+
+    workers: WorkerResources
+    feeds: Mapping[str, Feed]
+    """Both splits' pictures, such that several runs can read them at a time."""
+    statistics: FeatureStatistics | None
+    split: ray.train.DataConfig = field(default_factory=ExactSplit)
+    """How the pictures are dealt out to the workers."""
+    callbacks: tuple[ray.train.UserCallback, ...] = ()
+
+
+def train(request: TrainRequest, surroundings: Surroundings | None = None) -> TrainOutcome:
     """Train, or go on with the run of this name, and write the bundle of its best epoch.
 
     Raises UsageError, DatasetError, FeatureCacheError and RunError before anything starts where it cannot; RunError
     where the training itself fails; WorkLeftError where it was asked to stop (see train.stopping) and has saved.
     """
-    data = storage.absolute(request.data)
-    manifest = load_manifest(data)
-    for split in ("train", "dev"):
-        if manifest.splits[split].num_pictures == 0:
-            raise DatasetError(f"{data}: no picture in the {split} split; training needs train and dev pictures")
-    features = None if request.features is None else storage.absolute(request.features)
-    source = find_encoder(request.experiment.encoder, request.preset.encoder, manifest, features)
-    experiment = request.experiment.model_copy(update={"encoder": source.config})
+    inputs = inputs_of(request)
     record = RunRecord(
-        experiment=experiment,
-        data_digest=manifest.digest,
-        vocabulary_sha256=manifest.vocabulary_sha256,
-        features_key=None if source.features is None else source.features.key,
-        encoder_sha256=source.weights_sha256,
+        experiment=inputs.experiment,
+        data_digest=inputs.manifest.digest,
+        vocabulary_sha256=inputs.manifest.vocabulary_sha256,
+        features_key=None if inputs.source.features is None else inputs.source.features.key,
+        encoder_sha256=inputs.source.weights_sha256,
     )
     with connect():
-        workers = plan_workers(
-            [node["Resources"] for node in ray.nodes() if node["Alive"]],
-            device=request.device,
-            num_workers=request.num_workers,
-            min_workers=request.min_workers,
-            cpus_per_worker=request.cpus_per_worker,
-        )
-        _check(experiment, workers)
+        workers = surroundings.workers if surroundings is not None else _plan_workers(request)
+        _check(inputs.experiment, workers)
         existed = claim(request.run_folder, record)
         if is_finished(request.run_folder):
             logger.info("run %s is finished; its bundle: %s", request.name, bundle_location(request.run_folder))
@@ -120,8 +119,28 @@ def train(request: TrainRequest) -> TrainOutcome:
             return TrainOutcome(bundle=bundle_location(request.run_folder), metrics=metrics, was_finished=True)
         if existed:
             logger.info("going on with run %s in %s", request.name, request.run_folder)
-        _fit(request, experiment, manifest, source, workers, data, features)
-    return _write_bundle(request, experiment, manifest, source, data)
+        surroundings = surroundings or Surroundings(
+            workers=workers, feeds=build_feeds(inputs, request.stage), statistics=measure(inputs)
+        )
+        _fit(request, inputs, surroundings)
+    location = bundle_location(request.run_folder)
+    metrics = write_bundle(request, inputs, location)
+    return TrainOutcome(bundle=location, metrics=metrics, was_finished=False)
+
+
+def inputs_of(request: TrainRequest) -> RunInputs:
+    """Return what a run trains on; see `find_inputs`."""
+    return find_inputs(request.experiment, request.preset, request.data, request.features)
+
+
+def _plan_workers(request: TrainRequest) -> WorkerResources:
+    return plan_workers(
+        [node["Resources"] for node in ray.nodes() if node["Alive"]],
+        device=request.device,
+        num_workers=request.num_workers,
+        min_workers=request.min_workers,
+        cpus_per_worker=request.cpus_per_worker,
+    )
 
 
 def _check(experiment: Experiment, workers: WorkerResources) -> None:
@@ -135,32 +154,21 @@ def _check(experiment: Experiment, workers: WorkerResources) -> None:
         raise UsageError(str(error)) from error
 
 
-def _fit(
-    request: TrainRequest,
-    experiment: Experiment,
-    manifest: DatasetManifest,
-    source: EncoderSource,
-    workers: WorkerResources,
-    data: str,
-    features: str | None,
-) -> None:
-    feeds = build_feeds(experiment, manifest, source, data=data, features=features, stage=request.stage)
+def _fit(request: TrainRequest, inputs: RunInputs, surroundings: Surroundings) -> None:
+    experiment, manifest, source = inputs.experiment, inputs.manifest, inputs.source
+    feeds, workers = surroundings.feeds, surroundings.workers
     if source.features is None:
         save_encoder(request.run_folder, source.encoder)
     plan = RunPlan(
         name=request.name,
         experiment=experiment,
         run_folder=request.run_folder,
-        data=data,
-        vocabulary=read_vocabulary(data, manifest),
+        data=inputs.data,
+        vocabulary=read_vocabulary(inputs.data, manifest),
         cached=source.features is not None,
         encoder_sha256=source.weights_sha256,
         num_features=source.encoder.num_features,
-        feature_statistics=(
-            measure_features(source.encoder, list(first_pictures(data, "train", NUM_MEASURED).values()))
-            if experiment.model.standardise_features
-            else None
-        ),
+        feature_statistics=surroundings.statistics,
         train_feed=describe(feeds["train"]),
         dev_feed=describe(feeds["dev"]),
         num_train_captions=manifest.splits["train"].num_captions,
@@ -179,11 +187,12 @@ def _fit(
         ),
         torch_config=ray.train.torch.TorchConfig(backend="nccl" if workers.use_gpu else "gloo"),
         datasets={split: feed.dataset for split, feed in feeds.items()},
-        dataset_config=ExactSplit(),
+        dataset_config=surroundings.split,
         run_config=ray.train.RunConfig(
             name=request.name,
             storage_path=storage.absolute(request.storage),
             worker_runtime_env={"env_vars": KEEP_MEMORY},
+            callbacks=list(surroundings.callbacks),
             logging_config=ray.train.LoggingConfig(log_level="WARNING"),
             failure_config=ray.train.FailureConfig(
                 max_failures=MAX_WORKER_FAILURES, controller_failure_limit=MAX_WORKER_FAILURES
@@ -216,14 +225,15 @@ def _last_line(error: BaseException) -> str:
     return lines[-1].strip() if lines else type(error).__name__
 
 
-def _write_bundle(
-    request: TrainRequest,
-    experiment: Experiment,
-    manifest: DatasetManifest,
-    source: EncoderSource,
-    data: str,
-) -> TrainOutcome:
-    """Put the best epoch's weights and the encoder into RUN/bundle."""
+def write_bundle(
+    request: TrainRequest, inputs: RunInputs, location: str, *, name: str | None = None, lineage: Lineage | None = None
+) -> dict[str, object]:
+    """Write the best epoch's weights and the encoder as a bundle, and return what it says of its scores.
+
+    name: that the bundle is given, by default the run's. Raises RunError where the run has no checkpoint yet; it need
+    not have ended.
+    """
+    experiment, source = inputs.experiment, inputs.source
     select_by = experiment.training.select_by
     # From the checkpoints themselves: Ray's list of them may have been cut off, and begun anew.
     checkpoints = whole_checkpoints(request.run_folder)
@@ -231,7 +241,9 @@ def _write_bundle(
         raise RunError(f"run {request.name} ended without a checkpoint; look into {request.run_folder}")
     best = max(checkpoints, key=lambda location: checkpoints[location].metrics[select_by])
     metrics = checkpoints[best].metrics
-    vocabulary = Vocabulary.from_json(read_vocabulary(data, manifest), storage.join(data, VOCABULARY_NAME))
+    vocabulary = Vocabulary.from_json(
+        read_vocabulary(inputs.data, inputs.manifest), storage.join(inputs.data, VOCABULARY_NAME)
+    )
     config = BundleConfig(
         encoder=experiment.encoder,
         model=experiment.model,
@@ -243,17 +255,17 @@ def _write_bundle(
     model = CaptionModel(source.encoder, decoder)
     with ray.train.Checkpoint(best).as_directory() as folder:
         load_best_weights(Path(folder), model)
-    location = bundle_location(request.run_folder)
     described: dict[str, object] = {**metrics, "epoch": checkpoints[best].progress.epochs_done}
     described |= {"selected_by": select_by, "dev_beam_width": experiment.training.dev_beam_width}
     save_bundle(
         location,
-        name=request.name,
-        data_digest=manifest.digest,
+        name=name or request.name,
+        data_digest=inputs.manifest.digest,
         config=config,
         vocabulary=vocabulary,
         model=model,
         metrics=described,
+        lineage=lineage,
     )
     logger.info("wrote %s (epoch %s)", location, described["epoch"])
-    return TrainOutcome(bundle=location, metrics=described, was_finished=False)
+    return described

@@ -41,3 +41,16 @@ def test_the_quick_start_keeps_folders_that_it_has_not_made(tmp_path: Path) -> N
     assert "choose another output" in message
     assert (tmp_path / "data" / "mine.txt").exists()
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
+
+
+def test_a_sweep_of_which_some_trial_could_not_run(tmp_path: Path) -> None:
+    places = ("--data", "absent", "--features", "absent", "--storage", "runs", "--name", "x")
+    message = refusal(tmp_path, "tune", "flickr8k", *places, "--space.batch-size", "80", "42")
+    assert "batch_size (42) must be a multiple of captions_per_picture (5)" in message
+    assert "narrow the space" in message
+    assert not (tmp_path / "runs").exists()
+
+
+def test_promoting_into_a_config_that_is_not_there(tmp_path: Path) -> None:
+    message = refusal(tmp_path, "promote", "--candidate", "absent", "--data", "absent", "--serve-config", "absent.yaml")
+    assert "absent.yaml: there is no such Serve config; name one by --serve-config" in message

@@ -15,7 +15,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 
-BASE = ("config", "errors", "logs", "presets", "progress", "special_ids", "storage")
+BASE = ("config", "errors", "lineage", "logs", "presets", "progress", "special_ids", "storage")
 TEXT = ("text.*",)
 DATA_FILES = ("data.captions", "data.caption_formats", "data.splits", "data.synthetic")
 DATA_TABLES = (
@@ -29,20 +29,26 @@ DATA_TABLES = (
 BATCH_PLAN = ("data.batch_plan",)
 MODEL = ("model.*",)
 TENSORS = ("device", "weights")
-METRICS = ("evaluation.metrics",)
+METRICS = ("evaluation.metrics", "evaluation.comparison")
 PURE = (*BASE, *TEXT, *DATA_FILES, *DATA_TABLES, *TENSORS, *MODEL, *METRICS)
 STEPS = ("train.steps", "train.state", "train.schedule", "train.resources", "train.setup")
 RUN_PARTS = ("train.run_folder", "train.dev", "train.board", "train.encoder_source", "train.meter", "train.stopping")
 CAPTIONING = ("bundle", "inference", "attention_figure")
 DATA_ADAPTERS = (*BATCH_PLAN, "cluster", "data.prepare", "data.pipeline", "data.feature_cache", "data.tables")
 EVALUATION_ADAPTERS = ("evaluation.evaluate", "evaluation.pictures")
-TRAIN_ADAPTERS = ("train.feeds", "train.loop", "train.trainer", "train.sweep")
+TRAIN_ADAPTERS = ("train.inputs", "train.loop", "train.trainer")
+TUNE = (
+    *("tune.charts", "tune.command", "tune.packing", "tune.records", "tune.report", "tune.search", "tune.space"),
+    "tune.table",
+)
+TUNE_ADAPTERS = ("tune.adapters", "tune.outcome", "tune.request", "tune.sweep", "tune.trial")
 SERVE_CONTRACT = ("serve.schemas", "serve.backend")
 SERVE_APP = (
     *("serve.access_log", "serve.app", "serve.errors", "serve.examples", "serve.lingering", "serve.metrics"),
     *("serve.middleware", "serve.openapi", "serve.pages", "serve.pictures", "serve.reading", "serve.service"),
     "serve.streaming",
 )
+SERVE_CONFIG = ("serve.config_file", "serve.rollout")
 SERVE_COMPUTE = ("serve.compute", "serve.engine")
 SERVE_PURE = (*SERVE_CONTRACT, *SERVE_APP, *SERVE_COMPUTE)
 SERVE_ADAPTERS = ("serve.deployment", "serve.captioner", "serve.handle", "serve.ray_metrics", "serve.siblings")
@@ -68,7 +74,7 @@ LAYERS = (
     Layer(DATA_TABLES, (*BASE, *DATA_TABLES), (*ARROW, "PIL", "pydantic", "typing_extensions")),
     Layer(TENSORS, BASE, ("torch", "safetensors")),
     Layer(MODEL, (*BASE, *MODEL), (*TORCH, "torchvision")),
-    Layer(METRICS, BASE, ("numpy", "nltk", "pycocoevalcap", "pydantic")),
+    Layer(METRICS, (*BASE, *METRICS), ("numpy", "nltk", "pycocoevalcap", "pydantic")),
     Layer(("evaluation.report",), (*BASE, *METRICS), ("jinja2",)),
     Layer(BATCH_PLAN, (*BASE, *TEXT, *DATA_TABLES), ARROW),
     # 2, engines and captioning; all without Ray
@@ -88,6 +94,8 @@ LAYERS = (
         (*BASE, "data.images", *CAPTIONING, *SERVE_CONTRACT, *SERVE_COMPUTE),
         ("numpy", "torch", "PIL", "pydantic"),
     ),
+    Layer(SERVE_CONFIG, (*BASE, "serve.middleware", *SERVE_CONFIG), ("ruamel",)),
+    Layer(TUNE, (*BASE, "train.resources", *TUNE), ("jinja2", "numpy", "optuna", "pydantic", "typing_extensions")),
     Layer(("serve.local",), (*BASE, "entry", *CAPTIONING, *SERVE_PURE), ("pydantic", "uvicorn")),
     Layer(("serve.example_pictures",), (*BASE, *DATA_FILES), ("numpy", "PIL")),
     # 3, Ray adapters
@@ -111,6 +119,16 @@ LAYERS = (
         SERVE_ADAPTERS,
         (*PURE, *CAPTIONING, *SERVE_PURE, *SERVE_ADAPTERS, "cluster"),
         (*TORCH, "ray", "grpc", "pydantic", "starlette"),
+    ),
+    Layer(
+        TUNE_ADAPTERS,
+        (*BASE, "cluster", "data.pipeline", *STEPS, *RUN_PARTS, *TRAIN_ADAPTERS, *TUNE, *TUNE_ADAPTERS),
+        ("ray",),
+    ),
+    Layer(
+        ("promotion",),
+        (*PURE, *CAPTIONING, "cluster", *EVALUATION_ADAPTERS, "serve.deployment", *SERVE_CONFIG),
+        ("ray",),
     ),
     # 4, entry
     Layer(("entry",), BASE, ("tyro",)),

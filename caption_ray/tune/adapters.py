@@ -1,0 +1,197 @@
+"""What Ray Tune asks while a sweep runs, answered from the sweep's own search and records."""
+
+import logging
+import time
+from collections.abc import Iterable, Mapping
+from types import SimpleNamespace
+from typing import Any
+
+import ray.tune
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
+from ray.tune.search import Searcher
+
+from caption_ray import storage
+from caption_ray.train.run_folder import is_finished
+from caption_ray.tune.records import (
+    StoppingConfig,
+    SweepRecord,
+    TrialRecord,
+    trial_name,
+    trials_folder,
+    write_trial,
+)
+from caption_ray.tune.search import TrialSearch
+from caption_ray.tune.space import Value, settings_of
+from caption_ray.tune.table import live_table, rank, summary
+
+logger = logging.getLogger(__name__)
+
+NUMBER = "trial"
+"""Key under which a trial finds its own number among its settings."""
+
+_TABLE_INTERVAL_S = 10.0
+
+
+class SweepSearcher(Searcher):  # type: ignore[misc]
+    """Hands out the trials that are still to be run: those that were cut off first, with the settings they had.
+
+    records: of all trials so far, by number.  preset: settings of the first trial, where they lie in the space.
+    """
+
+    def __init__(
+        self, search: TrialSearch, records: dict[int, TrialRecord], preset: Mapping[str, Value] | None
+    ) -> None:
+        super().__init__()
+        self._search = search
+        self._again = {number: record.settings for number, record in records.items() if not record.is_over}
+        self._preset = preset
+        self._last = max(records, default=0)
+        for record in records.values():
+            if record.is_over:
+                search.tell(record)
+
+    def set_search_properties(self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any) -> bool:  # noqa: ARG002 - the signature is Ray's
+        """Take nothing over: the search knows what it searches."""
+        return True
+
+    def suggest(self, trial_id: str) -> dict[str, Any]:  # noqa: ARG002 - a trial goes by its number here
+        """Return the next trial's settings, and its number."""
+        if self._again:
+            number = min(self._again)
+            settings = self._search.suggest(number, self._again.pop(number))
+        else:
+            number = self._last = self._last + 1
+            settings = self._search.suggest(number, self._preset if number == 1 else None)
+        return {NUMBER: number, **settings}
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Do nothing: SweepWatch, which is told a moment later, knows how the trial ended and tells the search."""
+
+    def save(self, checkpoint_path: str) -> None:
+        """Do nothing: the trials' own records are what a sweep goes on from."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Never called, since Tuner.restore is not used."""
+        raise NotImplementedError
+
+
+def build_scheduler(
+    stopping: StoppingConfig, metric: str, max_epochs: int, records: Iterable[TrialRecord]
+) -> TrialScheduler:
+    """Return what stops trials early, knowing what earlier ones had reached at each rung.
+
+    Ray's own way of going on with a sweep (Tuner.restore, 2.60) begins with empty rungs, so that the first trials after
+    it are compared with nothing and go on however bad they are.
+    """
+    if not stopping.early or stopping.grace_epochs >= max_epochs:
+        return FIFOScheduler()
+    scheduler = ASHAScheduler(
+        time_attr="epoch",  # not training_iteration, which begins anew when a trial does
+        metric=metric,
+        mode="max",
+        max_t=max_epochs,
+        grace_period=stopping.grace_epochs,
+        reduction_factor=stopping.reduction,
+        stop_last_trials=False,  # at its last epoch a trial ends by itself, and writes its bundle
+    )
+    for record in records:
+        if not record.is_over:
+            continue
+        stand_in = SimpleNamespace(trial_id=f"recorded-{record.number}")  # all that it asks of a trial
+        scheduler.on_trial_add(None, stand_in)
+        for epoch, score in record.scores(metric).items():
+            scheduler.on_trial_result(None, stand_in, {"epoch": epoch, metric: score})
+    return scheduler
+
+
+class SweepWatch(ray.tune.Callback):  # type: ignore[misc]
+    """Writes each trial's record after each of its epochs, tells the search how it ended, and shows how all stand."""
+
+    def __init__(
+        self,
+        search: TrialSearch,
+        sweep: SweepRecord,
+        records: Mapping[int, TrialRecord],
+        *,
+        name: str,
+        folder: str,
+        num_trials: int,
+    ) -> None:
+        self._search = search
+        self._name = name
+        self._folder = folder
+        self._records = dict(records)
+        self._num_trials = num_trials
+        self._metric = sweep.experiment.training.select_by
+        self._searched = sweep.space.searched
+        self._preset = settings_of(sweep.experiment)
+        self._shown_at = float("-inf")
+
+    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:  # noqa: ARG002
+        """Record a new trial, or one that is started again."""
+        number, settings = trial.config[NUMBER], dict(trial.config)
+        del settings[NUMBER]
+        record = self._records.get(number) or TrialRecord(number=number, settings=settings)
+        retries = {"num_retries": record.num_retries + 1} if trial.num_failures else {}
+        self._put(record.model_copy(update={"status": "running", **retries}))
+        if trial.num_failures:
+            logger.warning("trial %d failed and is started again: %s", number, failure_of(trial))
+
+    def on_trial_result(
+        self,
+        iteration: int,  # noqa: ARG002
+        trials: list[Trial],  # noqa: ARG002
+        trial: Trial,
+        result: dict[str, Any],
+        **info: Any,  # noqa: ARG002
+    ) -> None:
+        """Record an epoch."""
+        record = self._records[trial.config[NUMBER]]
+        if "epoch" in result:
+            metrics = {name: float(value) for name, value in result.items() if _is_ours(name, value)}
+            self._put(record.after_epoch(metrics))
+        self._show()
+
+    def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:  # noqa: ARG002
+        """Record how a trial ended: one that was stopped early has not written its bundle."""
+        record = self._records[trial.config[NUMBER]]
+        run = storage.join(trials_folder(self._folder), trial_name(record.number))
+        self._end(record.model_copy(update={"status": "finished" if is_finished(run) else "stopped"}))
+
+    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:  # noqa: ARG002
+        """Record a trial that failed more often than it is retried; the sweep goes on without it."""
+        record = self._records[trial.config[NUMBER]]
+        failed = record.model_copy(update={"status": "failed", "error": failure_of(trial)})
+        logger.error("trial %d failed: %s", failed.number, failed.error)
+        self._end(failed)
+
+    def _end(self, record: TrialRecord) -> None:
+        self._put(record)
+        self._search.tell(record)
+        self._show(at_once=True)
+
+    def _put(self, record: TrialRecord) -> None:
+        self._records[record.number] = record
+        write_trial(self._folder, record)
+
+    def _show(self, *, at_once: bool = False) -> None:
+        if not at_once and time.monotonic() - self._shown_at < _TABLE_INTERVAL_S:
+            return
+        self._shown_at = time.monotonic()
+        standings = rank(self._records.values(), self._metric, self._preset)
+        line = summary(self._name, list(self._records.values()), self._num_trials, self._metric)
+        logger.info("%s\n%s", line, live_table(standings, self._metric, self._searched))
+
+
+def failure_of(trial: Trial) -> str:
+    """Return the last line of what a trial failed with, without the exception's module."""
+    lines = [line.strip() for line in str(trial.get_error() or "").splitlines() if line.strip()]
+    reason = next((line for line in lines[::-1] if "Error: " in line), lines[-1] if lines else "it is not known why")
+    return reason.rpartition("Error: ")[2] if "Error: " in reason else reason
+
+
+def _is_ours(name: str, value: object) -> bool:
+    """Tell a training run's own metrics from what Tune adds."""
+    added = ("time", "pid", "done", "iterations_since_restore", "training_iteration", "timestamp")
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and not name.startswith(added)

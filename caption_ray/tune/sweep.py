@@ -1,0 +1,170 @@
+"""A whole sweep: started, or gone on with, to its end."""
+
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import ray
+import ray.tune
+import ray.util.state
+
+from caption_ray import storage
+from caption_ray.cluster import connect
+from caption_ray.data.pipeline import Feed
+from caption_ray.errors import RunError, SweepInterruptedError, UsageError
+from caption_ray.train.inputs import RunInputs, build_feeds, measure
+from caption_ray.train.run_folder import claim_record
+from caption_ray.train.trainer import inputs_of
+from caption_ray.tune.adapters import NUMBER, SweepSearcher, SweepWatch, build_scheduler
+from caption_ray.tune.outcome import SweepOutcome, finish, report_location, write_report
+from caption_ray.tune.packing import Packing, pack_trials
+from caption_ray.tune.records import RECORD_NAME, SweepRecord, TrialRecord, read_trials, trial_name
+from caption_ray.tune.request import SweepRequest
+from caption_ray.tune.search import TrialSearch
+from caption_ray.tune.space import check_space, settings_of
+from caption_ray.tune.trial import run_trial
+
+logger = logging.getLogger(__name__)
+
+_WAITING_BYTES = 256 << 20
+
+
+def sweep(request: SweepRequest) -> SweepOutcome:
+    """Run the trials, or those that are left of the sweep of this name, and write report, leaderboard and best bundle.
+
+    Raises UsageError, DatasetError, FeatureCacheError and RunError before anything starts where it cannot;
+    SweepInterruptedError where it was interrupted from the keyboard; RunError where not a single trial has a score.
+    """
+    check_space(request.space, request.experiment)
+    inputs = inputs_of(request.base)
+    assert inputs.source.features is not None
+    record = SweepRecord(
+        preset=request.preset_name,
+        experiment=inputs.experiment,
+        space=request.space,
+        search=request.search,
+        stopping=request.stopping,
+        seed=request.seed,
+        data_digest=inputs.manifest.digest,
+        features_key=inputs.source.features.key,
+    )
+    existed = claim_record(storage.join(request.folder, RECORD_NAME), record, "sweep")
+    records = read_trials(request.folder)
+    num_left = max(request.num_trials, len(records)) - sum(trial.is_over for trial in records.values())
+    if existed:
+        logger.info("going on with %s, in %s", request.summary(records), request.folder)
+    if num_left > 0:
+        try:
+            with connect(dashboard=True):
+                _run_trials(request, record, inputs, records, num_left)
+        except KeyboardInterrupt:
+            pass  # said below, with what there is
+        records = read_trials(request.folder)
+    if sum(trial.is_over for trial in records.values()) < request.num_trials:
+        write_report(request, records)
+        raise SweepInterruptedError(
+            f"interrupted: {request.summary(records)}; the same command goes on with it. The report so far: "
+            f"{report_location(request)}"
+        )
+    return finish(request, record, records)
+
+
+def _run_trials(
+    request: SweepRequest,
+    record: SweepRecord,
+    inputs: RunInputs,
+    records: dict[int, TrialRecord],
+    num_left: int,
+) -> None:
+    _check_dashboard()
+    feeds, are_shared = _share(build_feeds(inputs))
+    packing = pack_trials(
+        [node["Resources"] for node in ray.nodes() if node["Alive"]],
+        device=request.device,
+        cpus_per_trial=request.cpus_per_trial,
+        gpus_per_trial=request.gpus_per_trial,
+        num_at_once=request.num_at_once,
+        kept_cpus=0 if are_shared else 1,
+    )
+    board = storage.join(request.folder, "tune")
+    logger.info("%d trials to run, %d at a time; tensorboard --logdir %s", num_left, packing.num_at_once, board)
+    metric, preset = request.metric, settings_of(request.experiment)
+    search = TrialSearch(request.space, request.search, metric, request.seed)
+    tuner = ray.tune.Tuner(
+        _trainable(request, packing, feeds, inputs),
+        tune_config=ray.tune.TuneConfig(
+            search_alg=SweepSearcher(search, records, preset if request.space.has(preset) else None),
+            scheduler=build_scheduler(request.stopping, metric, request.experiment.training.epochs, records.values()),
+            num_samples=num_left,
+            max_concurrent_trials=packing.num_at_once,
+            trial_name_creator=_trial_name,
+            trial_dirname_creator=_trial_name,
+        ),
+        run_config=ray.tune.RunConfig(
+            name="tune",
+            storage_path=request.folder,
+            failure_config=ray.tune.FailureConfig(max_failures=request.max_retries),
+            callbacks=[
+                SweepWatch(
+                    search, record, records, name=request.name, folder=request.folder, num_trials=request.num_trials
+                )
+            ],
+            verbose=0,
+        ),
+    )
+    _quieten_tune()
+    if not storage.is_uri(request.folder):
+        # Tune's event files are copied there with its snapshots: a kill then costs two seconds of them, not ten.
+        os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "2")
+    try:
+        tuner.fit()
+    except ray.tune.TuneError as error:
+        raise RunError(f"sweep {request.name}: {error}; the same command goes on with it") from error
+
+
+def _quieten_tune() -> None:
+    """Keep Tune from naming a TensorBoard folder that is gone when the sweep ends, and its own way of going on."""
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    logging.getLogger("ray.tune.tune").addFilter(lambda record: "Tuner.restore" not in record.getMessage())
+
+
+def _trainable(request: SweepRequest, packing: Packing, feeds: Mapping[str, Feed], inputs: RunInputs) -> Any:
+    with_shared = ray.tune.with_parameters(
+        run_trial, base=request.base, workers=packing.workers, feeds=feeds, statistics=measure(inputs)
+    )
+    # The function itself only waits for its worker, which reserves the trial's CPUs or its share of a GPU.
+    return ray.tune.with_resources(with_shared, {"memory": _WAITING_BYTES})
+
+
+def _share(feeds: Mapping[str, Feed]) -> tuple[dict[str, Feed], bool]:
+    """Read the pictures into the object store, once for all trials; tell whether they fit.
+
+    Where they do not, each trial reads them in each epoch, as a run by itself would.
+    """
+    if not all(feed.resident for feed in feeds.values()):
+        logger.warning("the features do not fit into Ray's object store: each trial reads them, in every epoch")
+        return dict(feeds), False
+    logger.info("reading the features, once for all trials")
+    # It warns, and goes on, where the tasks that read one split have not yet given their CPUs to those of the next.
+    logging.getLogger("ray.data.dataset").setLevel(logging.ERROR)
+    return {split: replace(feed, dataset=feed.dataset.materialize()) for split, feed in feeds.items()}, True
+
+
+def _check_dashboard() -> None:
+    """Raise UsageError for a cluster without dashboard.
+
+    Ray Train asks it whether a stopped trial's controller is gone, and frees the trial's place only then (2.60).
+    """
+    try:
+        ray.util.state.list_nodes(address=ray.get_runtime_context().gcs_address, timeout=30)
+    except Exception as error:
+        raise UsageError(
+            f"a sweep needs Ray's dashboard, which frees the places of stopped trials: {error}; start the cluster "
+            "with --include-dashboard=true, and with ray[default] installed"
+        ) from error
+
+
+def _trial_name(trial: Any) -> str:
+    return f"trial_{trial_name(trial.config[NUMBER])}"

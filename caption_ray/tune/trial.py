@@ -1,0 +1,45 @@
+"""One trial: the function that Ray Tune runs, which trains as jobs/train.py does."""
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import ray.tune
+from ray.tune.integration.ray_train import TuneReportCallback
+
+from caption_ray.data.pipeline import Feed, Undivided
+from caption_ray.logs import configure_logging, quieten_ray_workers
+from caption_ray.train.resources import WorkerResources
+from caption_ray.train.setup import FeatureStatistics
+from caption_ray.train.stopping import STOP_VARIABLE
+from caption_ray.train.trainer import Surroundings, TrainRequest, train
+from caption_ray.tune.adapters import NUMBER
+from caption_ray.tune.request import trial_request
+
+
+def run_trial(
+    config: dict[str, Any],
+    base: TrainRequest,
+    workers: WorkerResources,
+    feeds: Mapping[str, Feed],
+    statistics: FeatureStatistics | None,
+) -> None:
+    """Train with the settings of one trial, from its last checkpoint where it has one.
+
+    base: the request of a run with the settings that all trials have.  feeds: read once for all of them; a trial finds
+    the pictures in the object store of its node.
+    """
+    configure_logging()
+    quieten_ray_workers()
+    # A process a trial that tells it of a node about to go; a trial goes on from its last epoch in any case.
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    os.environ.pop(STOP_VARIABLE, None)  # likewise; and one that stopped in an epoch would count as failed
+    settings = dict(config)
+    request = trial_request(base, settings.pop(NUMBER), settings)
+    surroundings = Surroundings(
+        workers=workers, feeds=feeds, statistics=statistics, split=Undivided(), callbacks=(TuneReportCallback(),)
+    )
+    outcome = train(request, surroundings)
+    if outcome.was_finished:  # the sweep was killed between the run's end and the record of it
+        known = {name: value for name, value in outcome.metrics.items() if isinstance(value, int | float)}
+        ray.tune.report({name: value for name, value in known.items() if name != "dev_beam_width"})

@@ -1,0 +1,125 @@
+"""The road from a trained bundle to the Serve config, on drawn pictures."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from caption_ray.bundle import build_model, load_bundle, read_manifest, save_bundle
+from caption_ray.errors import BundleError, QualityError, UsageError
+from caption_ray.promotion import PromoteRequest, promote
+from caption_ray.serve.config_file import bundle_in, with_bundle
+from caption_ray.train.trainer import TrainRequest
+
+CONFIG = Path(__file__).parents[2] / "serve_config.yaml"
+
+pytestmark = pytest.mark.usefixtures("local_ray")
+
+
+@pytest.fixture(scope="module")
+def trained(request_two: TrainRequest, undisturbed: dict[str, object]) -> str:
+    return f"{request_two.run_folder}/bundle"
+
+
+@pytest.fixture(scope="module")
+def untrained(trained: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The same model with random weights."""
+    bundle = load_bundle(trained)
+    torch.manual_seed(5)
+    folder = str(tmp_path_factory.mktemp("untrained") / "bundle")
+    save_bundle(
+        folder,
+        name="untrained",
+        data_digest=bundle.manifest.data_digest,
+        config=bundle.config,
+        vocabulary=bundle.vocabulary,
+        model=build_model(bundle.config),
+        metrics={},
+    )
+    return folder
+
+
+@pytest.fixture
+def request_for(data: str, tmp_path: Path) -> PromoteRequest:
+    shutil.copy(CONFIG, tmp_path / "serve.yaml")
+    return PromoteRequest(
+        candidate="",
+        data=data,
+        serve_config=str(tmp_path / "serve.yaml"),
+        models=str(tmp_path / "models"),
+        num_draws=200,
+    )
+
+
+def test_worse_bundle_is_refused(request_for: PromoteRequest, trained: str, untrained: str, tmp_path: Path) -> None:
+    request = replace(request_for, candidate=untrained, serving=trained)
+    with pytest.raises(QualityError, match=r"95 % interval \[-.*over 41 pictures: worse; --force promotes") as caught:
+        promote(request)
+    result = caught.value.result
+    assert result is not None
+    assert (result["promoted"], result["num_pictures"]) == (False, 41)
+    assert float(str(result["high"])) < 0
+    assert Path(request.serve_config).read_text() == CONFIG.read_text()
+    assert not (tmp_path / "models").exists()
+
+
+@pytest.mark.slow
+def test_worse_bundle_is_promoted_by_force_and_says_so(
+    request_for: PromoteRequest, trained: str, untrained: str, tmp_path: Path
+) -> None:
+    promoted = promote(replace(request_for, candidate=untrained, serving=trained, force=True))
+    digest = read_manifest(untrained).digest
+    assert promoted.bundle == str(tmp_path / "models" / f"untrained-{digest[:12]}")
+    assert bundle_in(request_for.serve_config) == promoted.bundle
+    note = json.loads(Path(promoted.bundle, "promotion.json").read_text())
+    assert (note["forced"], note["replaced"], note["from"]) == (True, trained, untrained)
+    assert note["comparison"]["difference"] < 0
+
+
+def test_better_bundle_is_kept_and_named(request_for: PromoteRequest, trained: str, untrained: str) -> None:
+    config = Path(request_for.serve_config)
+    config.write_text(with_bundle(str(config), untrained))
+    request = replace(request_for, candidate=trained, metric="bleu_4")
+    promoted = promote(request)
+    assert promoted.comparison is not None
+    assert promoted.comparison.low > 0
+    assert promoted.replaced == untrained
+    assert bundle_in(str(config)) == promoted.bundle != trained
+    assert load_bundle(promoted.bundle).manifest.digest == read_manifest(trained).digest
+    again = promote(request)
+    assert (again.was_serving, again.bundle) == (True, promoted.bundle)
+
+
+def test_first_bundle_has_nothing_to_be_compared_with_and_a_copy_that_was_cut_off_is_made_again(
+    request_for: PromoteRequest, trained: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CAPTION_RAY_BUNDLE", str(tmp_path / "absent"))
+    cut_off = tmp_path / "models" / f"undisturbed-{read_manifest(trained).digest[:12]}"
+    cut_off.mkdir(parents=True)
+    (cut_off / "model.safetensors").write_bytes(b"nothing")
+    promoted = promote(replace(request_for, candidate=trained))
+    assert (promoted.comparison, promoted.replaced) == (None, None)
+    assert bundle_in(request_for.serve_config) == promoted.bundle == str(cut_off)
+    load_bundle(promoted.bundle)
+
+
+def test_damaged_serving_bundle_takes_force(
+    request_for: PromoteRequest, trained: str, untrained: str, tmp_path: Path
+) -> None:
+    damaged = Path(shutil.copytree(untrained, tmp_path / "damaged"))
+    (damaged / "model.safetensors").write_bytes(b"nothing")
+    request = replace(request_for, candidate=trained, serving=str(damaged))
+    with pytest.raises(BundleError, match=r"cannot be compared with: .*SHA-256 differs.*--force does without"):
+        promote(request)
+    assert promote(replace(request, force=True)).comparison is None
+
+
+def test_absent_candidate_or_config_is_wrong_use(request_for: PromoteRequest, trained: str, tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="not a bundle") as caught:
+        promote(replace(request_for, candidate=str(tmp_path)))
+    assert caught.value.exit_code == 2
+    with pytest.raises(UsageError, match="no such Serve config"):
+        promote(replace(request_for, candidate=trained, serve_config=str(tmp_path / "absent.yaml")))

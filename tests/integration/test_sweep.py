@@ -1,0 +1,213 @@
+"""Real sweeps on drawn pictures, to which things happen: a killed worker, NaN, SIGKILL, Ctrl-C."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
+from tensorboard.plugins.hparams import plugin_data_pb2
+
+from caption_ray.bundle import load_bundle
+from caption_ray.tune.records import TrialRecord, read_trials
+
+ROOT = Path(__file__).parents[2]
+SPACE = (
+    "--space.embedding-size", "16", "24", "--space.hidden-size", "24", "--space.attention-size", "8",
+    "--space.learning-rate", "1e-3", "1e30", "--space.dropout", "0.1", "0.4", "--space.batch-size", "20",
+    "--space.label-smoothing", "0", "0",
+)  # fmt: skip
+SEED = "17"
+"""By it the second trial's learning rate is 2.9e27, whose weight decay overflows, and the third's 0.0028."""
+
+NUM_EPOCHS = 2
+
+
+class Sweep:
+    """The same command, as often as it takes."""
+
+    def __init__(self, folder: Path, data: str, features: str) -> None:
+        self.folder = folder / "runs" / "sweep"
+        self.log = folder / "log.txt"
+        self.command = [
+            sys.executable, str(ROOT / "jobs" / "tune.py"), "quickstart", "--data", data, "--features", features,
+            "--storage", str(folder / "runs"), "--name", "sweep", "--num-trials", "3", "--search", "random",
+            "--seed", SEED, *SPACE, "--cpus-per-trial", "0.5", "--num-at-once", "2", "--stopping.grace-epochs", "1",
+            "--stopping.reduction", "2", "--model.embedding-size", "24", "--model.hidden-size", "24",
+            "--model.attention-size", "8", "--training.epochs", str(NUM_EPOCHS), "--training.select-by", "cider",
+            "--optimizer.weight-decay", "0.1",
+        ]  # fmt: skip
+
+    def start(self) -> subprocess.Popen[bytes]:
+        with self.log.open("w") as log:
+            return subprocess.Popen(self.command, stderr=log, stdout=subprocess.PIPE, start_new_session=True)
+
+    def trials(self) -> dict[int, TrialRecord]:
+        return read_trials(str(self.folder))
+
+    def wait_until(self, process: subprocess.Popen[bytes], holds: Callable[[dict[int, TrialRecord]], bool]) -> None:
+        deadline = time.monotonic() + 240
+        while not holds(self.trials()):
+            assert process.poll() is None, self.log.read_text()[-4000:]
+            assert time.monotonic() < deadline, self.log.read_text()[-4000:]
+            time.sleep(0.05)
+
+
+def family(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    return psutil.Process(process.pid).children(recursive=True)
+
+
+def is_of(worker: psutil.Process, run: str) -> bool:
+    """Tell a run's worker by the folder that Ray puts it into."""
+    return Path(worker.cwd()).name == run
+
+
+def has_epochs(trials: dict[int, TrialRecord], number: int, num_epochs: int) -> bool:
+    return number in trials and len(trials[number].epochs) >= num_epochs
+
+
+def test_sweep_survives_a_killed_worker_a_failing_trial_and_sigkill(data: str, features: str, tmp_path: Path) -> None:
+    sweep = Sweep(tmp_path, data, features)
+    process = sweep.start()
+    # The first trial's worker dies after its first epoch; the whole sweep does, once the second trial has failed.
+    sweep.wait_until(process, lambda trials: has_epochs(trials, 1, 1))
+    (worker,) = [
+        child for child in family(process) if child.name().startswith("ray::RayTrain") and is_of(child, "0001")
+    ]
+    worker.kill()
+    sweep.wait_until(process, lambda trials: 2 in trials and trials[2].status == "failed")
+    children = family(process)
+    process.kill()
+    for child in children:
+        if child.is_running():
+            child.kill()
+    process.communicate()
+    before = sweep.trials()
+    assert (before[2].num_retries, before[2].epochs) == (1, ())
+    assert "the gradient is not finite" in (before[2].error or "")
+
+    process = sweep.start()
+    stdout, _ = process.communicate(timeout=240)
+    log = sweep.log.read_text()
+    assert process.returncode == 0, log[-4000:]
+    assert "going on with sweep sweep: " in log
+    trials, result = sweep.trials(), json.loads(stdout.splitlines()[-1])
+    assert result["trials"]["failed"] == 1
+    assert result["trials"]["finished"] + result["trials"]["stopped"] == 2
+    assert all(trials[number] == one for number, one in before.items() if one.is_over)
+    assert [one.num_retries for one in trials.values()] == [0, 1, 0]
+    assert len(list((sweep.folder / "trials" / "0001" / "tensorboard").iterdir())) >= 2  # a file for each start
+    for number in (1, 3):
+        assert [epoch["epoch"] for epoch in trials[number].epochs] == [*range(1, len(trials[number].epochs) + 1)]
+    assert trials[1].settings["model.embedding_size"] == 24  # the preset, as the command changed it
+    check_what_is_left(sweep, trials, result)
+
+
+@pytest.mark.slow
+def test_ctrl_c_keeps_what_there_is_and_says_how_to_go_on(data: str, features: str, tmp_path: Path) -> None:
+    sweep = Sweep(tmp_path, data, features)
+    process = sweep.start()
+    sweep.wait_until(process, lambda trials: has_epochs(trials, 1, 1))
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=120)
+    log = sweep.log.read_text()
+    assert process.returncode == 130, log[-4000:]
+    assert "the same command goes on with it" in log
+    assert "Traceback" not in log
+    assert "<title>Sweep sweep</title>" in (sweep.folder / "report.html").read_text()
+    assert sweep.trials()[1].status == "running"
+
+
+def check_what_is_left(sweep: Sweep, trials: dict[int, TrialRecord], result: dict[str, object]) -> None:
+    best = trials[int(str(result["trial"]))]
+    score, epoch = best.best("cider") or (0.0, 0)
+    assert (result["cider"], result["epoch"]) == (score, epoch)
+    assert score == max((one.best("cider") or (0.0, 0))[0] for one in trials.values())
+    bundle = load_bundle(str(sweep.folder / "best"))
+    assert (bundle.metrics["cider"], bundle.metrics["epoch"]) == (score, epoch)
+    assert bundle.lineage is not None
+    assert (bundle.lineage.trial, bundle.lineage.num_trials) == (best.number, 3)
+    assert bundle.lineage.experiment.optimizer.learning_rate == best.settings["optimizer.learning_rate"]
+    assert bundle.lineage.experiment.encoder.image_size == 64  # the features'
+    assert bundle.lineage.data_digest == bundle.manifest.data_digest
+    assert str(result["command"]).startswith("python jobs/train.py quickstart --data")
+    board = (sweep.folder / "leaderboard.md").read_text().splitlines()
+    assert len(board) == 2 + 3
+    assert f"| {score:.3f} |" in board[2].replace("**", "")
+    # Of what ended in the last seconds before a kill TensorBoard may know nothing; this one did not.
+    assert read_hparams(sweep.folder / "tune", 3) == {"trial": 3, **trials[3].settings}
+
+
+def read_hparams(folder: Path, number: int) -> dict[str, float]:
+    """Return what TensorBoard's HParams page has of a trial."""
+    found = {}
+    for path in folder.glob(f"trial_{number:04d}*/events.out.tfevents.*"):
+        for event in LegacyEventFileLoader(str(path)).Load():
+            for value in event.summary.value:
+                if value.tag == "_hparams_/session_start_info":
+                    content = plugin_data_pb2.HParamsPluginData.FromString(value.metadata.plugin_data.content)
+                    found |= {name: one.number_value for name, one in content.session_start_info.hparams.items()}
+    return found
+
+
+def test_sweep_with_other_settings_is_not_gone_on_with(data: str, features: str, tmp_path: Path) -> None:
+    sweep = Sweep(tmp_path, data, features)
+    (sweep.folder).mkdir(parents=True)
+    (sweep.folder / "sweep.json").write_text("{}")
+    done = subprocess.run(sweep.command, capture_output=True, text=True, check=False, env={**os.environ})
+    assert done.returncode == 1
+    assert "not a sweep of this version of caption_ray; use another --name" in done.stderr
+
+
+@pytest.mark.slow
+def test_sweep_runs_as_a_job_of_a_cluster(data: str, features: str, tmp_path: Path) -> None:
+    """`ray job submit`, on a cluster that is not the only one of this machine, nor where Ray looks for it."""
+    sweep = Sweep(tmp_path, data, features)
+    port, dashboard = free_port(), free_port()
+    ray = str(Path(sys.executable).with_name("ray"))
+    scratch = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # Ray's sockets have no room for a longer path
+    head = [ray, "start", "--head", "--block", f"--port={port}", f"--dashboard-port={dashboard}", "--num-cpus=2"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    cluster = subprocess.Popen(
+        [*head, "--include-dashboard=true", f"--temp-dir={scratch}", "--disable-usage-stats"],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        submit = [ray, "job", "submit", f"--address=http://127.0.0.1:{dashboard}", "--working-dir", str(ROOT / "jobs")]
+        command = [sys.executable, "tune.py", *sweep.command[2:], "--num-trials", "1", "--training.epochs", "1"]
+        deadline = time.monotonic() + 60
+        while True:
+            done = subprocess.run(
+                [*submit, "--", *command], capture_output=True, text=True, check=False, env=environment
+            )
+            if "Failed to connect" not in done.stderr or time.monotonic() > deadline:
+                break
+            time.sleep(1)
+        assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
+        assert [trial.status for trial in sweep.trials().values()] == ["finished"]
+        assert load_bundle(str(sweep.folder / "best")).lineage is not None
+    finally:
+        children = family(cluster)
+        for child in (*children, psutil.Process(cluster.pid)):
+            if child.is_running():
+                child.kill()
+        cluster.wait()
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

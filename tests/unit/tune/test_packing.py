@@ -1,0 +1,49 @@
+import pytest
+
+from caption_ray.errors import UsageError
+from caption_ray.tune.packing import pack_trials
+
+TWO_P100 = {"CPU": 28.0, "GPU": 2.0}
+
+
+@pytest.mark.parametrize(
+    ("nodes", "asked", "num_at_once", "reserved", "threads"),
+    [
+        ([{"CPU": 2.0}], {}, 2, {"CPU": 1.0}, 1),
+        ([{"CPU": 2.0}], {"cpus_per_trial": 0.5}, 4, {"CPU": 0.5}, 1),
+        ([{"CPU": 2.0}], {"cpus_per_trial": 2.0}, 1, {"CPU": 2.0}, 2),
+        ([{"CPU": 2.0}], {"kept_cpus": 1}, 1, {"CPU": 1.0}, 1),
+        ([{"CPU": 3.0}], {"cpus_per_trial": 2.0, "kept_cpus": 1}, 1, {"CPU": 2.0}, 2),
+        ([{"CPU": 4.0}], {"num_at_once": 3}, 3, {"CPU": 1.0}, 1),
+        ([TWO_P100], {}, 8, {"CPU": 1.0, "GPU": 0.25}, 0),
+        ([TWO_P100], {"gpus_per_trial": 0.5}, 4, {"CPU": 1.0, "GPU": 0.5}, 0),
+        # A third of a GPU thrice, not the six sevenths of both that seven would be.
+        ([TWO_P100], {"gpus_per_trial": 0.3}, 6, {"CPU": 1.0, "GPU": 0.3}, 0),
+        ([TWO_P100, TWO_P100], {"gpus_per_trial": 1.0}, 4, {"CPU": 1.0, "GPU": 1.0}, 0),
+        ([{"CPU": 3.0, "GPU": 2.0}], {}, 3, {"CPU": 1.0, "GPU": 0.25}, 0),
+        ([TWO_P100], {"device": "cpu"}, 28, {"CPU": 1.0}, 1),
+    ],
+)
+def test_trials_that_fit(
+    nodes: list[dict[str, float]], asked: dict[str, object], num_at_once: int, reserved: dict[str, float], threads: int
+) -> None:
+    packing = pack_trials(nodes, **asked)  # type: ignore[arg-type]
+    assert packing.num_at_once == num_at_once
+    assert packing.workers.per_worker == reserved
+    assert (packing.workers.num_workers, packing.workers.threads_per_worker) == (1, threads)
+
+
+@pytest.mark.parametrize(
+    ("node", "asked", "message"),
+    [
+        ({"CPU": 2.0}, {"cpus_per_trial": 3.0}, r"asks for 3 CPU\(s\), and the cluster has 2 CPU\(s\) and 0 GPU\(s\)"),
+        ({"CPU": 1.0}, {"kept_cpus": 1}, "of which 1 must be left for Ray Data"),
+        ({"CPU": 2.0}, {"device": "gpu"}, "--device gpu: the cluster has 2 CPU"),
+        (TWO_P100, {"gpus_per_trial": 2.0}, "a trial is a single worker, which has one GPU at most"),
+    ],
+)
+def test_trial_that_would_wait_for_ever_is_refused(
+    node: dict[str, float], asked: dict[str, object], message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        pack_trials([node], **asked)  # type: ignore[arg-type]
