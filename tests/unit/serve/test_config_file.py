@@ -28,10 +28,10 @@ def test_only_the_bundle_changes_in_the_clones_own_config(tmp_path: Path) -> Non
         "-           bundle: /models/first",
         "+           bundle: gs://bucket/second",
     ]
-    (application,) = yaml.safe_load(second)["applications"]
-    assert application["deployments"][1]["user_config"] == {
-        "bundle": "gs://bucket/second", "max_batch_size": 16, "batch_wait_s": 0.0,
-    }  # fmt: skip
+    before, after = (
+        yaml.safe_load(text)["applications"][0]["deployments"][1]["user_config"] for text in (CLONE.read_text(), second)
+    )
+    assert after == {**before, "bundle": "gs://bucket/second"}
 
 
 @pytest.mark.parametrize("settings", ["", "user_config:", "user_config: {}", "user_config: {max_batch_size: 4}"])
