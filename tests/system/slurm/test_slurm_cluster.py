@@ -68,7 +68,7 @@ def test_clusters_of_two_users_on_the_same_nodes_do_not_see_each_other(alice: Us
     assert ours["RAY_ADDRESS"] != theirs["RAY_ADDRESS"]
     for user, job, token in ((alice, cluster, bob.token(other)), (bob, other, alice.token(cluster))):
         assert user.status_code(job, "/api/jobs/", f"Authorization: Bearer {token}") == 403
-        nodes = user.in_cluster(job, 'ray list nodes --format json 2> /dev/null | grep -c "\\"ALIVE\\""')
+        nodes = user.in_cluster(job, 'ray list nodes --format json 2> /dev/null | grep -o "\\"ALIVE\\"" | wc -l')
         assert nodes.stdout.strip() == "2", nodes
 
 
