@@ -8,6 +8,7 @@ from slurm_user import User, scores
 pytestmark = pytest.mark.usefixtures("no_cluster")
 
 
+@pytest.mark.slow
 def test_a_run_that_is_stopped_and_put_back_goes_on_as_if_nothing_had_been(
     alice: User, undisturbed: Path, train: str
 ) -> None:
