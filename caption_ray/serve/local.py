@@ -95,7 +95,10 @@ def main(arguments: Arguments) -> dict[str, object]:
     )
     app = create_app(backend, limits, api_keys=api_keys_from_environment(), metrics=metrics)
     # h11 refuses headers of much more than 64 KiB; httptools, which uvicorn would choose, takes in any.
-    uvicorn.run(app, host=arguments.host, port=arguments.port, http="h11", log_level="warning", access_log=False)
+    try:
+        uvicorn.run(app, host=arguments.host, port=arguments.port, http="h11", log_level="warning", access_log=False)
+    finally:
+        backend.close()  # a thread that still computed when Python ends would have the process abort
     return {"served": arguments.bundle}
 
 
