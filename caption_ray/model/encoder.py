@@ -74,7 +74,9 @@ def fold_batch_norm(encoder: Encoder) -> Encoder:
     """
     from torch.fx.experimental.optimization import fuse
 
-    folded = fuse(encoder.stages).to(memory_format=torch.channels_last)
+    from caption_ray.model.tracing import trace
+
+    folded = fuse(trace(encoder.stages), no_trace=True).to(memory_format=torch.channels_last)
     return Encoder(folded, encoder.num_features, encoder.image_size, finetune_stages=0)
 
 
