@@ -123,6 +123,11 @@ def read_manifest(location: str) -> BundleManifest:
         raise BundleError(f"{path}: not a bundle that caption_ray {caption_ray.__version__} reads ({error})") from error
 
 
+def kept_location(folder: str, manifest: BundleManifest) -> str:
+    """Return where in a folder of many a bundle lies whose place names nothing else: under its name and digest."""
+    return storage.join(storage.absolute(folder), f"{manifest.name}-{manifest.digest[:12]}")
+
+
 def load_bundle(location: str) -> Bundle:
     """Read, verify and load a bundle.
 

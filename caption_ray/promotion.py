@@ -7,7 +7,7 @@ from datetime import datetime, timezone
 from typing import Literal
 
 from caption_ray import storage
-from caption_ray.bundle import Bundle, load_bundle
+from caption_ray.bundle import Bundle, kept_location, load_bundle
 from caption_ray.cluster import connect
 from caption_ray.data.shards import load_manifest
 from caption_ray.errors import BundleError, QualityError
@@ -148,8 +148,7 @@ def _keep(candidate: Bundle, models: str) -> str:
 
     The sweep's own place has another bundle as soon as the sweep goes on. A copy that a kill cut off is made again.
     """
-    name = f"{candidate.manifest.name}-{candidate.manifest.digest[:12]}"
-    location = storage.join(storage.absolute(models), name)
+    location = kept_location(models, candidate.manifest)
     if location == candidate.location:
         return location
     try:

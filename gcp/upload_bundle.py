@@ -7,7 +7,7 @@ copied, and again from where it was copied to.
 from pydantic import Field
 
 from caption_ray import storage
-from caption_ray.bundle import MANIFEST_NAME, load_bundle
+from caption_ray.bundle import MANIFEST_NAME, kept_location, load_bundle
 from caption_ray.config import Settings
 from caption_ray.entry import run_job
 
@@ -24,9 +24,9 @@ def main(arguments: Arguments) -> dict[str, object]:
 
     Raises BundleError where it is damaged, here or there.
     """
-    source, destination = storage.absolute(arguments.bundle), storage.absolute(arguments.destination)
+    source = storage.absolute(arguments.bundle)
     manifest = load_bundle(source).manifest
-    target = storage.join(destination, f"{manifest.name}-{manifest.digest[:12]}")
+    target = kept_location(arguments.destination, manifest)
     is_new = not storage.exists(storage.join(target, MANIFEST_NAME))
     if is_new:
         for file in (*manifest.files, MANIFEST_NAME):

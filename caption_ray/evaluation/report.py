@@ -5,8 +5,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
+from caption_ray import templates
 from caption_ray.evaluation.metrics import CaptionScores, PictureScores
 
 MAX_ROWS = 400
@@ -55,25 +54,22 @@ def render_report(title: str, scores: CaptionScores, rows: Sequence[ReportRow], 
     """
     ranked = sorted(rows, key=lambda row: (-row.scores.cider, row.name))
     bars = histogram([row.scores.cider for row in rows])
-    environment = Environment(
-        loader=PackageLoader("caption_ray", "evaluation"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("report.html").render(
-        title=title,
-        score_table=score_table(scores),
-        scores=scores,
-        rows=select_rows(ranked),
-        num_rows=len(rows),
-        rows_per_group=ROWS_PER_GROUP,
-        settings=settings,
-        bars=bars,
-        tallest=max((bar.count for bar in bars), default=0),
-        chart_width=CHART_WIDTH,
-        chart_height=CHART_HEIGHT,
+    return (
+        templates.environment("evaluation")
+        .get_template("report.html")
+        .render(
+            title=title,
+            score_table=score_table(scores),
+            scores=scores,
+            rows=select_rows(ranked),
+            num_rows=len(rows),
+            rows_per_group=ROWS_PER_GROUP,
+            settings=settings,
+            bars=bars,
+            tallest=max((bar.count for bar in bars), default=0),
+            chart_width=CHART_WIDTH,
+            chart_height=CHART_HEIGHT,
+        )
     )
 
 

@@ -203,6 +203,10 @@ class Engine:
     def _has_work(self, number: int) -> bool:
         return number < self._num_threads() and bool(self._waiting or (number == 0 and self._streams))
 
+    def _all_rest(self) -> bool:
+        """Tell whether no thread has a batch."""
+        return len(self._idle) == len(self._threads)
+
     def _use_threads(self, number: int) -> None:
         if self.captioner.device.type == "cpu":
             torch.set_num_threads(number)  # of the calling thread alone
@@ -215,8 +219,7 @@ class Engine:
         with self._changed:
             options = self.options
             if self._waiting and not (number == 0 and self._streams):
-                is_alone = len(self._idle) == len(self._threads)
-                due = self._waiting[0].since + (options.batch_wait_s if is_alone else options.busy_wait_s)
+                due = self._waiting[0].since + (options.batch_wait_s if self._all_rest() else options.busy_wait_s)
                 self._changed.wait_for(
                     lambda: (
                         len(self._waiting) >= options.max_batch_size or (number == 0 and self._streams) or self._closed
@@ -226,12 +229,11 @@ class Engine:
             num_idle = sum(other < self._num_threads() for other in self._idle)  # this one among them
             share = min(math.ceil(len(self._waiting) / max(num_idle, 1)), options.max_batch_size)
             drawn = [self._waiting.popleft() for _ in range(share)]
+            is_shared = self._all_rest() and not self._waiting
             if drawn:
                 self._idle.remove(number)
-            # Threads that are too many now count neither here nor there: they never get anything to do.
-            others_rest = num_idle == self._num_threads() and not self._waiting
         batch = [item for item in drawn if item.future.set_running_or_notify_cancel()]
-        return batch, self._num_threads() if others_rest else 1
+        return batch, self._num_threads() if is_shared else 1
 
     def _compute(self, batch: list[_Waiting]) -> None:
         started = time.monotonic()

@@ -34,7 +34,7 @@ class ServeBackend:
     retry_after_s: what a client is told where all replicas and the queue before them are full.
     """
 
-    def __init__(self, captioner: DeploymentHandle, retry_after_s: int) -> None:
+    def __init__(self, captioner: DeploymentHandle, retry_after_s: int = 1) -> None:
         # By gRPC rather than through the object store, where calls with a picture take twice the processor's time.
         captioner = captioner.options(_by_reference=False)
         self._caption = captioner.options(method_name="caption")

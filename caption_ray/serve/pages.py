@@ -6,8 +6,7 @@ The latter is made from the same document that programs get. Neither asks anythi
 import json
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
+from caption_ray import templates
 from caption_ray.serve.schemas import Limits
 
 Json = dict[str, Any]
@@ -15,12 +14,12 @@ Json = dict[str, Any]
 
 def render_page(limits: Limits) -> str:
     """Return the page of a service with these limits, so that it sends nothing that would be refused as too large."""
-    return _environment().get_template("page.html").render(limits=limits)
+    return templates.environment("serve").get_template("page.html").render(limits=limits)
 
 
 def render_docs(document: Json) -> str:
     """Return the page for an OpenAPI document."""
-    environment = _environment()
+    environment = templates.environment("serve")
     environment.filters["pretty"] = lambda value: value if isinstance(value, str) else json.dumps(value, indent=2)
     environment.filters["kind"] = kind_of
     operations = [
@@ -29,16 +28,6 @@ def render_docs(document: Json) -> str:
         for method, operation in methods.items()
     ]
     return environment.get_template("docs.html").render(document=document, operations=operations)
-
-
-def _environment() -> Environment:
-    return Environment(
-        loader=PackageLoader("caption_ray", "serve"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
 
 
 def kind_of(schema: Json) -> str:

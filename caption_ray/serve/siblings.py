@@ -12,12 +12,10 @@ from ray import serve
 from caption_ray.config import AskedPrecision
 from caption_ray.inference import Captioner
 from caption_ray.serve.compute import load_captioner, model_id
+from caption_ray.serve.handle import ServeBackend
 from caption_ray.serve.schemas import ModelAnswer
 
 logger = logging.getLogger(__name__)
-
-_ANSWER_S = 5.0
-"""The description of a model takes no computing: whoever is there says it within this time."""
 
 
 async def load_as_siblings(default_bundle: str, precision: AskedPrecision) -> Captioner:
@@ -40,11 +38,9 @@ async def load_as_siblings(default_bundle: str, precision: AskedPrecision) -> Ca
 async def _describe_sibling() -> ModelAnswer | None:
     """Ask any other replica of this deployment; one that is starting is not among those that are asked."""
     here = serve.get_replica_context()
-    response = serve.get_deployment_handle(here.deployment, here.app_name).model.remote()
+    siblings = ServeBackend(serve.get_deployment_handle(here.deployment, here.app_name))
     try:
-        answer: ModelAnswer = await asyncio.wait_for(response, _ANSWER_S)
+        return await siblings.model()
     except Exception as error:
-        response.cancel()
-        logger.info("no other replica says what it answers with (%s)", type(error).__name__)
+        logger.info("no other replica says what it answers with (%s)", error or type(error).__name__)
         return None
-    return answer

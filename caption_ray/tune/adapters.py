@@ -71,10 +71,6 @@ class SweepSearcher(Searcher):  # type: ignore[misc]
     def save(self, checkpoint_path: str) -> None:
         """Do nothing: the trials' own records are what a sweep goes on from."""
 
-    def restore(self, checkpoint_path: str) -> None:
-        """Never called, since Tuner.restore is not used."""
-        raise NotImplementedError
-
 
 def build_scheduler(
     stopping: StoppingConfig, metric: str, max_epochs: int, records: Iterable[TrialRecord]

@@ -3,8 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
+from caption_ray import templates
 from caption_ray.tune import charts
 from caption_ray.tune.search import Importance
 from caption_ray.tune.space import SearchSpace
@@ -29,24 +28,21 @@ class SweepView:
 
 def render_sweep(view: SweepView) -> str:
     """Return the page: the winner and its command, learning curves, parallel coordinates, importances, leaderboard."""
-    environment = Environment(
-        loader=PackageLoader("caption_ray", "tune"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     shown = [view.metric, *(name for name in METRIC_NAMES if name != view.metric)]
-    return environment.get_template("report.html").render(
-        view=view,
-        metric=METRIC_NAMES[view.metric],
-        columns=[(name, METRIC_NAMES[name]) for name in shown],
-        settings=[(path, SHORT_NAMES[path]) for path in view.space.searched],
-        fixed=[(SHORT_NAMES[path], value) for path, value in view.space.fixed.items()],
-        best=winner(view.standings),
-        curves=charts.learning_curves(view.standings, view.metric),
-        parallel=charts.parallel_coordinates(view.standings, view.space, METRIC_NAMES[view.metric]),
-        bars=charts.importance_bars(view.importances),
-        num_epochs=sum(len(one.record.epochs) for one in view.standings),
-        sizes=charts,
+    return (
+        templates.environment("tune")
+        .get_template("report.html")
+        .render(
+            view=view,
+            metric=METRIC_NAMES[view.metric],
+            columns=[(name, METRIC_NAMES[name]) for name in shown],
+            settings=[(path, SHORT_NAMES[path]) for path in view.space.searched],
+            fixed=[(SHORT_NAMES[path], value) for path, value in view.space.fixed.items()],
+            best=winner(view.standings),
+            curves=charts.learning_curves(view.standings, view.metric),
+            parallel=charts.parallel_coordinates(view.standings, view.space, METRIC_NAMES[view.metric]),
+            bars=charts.importance_bars(view.importances),
+            num_epochs=sum(len(one.record.epochs) for one in view.standings),
+            sizes=charts,
+        )
     )

@@ -3,7 +3,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from object_store import EMULATOR_VARIABLE, free_port, new_bucket, object_store
+from object_store import EMULATOR_VARIABLE, new_bucket, object_store
+from ports import free_port
 from small import EXPERIMENT, make_cache
 
 from caption_ray.cluster import connect

@@ -5,7 +5,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import time
 import urllib.error
@@ -16,13 +15,6 @@ from pathlib import Path
 
 EMULATOR_VARIABLE = "CLOUD_STORAGE_EMULATOR_ENDPOINT"
 """Read by the C++ client that pyarrow is built on. It asks for credentials all the same: buckets are `anonymous@`."""
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
 
 
 @contextmanager

@@ -16,6 +16,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 BASE = ("config", "errors", "lineage", "logs", "presets", "progress", "special_ids", "storage")
+TEMPLATES = ("templates",)
 TEXT = ("text.*",)
 DATA_FILES = ("data.captions", "data.caption_formats", "data.splits", "data.synthetic")
 DATA_TABLES = (
@@ -75,7 +76,8 @@ LAYERS = (
     Layer(TENSORS, BASE, ("torch", "safetensors")),
     Layer(MODEL, (*BASE, *MODEL), (*TORCH, "torchvision")),
     Layer(METRICS, (*BASE, *METRICS), ("numpy", "nltk", "pycocoevalcap", "pydantic")),
-    Layer(("evaluation.report",), (*BASE, *METRICS), ("jinja2",)),
+    Layer(TEMPLATES, (), ("jinja2",)),
+    Layer(("evaluation.report",), (*BASE, *TEMPLATES, *METRICS), ()),
     Layer(BATCH_PLAN, (*BASE, *TEXT, *DATA_TABLES), ARROW),
     # 2, engines and captioning; all without Ray
     Layer(("bundle",), PURE, (*TORCH, "pydantic", "safetensors")),
@@ -86,8 +88,8 @@ LAYERS = (
     Layer(SERVE_CONTRACT, (*BASE, *CAPTIONING, *SERVE_CONTRACT), ("numpy", "pydantic")),
     Layer(
         SERVE_APP,
-        (*BASE, "data.images", "inference", *SERVE_CONTRACT, *SERVE_APP),
-        ("numpy", "jinja2", "prometheus_client", "pydantic", "python_multipart", "starlette"),
+        (*BASE, *TEMPLATES, "data.images", "inference", *SERVE_CONTRACT, *SERVE_APP),
+        ("numpy", "prometheus_client", "pydantic", "python_multipart", "starlette"),
     ),
     Layer(
         SERVE_COMPUTE,
@@ -95,7 +97,7 @@ LAYERS = (
         ("numpy", "torch", "PIL", "pydantic"),
     ),
     Layer(SERVE_CONFIG, (*BASE, "serve.middleware", *SERVE_CONFIG), ("ruamel",)),
-    Layer(TUNE, (*BASE, "train.resources", *TUNE), ("jinja2", "numpy", "optuna", "pydantic", "typing_extensions")),
+    Layer(TUNE, (*BASE, *TEMPLATES, "train.resources", *TUNE), ("numpy", "optuna", "pydantic", "typing_extensions")),
     Layer(("serve.local",), (*BASE, "entry", *CAPTIONING, *SERVE_PURE), ("pydantic", "uvicorn")),
     Layer(("serve.example_pictures",), (*BASE, *DATA_FILES), ("numpy", "PIL")),
     # 3, Ray adapters
