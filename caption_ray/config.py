@@ -15,6 +15,15 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
 
+class Record(Settings):
+    """Base of what is written while work goes on and read again: NaN and infinity come back as they were.
+
+    JSON has neither, and pydantic would write null, which is no number any more.
+    """
+
+    model_config = ConfigDict(ser_json_inf_nan="strings")
+
+
 # Bounds that command lines share with the settings that they override.
 BeamWidth = Annotated[int, Field(ge=1, le=20)]
 CaptionLength = Annotated[int, Field(ge=1, le=100)]

@@ -7,10 +7,10 @@ from pathlib import Path
 from pydantic import Field
 
 import caption_ray
-from caption_ray.config import Experiment, Settings
+from caption_ray.config import Experiment, Record
 
 
-class Lineage(Settings):
+class Lineage(Record):
     """What a sweep's best bundle says of itself, in `lineage.json`; copied along wherever it goes."""
 
     format_version: int = 1

@@ -1,12 +1,13 @@
 """What an epoch's numbers are called, and how they are counted and told while it runs."""
 
+import math
 import time
 from collections.abc import Mapping
 
 from caption_ray.train.dev import DevResult
 from caption_ray.train.setup import RunPlan
 from caption_ray.train.state import Position, Progress
-from caption_ray.train.steps import StepCounts
+from caption_ray.train.steps import NonFiniteLossError, StepCounts
 
 _LOG_INTERVAL_S = 10.0
 
@@ -80,7 +81,12 @@ def metric_name(curve: str) -> str:
 
 
 def dev_values(result: DevResult) -> dict[str, float]:
-    """Return the points of the curves that the dev split gives."""
+    """Return the points of the curves that the dev split gives.
+
+    Raises NonFiniteLossError where the loss is NaN or infinite: the weights are lost.
+    """
+    if not math.isfinite(result.loss):
+        raise NonFiniteLossError("the dev loss is not finite; lower optimizer.learning_rate")
     scores = result.scores
     return {
         "loss/dev": result.loss,

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from pydantic import Field
 from torch.optim.swa_utils import AveragedModel
 
-from caption_ray.config import Settings
+from caption_ray.config import Record, Settings
 from caption_ray.errors import RunError
 from caption_ray.model.caption_model import CaptionModel
 from caption_ray.train.steps import Stepper, world_size
@@ -22,7 +22,7 @@ STATE_NAME = "state.pt"
 PROGRESS_NAME = "progress.json"
 
 
-class Progress(Settings):
+class Progress(Record):
     """How far a run has come, after a whole number of epochs."""
 
     epochs_done: int = Field(0, ge=0, description="Finished passes over the training captions.")
@@ -57,7 +57,7 @@ class Position(Settings):
     num_workers: int = Field(1, ge=1, description="Workers that the epoch's pictures are dealt out to.")
 
 
-class CheckpointRecord(Settings):
+class CheckpointRecord(Record):
     """What a checkpoint says of itself, in `progress.json`."""
 
     progress: Progress

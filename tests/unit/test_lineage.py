@@ -1,3 +1,4 @@
+import math
 import re
 from pathlib import Path
 
@@ -44,6 +45,11 @@ def test_lineage_comes_back_with_the_bundle(with_lineage: Path, tiny_bundle: Pat
     assert bundle.lineage == LINEAGE
     assert bundle.manifest.files.keys() - load_bundle(str(tiny_bundle)).manifest.files.keys() == {"lineage.json"}
     assert load_bundle(str(tiny_bundle)).lineage is None
+
+
+def test_lineage_keeps_numbers_that_json_does_not_have() -> None:
+    lineage = LINEAGE.model_copy(update={"metrics": {"dev_loss": math.inf}})
+    assert Lineage.model_validate_json(lineage.model_dump_json()) == lineage
 
 
 def test_lineage_that_was_changed_is_found_out(with_lineage: Path) -> None:

@@ -1,10 +1,15 @@
+import math
 import time
 
+import pytest
+
 from caption_ray.config import Experiment, TrainingConfig
-from caption_ray.train.meter import Meter
+from caption_ray.evaluation.metrics import score_captions
+from caption_ray.train.dev import DevResult
+from caption_ray.train.meter import Meter, dev_values
 from caption_ray.train.setup import FeedPlan, RunPlan
 from caption_ray.train.state import Position
-from caption_ray.train.steps import StepCounts
+from caption_ray.train.steps import NonFiniteLossError, StepCounts
 
 FEED = FeedPlan(shape=(2, 3), dtype="<f2")
 PLAN = RunPlan(
@@ -36,3 +41,11 @@ def test_an_epoch_that_was_cut_short_is_counted_on_but_its_speed_is_of_this_proc
     assert 1.9 < meter.captions_per_s <= 2
     assert 12.9 < meter.words_per_s <= 13
     assert str(meter) == "epoch 2 of 4: 80%, 2 captions/s, 20 s left"
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf])
+def test_epoch_whose_dev_loss_is_no_number_fails(loss: float) -> None:
+    scores = score_captions({"p": ["a", "dog"]}, {"p": [["a", "dog"]]}, {"a", "dog"})
+    assert dev_values(DevResult(scores=scores, loss=2.5, shown={}))["loss/dev"] == 2.5
+    with pytest.raises(NonFiniteLossError, match="the dev loss is not finite"):
+        dev_values(DevResult(scores=scores, loss=loss, shown={}))

@@ -1,3 +1,4 @@
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from caption_ray.model.caption_model import CaptionModel
 from caption_ray.model.decoder import Decoder
 from caption_ray.model.encoder import build_encoder
 from caption_ray.train.state import (
+    PROGRESS_NAME,
     CheckpointRecord,
     Position,
     Progress,
@@ -91,6 +93,14 @@ def test_plain_weights_are_kept_as_best_without_an_average(make_stepper: MakeSte
     fresh = make_stepper().model
     load_best_weights(tmp_path, fresh)
     assert equal(weights(fresh), weights(stepper.model))
+
+
+def test_numbers_that_json_does_not_have_do_not_spoil_a_checkpoint(make_stepper: MakeStepper, tmp_path: Path) -> None:
+    stepper, progress = make_stepper(), Progress().after_epoch(math.inf, 1.0)
+    save_state(tmp_path, stepper, progress, {"dev_loss": -math.inf})
+    assert load_state(tmp_path, stepper) == progress
+    record = CheckpointRecord.model_validate_json((tmp_path / PROGRESS_NAME).read_bytes())
+    assert record.metrics == {"dev_loss": -math.inf}
 
 
 def test_checkpoint_of_another_model_is_refused(make_stepper: MakeStepper, tmp_path: Path) -> None:
