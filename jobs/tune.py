@@ -10,7 +10,7 @@ from caption_ray.entry import preset_command_line, run_job
 from caption_ray.presets import PRESETS
 from caption_ray.tune.records import StoppingConfig
 from caption_ray.tune.request import SweepRequest
-from caption_ray.tune.space import SearchSpace, space_around
+from caption_ray.tune.space import SearchSpace, recentred, space_around
 from caption_ray.tune.sweep import sweep
 
 
@@ -32,20 +32,16 @@ class Arguments(Settings):
     gpus_per_trial: float = Field(0.25, gt=0, le=1, description="Share of a GPU reserved per trial.")
     num_at_once: int | None = Field(None, ge=1, description="Trials that run together; by default as many as fit.")
     max_retries: int = Field(1, ge=0, description="Times that a failed trial is started again before it counts.")
-    space: SearchSpace = Field(default_factory=SearchSpace, description="What is tried.")
+    space: SearchSpace = Field(
+        default_factory=SearchSpace, description="What is tried; by default around the experiment's own settings."
+    )
     experiment: Annotated[Experiment, tyro.conf.arg(name="")] = Field(default_factory=Experiment)
     preset: Annotated[str, tyro.conf.Suppress] = "flickr8k"
 
 
 def main(arguments: Arguments) -> dict[str, object]:
     """Sweep, and name the best trial."""
-    outcome = sweep(
-        SweepRequest(
-            preset_name=arguments.preset,
-            preset=PRESETS[arguments.preset](),
-            **{name: getattr(arguments, name) for name in Arguments.model_fields if name != "preset"},
-        )
-    )
+    outcome = sweep(to_request(arguments))
     best = outcome.best
     return {
         "trial": best.record.number,
@@ -61,6 +57,15 @@ def main(arguments: Arguments) -> dict[str, object]:
 
 
 _STATUSES = ("finished", "stopped", "failed")
+
+
+def to_request(arguments: Arguments) -> SweepRequest:
+    """Return what the command line asks for."""
+    preset = PRESETS[arguments.preset]()
+    asked = {name: getattr(arguments, name) for name in Arguments.model_fields}
+    asked |= {"preset_name": arguments.preset, "preset": preset}
+    asked["space"] = recentred(arguments.space, preset, arguments.experiment)
+    return SweepRequest(**asked)
 
 
 def command_line() -> type[Arguments]:

@@ -49,6 +49,8 @@ class Feed:
     picture_format: PictureFormat
     crop_to: int | None
     """Side to which workers crop at random, or None where pictures are taken as they come."""
+    num_bytes: int
+    """What all its pictures take in memory."""
     resident: bool
     """It is small enough for each worker to fetch its share once and hold it."""
 
@@ -63,10 +65,12 @@ def stream_feed(
     """
     stored = images.padded_side(side) if augment else side
     reading = _Reading(columns=["name", "captions", "image"], picture_bytes=3 * stored**2, decode_to=stored)
+    files = manifest.splits[split].files
     return Feed(
-        dataset=_read(folder, manifest.splits[split].files, reading, stage),
+        dataset=_read(folder, files, reading, stage),
         picture_format=PictureFormat(shape=(3, stored, stored), dtype="|u1"),
         crop_to=side if augment else None,
+        num_bytes=sum(file.num_rows for file in files) * reading.picture_bytes,
         resident=False,
     )
 
@@ -89,11 +93,12 @@ def cached_feed(folder: str, manifest: FeatureManifest, split: str, augment: boo
         dataset=_read(folder, files, reading, stage),
         picture_format=manifest.picture_format,
         crop_to=None,
-        resident=num_bytes < _RESIDENT_SHARE * _smallest_object_store(),
+        num_bytes=num_bytes,
+        resident=num_bytes < _RESIDENT_SHARE * smallest_object_store(),
     )
 
 
-def _smallest_object_store() -> float:
+def smallest_object_store() -> float:
     """Return the bytes of the smallest object store of the cluster's nodes."""
     stores = (node["Resources"].get("object_store_memory", 0.0) for node in ray.nodes() if node["Alive"])
     return min(stores, default=0.0)

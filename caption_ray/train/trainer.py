@@ -93,6 +93,7 @@ class Surroundings:
     split: ray.train.DataConfig = field(default_factory=ExactSplit)
     """How the pictures are dealt out to the workers."""
     callbacks: tuple[ray.train.UserCallback, ...] = ()
+    max_worker_failures: int = MAX_WORKER_FAILURES
 
 
 def train(request: TrainRequest, surroundings: Surroundings | None = None) -> TrainOutcome:
@@ -195,7 +196,7 @@ def _fit(request: TrainRequest, inputs: RunInputs, surroundings: Surroundings) -
             callbacks=list(surroundings.callbacks),
             logging_config=ray.train.LoggingConfig(log_level="WARNING"),
             failure_config=ray.train.FailureConfig(
-                max_failures=MAX_WORKER_FAILURES, controller_failure_limit=MAX_WORKER_FAILURES
+                max_failures=surroundings.max_worker_failures, controller_failure_limit=MAX_WORKER_FAILURES
             ),
             checkpoint_config=ray.train.CheckpointConfig(
                 num_to_keep=1, checkpoint_score_attribute=experiment.training.select_by

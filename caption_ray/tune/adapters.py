@@ -75,30 +75,50 @@ class SweepSearcher(Searcher):  # type: ignore[misc]
 def build_scheduler(
     stopping: StoppingConfig, metric: str, max_epochs: int, records: Iterable[TrialRecord]
 ) -> TrialScheduler:
-    """Return what stops trials early, knowing what earlier ones had reached at each rung.
+    """Return what stops trials early, knowing what each had reached at each rung, those that go on among them.
 
     Ray's own way of going on with a sweep (Tuner.restore, 2.60) begins with empty rungs, so that the first trials after
     it are compared with nothing and go on however bad they are.
     """
     if not stopping.early or stopping.grace_epochs >= max_epochs:
         return FIFOScheduler()
-    scheduler = ASHAScheduler(
+    scheduler = _Halving(
         time_attr="epoch",  # not training_iteration, which begins anew when a trial does
         metric=metric,
         mode="max",
-        max_t=max_epochs,
+        max_t=max_epochs - 1,  # no rung at the last epoch, when a trial ends by itself and writes its bundle
         grace_period=stopping.grace_epochs,
         reduction_factor=stopping.reduction,
-        stop_last_trials=False,  # at its last epoch a trial ends by itself, and writes its bundle
+        stop_last_trials=False,
     )
     for record in records:
-        if not record.is_over:
-            continue
-        stand_in = SimpleNamespace(trial_id=f"recorded-{record.number}")  # all that it asks of a trial
-        scheduler.on_trial_add(None, stand_in)
+        recorded = SimpleNamespace(config={NUMBER: record.number})
+        scheduler.on_trial_add(None, recorded)
         for epoch, score in record.scores(metric).items():
-            scheduler.on_trial_result(None, stand_in, {"epoch": epoch, metric: score})
+            scheduler.on_trial_result(None, recorded, {"epoch": epoch, metric: score})  # decided when it was reported
     return scheduler
+
+
+class _Halving(ASHAScheduler):  # type: ignore[misc]
+    """ASHA that knows trials by their numbers: Tune's own names for them are new whenever the sweep is started."""
+
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        super().on_trial_add(tune_controller, _by_number(trial))
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        decision: str = super().on_trial_result(tune_controller, _by_number(trial), result)
+        return decision
+
+    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
+        super().on_trial_complete(tune_controller, _by_number(trial), result)
+
+    def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
+        super().on_trial_remove(tune_controller, _by_number(trial))
+
+
+def _by_number(trial: Any) -> SimpleNamespace:
+    """Return all that the scheduler asks of a trial."""
+    return SimpleNamespace(trial_id=trial.config[NUMBER])
 
 
 class SweepWatch(ray.tune.Callback):  # type: ignore[misc]
@@ -113,26 +133,42 @@ class SweepWatch(ray.tune.Callback):  # type: ignore[misc]
         name: str,
         folder: str,
         num_trials: int,
+        max_retries: int,
     ) -> None:
         self._search = search
         self._name = name
         self._folder = folder
         self._records = dict(records)
         self._num_trials = num_trials
+        self._max_retries = max_retries
+        self._started: set[int] = set()
         self._metric = sweep.experiment.training.select_by
         self._searched = sweep.space.searched
         self._preset = settings_of(sweep.experiment)
         self._shown_at = float("-inf")
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:  # noqa: ARG002
-        """Record a new trial, or one that is started again."""
+        """Record a new trial, or one that is started again.
+
+        Tune counts failures from 0 whenever the sweep is started; it is told how many are left.
+        """
         number, settings = trial.config[NUMBER], dict(trial.config)
         del settings[NUMBER]
+        self._started.add(number)
         record = self._records.get(number) or TrialRecord(number=number, settings=settings)
-        retries = {"num_retries": record.num_retries + 1} if trial.num_failures else {}
-        self._put(record.model_copy(update={"status": "running", **retries}))
+        started = {"status": "running", "num_starts": record.num_starts + 1}
         if trial.num_failures:
+            started["num_retries"] = record.num_retries + 1
             logger.warning("trial %d failed and is started again: %s", number, failure_of(trial))
+        else:
+            trial.max_failures = self._max_retries - record.num_starts
+        self._put(record.model_copy(update=started))
+
+    def on_experiment_end(self, trials: list[Trial], **info: Any) -> None:  # noqa: ARG002
+        """Do not hold it against the trials that were running that the sweep was stopped."""
+        for record in [self._records[number] for number in self._started]:
+            if not record.is_over and record.num_starts:
+                self._put(record.model_copy(update={"num_starts": record.num_starts - 1}))
 
     def on_trial_result(
         self,
@@ -142,11 +178,12 @@ class SweepWatch(ray.tune.Callback):  # type: ignore[misc]
         result: dict[str, Any],
         **info: Any,  # noqa: ARG002
     ) -> None:
-        """Record an epoch."""
+        """Record an epoch, at once with the scheduler's decision, so that a kill cannot come between the two."""
         record = self._records[trial.config[NUMBER]]
         if "epoch" in result:
             metrics = {name: float(value) for name, value in result.items() if _is_ours(name, value)}
-            self._put(record.after_epoch(metrics))
+            update = {"status": "stopped"} if result.get("done") else {}
+            self._put(record.after_epoch(metrics).model_copy(update=update))
         self._show()
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:  # noqa: ARG002

@@ -8,16 +8,15 @@ A trial's record is written whole after each of its epochs. A sweep that was kil
 Ray's own snapshot is up to ten seconds old, is a pickle, can be cut off, and knows nothing of what the scheduler saw.
 """
 
-import logging
+import math
 from typing import Literal
 
 from pydantic import Field, ValidationError
 
 from caption_ray import storage
-from caption_ray.config import Experiment, Settings
+from caption_ray.config import Experiment, Record, Settings
+from caption_ray.errors import RunError
 from caption_ray.tune.space import SearchSpace, Value
-
-logger = logging.getLogger(__name__)
 
 RECORD_NAME = "sweep.json"
 TRIAL_RECORD_NAME = "trial.json"
@@ -49,7 +48,7 @@ class SweepRecord(Settings):
     features_key: str = Field(description="Key of the feature cache.")
 
 
-class TrialRecord(Settings):
+class TrialRecord(Record):
     """One trial: its settings by path, and what each epoch reported."""
 
     number: int = Field(ge=1)
@@ -57,6 +56,7 @@ class TrialRecord(Settings):
     status: Status = "running"
     epochs: tuple[dict[str, float], ...] = Field((), description="Metrics after each epoch; `epoch` counts from 1.")
     num_retries: int = Field(0, ge=0, description="Times that it was started again after a failure.")
+    num_starts: int = Field(0, ge=0, description="Starts since its last new epoch.")
     error: str | None = Field(None, description="Why it failed, where it did.")
 
     @property
@@ -65,8 +65,9 @@ class TrialRecord(Settings):
         return self.status != "running"
 
     def scores(self, metric: str) -> dict[int, float]:
-        """Return the dev score after each epoch."""
-        return {int(epoch["epoch"]): epoch[metric] for epoch in self.epochs if metric in epoch}
+        """Return the dev score after each epoch that has one, which is a number."""
+        scores = {int(epoch["epoch"]): epoch.get(metric, math.nan) for epoch in self.epochs}
+        return {epoch: score for epoch, score in scores.items() if math.isfinite(score)}
 
     def best(self, metric: str) -> tuple[float, int] | None:
         """Return the best dev score and its epoch, the earliest of equal ones; None before the first."""
@@ -84,7 +85,10 @@ class TrialRecord(Settings):
         if metrics in self.epochs:
             return self
         earlier = [epoch for epoch in self.epochs if epoch["epoch"] < metrics["epoch"]]
-        return self.model_copy(update={"epochs": (*earlier, metrics)})
+        is_new = len(earlier) == len(self.epochs)
+        return self.model_copy(
+            update={"epochs": (*earlier, metrics), "num_starts": 0 if is_new else self.num_starts},
+        )
 
 
 def trials_folder(sweep_folder: str) -> str:
@@ -103,16 +107,33 @@ def write_trial(sweep_folder: str, record: TrialRecord) -> None:
     storage.write_text(path, record.model_dump_json())
 
 
+def fail_hopeless(sweep_folder: str, records: dict[int, TrialRecord], max_retries: int) -> dict[int, TrialRecord]:
+    """Return the records, those as failed whose trials took the sweep with them as often as a trial may be started."""
+    found = dict(records)
+    for number, record in records.items():
+        if not record.is_over and record.num_starts > max_retries:
+            error = f"it was started {record.num_starts} times without coming to the end of an epoch"
+            found[number] = record.model_copy(update={"status": "failed", "error": error})
+            write_trial(sweep_folder, found[number])
+    return found
+
+
 def read_trials(sweep_folder: str) -> dict[int, TrialRecord]:
-    """Return all trials' records by number, without those that a kill cut off."""
+    """Return all trials' records by number.
+
+    Raises RunError for one that cannot be read: were it left out, another trial would be given its number and folder.
+    """
     folder, records = trials_folder(sweep_folder), {}
     for name in storage.list_files(folder):
         if name.count("/") != 1 or not name.endswith(f"/{TRIAL_RECORD_NAME}"):
             continue
+        path = storage.join(folder, name)
         try:
-            record = TrialRecord.model_validate_json(storage.read_bytes(storage.join(folder, name)))
-        except ValidationError:
-            logger.warning("%s cannot be read; the trial is left out", storage.join(folder, name))
-            continue
+            record = TrialRecord.model_validate_json(storage.read_bytes(path))
+        except ValidationError as error:
+            raise RunError(
+                f"{path}: not a trial's record that this version of caption_ray reads ({error.errors()[0]['msg']}); "
+                "restore it, or delete its folder for the sweep to do without that trial"
+            ) from error
         records[record.number] = record
     return dict(sorted(records.items()))

@@ -74,9 +74,13 @@ class SearchSpace(Settings):
 
     def has(self, settings: Mapping[str, Value]) -> bool:
         """Tell whether a trial's settings lie within the space."""
-        return all(settings[path] in values for path, values in self.choices.items()) and all(
-            low <= settings[path] <= high for path, (low, high) in self.ranges.items()
-        )
+        return not self.outside(settings)
+
+    def outside(self, settings: Mapping[str, Value]) -> dict[str, Value]:
+        """Return those of a trial's settings that do not lie within the space."""
+        wrong = [path for path, values in self.choices.items() if settings[path] not in values]
+        wrong += [path for path, (low, high) in self.ranges.items() if not low <= settings[path] <= high]
+        return {path: settings[path] for path in wrong}
 
 
 def space_around(experiment: Experiment) -> SearchSpace:
@@ -96,6 +100,13 @@ def space_around(experiment: Experiment) -> SearchSpace:
         batch_size=tuple(sorted(set(batches))),
         label_smoothing=(0.0, max(0.15, training.label_smoothing)),
     )
+
+
+def recentred(asked: SearchSpace, preset: Experiment, experiment: Experiment) -> SearchSpace:
+    """Return the space that was asked for, around the experiment wherever it is still that around its preset."""
+    usual, around = space_around(preset), space_around(experiment)
+    left = [name for name in PATHS if getattr(asked, name) == getattr(usual, name)]
+    return asked.model_copy(update={name: getattr(around, name) for name in left})
 
 
 def settings_of(experiment: Experiment) -> dict[str, Value]:

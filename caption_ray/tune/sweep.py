@@ -12,7 +12,7 @@ import ray.util.state
 
 from caption_ray import storage
 from caption_ray.cluster import connect
-from caption_ray.data.pipeline import Feed
+from caption_ray.data.pipeline import Feed, smallest_object_store
 from caption_ray.errors import RunError, SweepInterruptedError, UsageError
 from caption_ray.train.inputs import RunInputs, build_feeds, measure
 from caption_ray.train.run_folder import claim_record
@@ -20,7 +20,7 @@ from caption_ray.train.trainer import inputs_of
 from caption_ray.tune.adapters import NUMBER, SweepSearcher, SweepWatch, build_scheduler
 from caption_ray.tune.outcome import SweepOutcome, finish, report_location, write_report
 from caption_ray.tune.packing import Packing, pack_trials
-from caption_ray.tune.records import RECORD_NAME, SweepRecord, TrialRecord, read_trials, trial_name
+from caption_ray.tune.records import RECORD_NAME, SweepRecord, TrialRecord, fail_hopeless, read_trials, trial_name
 from caption_ray.tune.request import SweepRequest
 from caption_ray.tune.search import TrialSearch
 from caption_ray.tune.space import check_space, settings_of
@@ -29,6 +29,9 @@ from caption_ray.tune.trial import run_trial
 logger = logging.getLogger(__name__)
 
 _WAITING_BYTES = 256 << 20
+
+_SHARED_SHARE = 0.75
+"""Of a node's object store, what the features may take: from 0.8 on Ray writes to disk what it holds."""
 
 
 def sweep(request: SweepRequest) -> SweepOutcome:
@@ -51,10 +54,13 @@ def sweep(request: SweepRequest) -> SweepOutcome:
         features_key=inputs.source.features.key,
     )
     existed = claim_record(storage.join(request.folder, RECORD_NAME), record, "sweep")
-    records = read_trials(request.folder)
+    records = fail_hopeless(request.folder, read_trials(request.folder), request.max_retries)
     num_left = max(request.num_trials, len(records)) - sum(trial.is_over for trial in records.values())
     if existed:
         logger.info("going on with %s, in %s", request.summary(records), request.folder)
+    elif outside := request.space.outside(settings_of(request.experiment)):
+        told = ", ".join(f"{path} {value:g}" for path, value in outside.items())
+        logger.warning("%s: not in --space, so that no trial has the experiment's own settings", told)
     if num_left > 0:
         try:
             with connect(dashboard=True):
@@ -108,7 +114,13 @@ def _run_trials(
             failure_config=ray.tune.FailureConfig(max_failures=request.max_retries),
             callbacks=[
                 SweepWatch(
-                    search, record, records, name=request.name, folder=request.folder, num_trials=request.num_trials
+                    search,
+                    record,
+                    records,
+                    name=request.name,
+                    folder=request.folder,
+                    num_trials=request.num_trials,
+                    max_retries=request.max_retries,
                 )
             ],
             verbose=0,
@@ -139,17 +151,24 @@ def _trainable(request: SweepRequest, packing: Packing, feeds: Mapping[str, Feed
 
 
 def _share(feeds: Mapping[str, Feed]) -> tuple[dict[str, Feed], bool]:
-    """Read the pictures into the object store, once for all trials; tell whether they fit.
+    """Read the pictures into the object store, once for all trials, which hold them there; tell whether they fit.
 
     Where they do not, each trial reads them in each epoch, as a run by itself would.
     """
-    if not all(feed.resident for feed in feeds.values()):
-        logger.warning("the features do not fit into Ray's object store: each trial reads them, in every epoch")
+    needed, room = sum(feed.num_bytes for feed in feeds.values()), _SHARED_SHARE * smallest_object_store()
+    if needed > room:
+        logger.warning(
+            "the features take %.2f GB, for which Ray's object store has %.2f GB on a node: each trial reads them, in "
+            "every epoch; start Ray with a larger one (--object-store-memory), or cache fewer views (--num-views)",
+            needed / 1e9,
+            room / 1e9,
+        )
         return dict(feeds), False
     logger.info("reading the features, once for all trials")
     # It warns, and goes on, where the tasks that read one split have not yet given their CPUs to those of the next.
     logging.getLogger("ray.data.dataset").setLevel(logging.ERROR)
-    return {split: replace(feed, dataset=feed.dataset.materialize()) for split, feed in feeds.items()}, True
+    shared = {split: replace(feed, dataset=feed.dataset.materialize(), resident=True) for split, feed in feeds.items()}
+    return shared, True
 
 
 def _check_dashboard() -> None:

@@ -37,7 +37,12 @@ def run_trial(
     settings = dict(config)
     request = trial_request(base, settings.pop(NUMBER), settings)
     surroundings = Surroundings(
-        workers=workers, feeds=feeds, statistics=statistics, split=Undivided(), callbacks=(TuneReportCallback(),)
+        workers=workers,
+        feeds=feeds,
+        statistics=statistics,
+        split=Undivided(),
+        callbacks=(TuneReportCallback(),),
+        max_worker_failures=0,  # Tune starts a failed trial again, and counts how often
     )
     outcome = train(request, surroundings)
     if outcome.was_finished:  # the sweep was killed between the run's end and the record of it

@@ -1,12 +1,14 @@
 """What Ray Tune is given to ask: who goes on and what is tried next, before and after a sweep was cut off."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
-from caption_ray.tune.adapters import NUMBER, SweepSearcher, build_scheduler
-from caption_ray.tune.records import Status, StoppingConfig, TrialRecord
+from caption_ray.config import Experiment
+from caption_ray.tune.adapters import NUMBER, SweepSearcher, SweepWatch, build_scheduler
+from caption_ray.tune.records import Status, StoppingConfig, SweepRecord, TrialRecord, read_trials
 from caption_ray.tune.search import TrialSearch
 from caption_ray.tune.space import SearchSpace
 
@@ -25,13 +27,13 @@ def record(number: int, *scores: float, status: Status = "finished") -> TrialRec
     return TrialRecord(number=number, settings=settings, status=status, epochs=epochs)
 
 
-def decisions(scheduler: TrialScheduler, *scores: float) -> list[str]:
-    """Return what is decided after each epoch of a new trial."""
-    trial = SimpleNamespace(trial_id=str(scores))
+def decisions(scheduler: TrialScheduler, number: int, *scores: float, first_epoch: int = 1) -> list[str]:
+    """Return what is decided after each epoch of a trial."""
+    trial = SimpleNamespace(trial_id="Tune's own", config={NUMBER: number})
     scheduler.on_trial_add(None, trial)
     return [
         scheduler.on_trial_result(None, trial, {"epoch": epoch, "cider": score})
-        for epoch, score in enumerate(scores, 1)
+        for epoch, score in enumerate(scores, first_epoch)
     ]
 
 
@@ -39,19 +41,30 @@ def test_trial_below_the_better_half_at_a_rung_is_stopped_there() -> None:
     known = [record(1, 0.1, 0.3, 0.4, 0.5), record(2, 0.1, 0.2, status="stopped")]
     scheduler = build_scheduler(STOPPING, "cider", 8, known)
     # At the second epoch 0.3 and 0.2 are known, of which the better half begins at 0.25.
-    assert decisions(scheduler, 0.05, 0.24) == ["CONTINUE", "STOP"]
+    assert decisions(scheduler, 3, 0.05, 0.24) == ["CONTINUE", "STOP"]
     # Then 0.3, 0.24 and 0.2: from 0.24 on; and at the fourth 0.5 alone, which 0.45 does not reach.
-    assert decisions(scheduler, 0.05, 0.26, 0.35, 0.45) == ["CONTINUE", "CONTINUE", "CONTINUE", "STOP"]
+    assert decisions(scheduler, 4, 0.05, 0.26, 0.35, 0.45) == ["CONTINUE", "CONTINUE", "CONTINUE", "STOP"]
 
 
 def test_rungs_without_records_stop_nobody() -> None:
     """What Ray's own restoring comes to: the first trial after it goes on, however bad."""
-    assert decisions(build_scheduler(STOPPING, "cider", 8, []), 0.0, 0.0, 0.0, 0.0) == ["CONTINUE"] * 4
+    assert decisions(build_scheduler(STOPPING, "cider", 8, []), 1, 0.0, 0.0, 0.0, 0.0) == ["CONTINUE"] * 4
 
 
 def test_last_epoch_stops_nobody_by_being_the_last() -> None:
     """Else a trial would be ended before it has written its bundle."""
-    assert decisions(build_scheduler(STOPPING, "cider", 4, []), 0.1, 0.2, 0.3, 0.4) == ["CONTINUE"] * 4
+    known = [record(1, 0.1, 0.2, 0.9, 0.9), record(2, 0.1, 0.2, 0.8, 0.8)]
+    assert decisions(build_scheduler(STOPPING, "cider", 4, known), 3, 0.1, 0.2, 0.3, 0.4) == ["CONTINUE"] * 4
+    assert decisions(build_scheduler(STOPPING, "cider", 5, known), 3, 0.1, 0.2, 0.3, 0.4)[-1] == "STOP"
+
+
+def test_trial_that_was_cut_off_keeps_its_place_at_the_rungs() -> None:
+    """The second epoch's rung has 0.5 and 0.3; the third trial's own 0.4 counts there, not its 0.1 of the third."""
+    known = [record(1, 0.1, 0.5), record(2, 0.1, 0.3), record(3, 0.1, 0.4, status="running")]
+    scheduler = build_scheduler(STOPPING, "cider", 8, known)
+    assert decisions(scheduler, 3, 0.1, first_epoch=3) == ["CONTINUE"]
+    # The better half of 0.5, 0.4 and 0.3 begins at 0.4.
+    assert decisions(scheduler, 4, 0.1, 0.39) == ["CONTINUE", "STOP"]
 
 
 @pytest.mark.parametrize("stopping", [StoppingConfig(early=False), StoppingConfig(grace_epochs=8)])
@@ -73,3 +86,63 @@ def test_preset_is_the_first_trial() -> None:
     searcher = SweepSearcher(TrialSearch(SPACE, "optuna", "cider", seed=0), {}, preset)
     assert searcher.suggest("a") == {NUMBER: 1, **preset}
     assert searcher.suggest("b") != {NUMBER: 2, **preset}
+
+
+class FakeTrial(SimpleNamespace):
+    """What the watch asks of one of Tune's trials."""
+
+    def __init__(self, settings: dict[str, float]) -> None:
+        super().__init__(config={NUMBER: 1, **settings}, num_failures=0, max_failures=9)
+
+    def get_error(self) -> str:
+        return "RuntimeError: no memory"
+
+
+def watch(folder: Path, records: dict[int, TrialRecord], max_retries: int = 1) -> SweepWatch:
+    sweep = SweepRecord(
+        preset="flickr8k",
+        experiment=Experiment(),
+        space=SPACE,
+        search="random",
+        stopping=STOPPING,
+        seed=0,
+        data_digest="",
+        features_key="",
+    )
+    search = TrialSearch(SPACE, "random", "cider", seed=0)
+    return SweepWatch(search, sweep, records, name="s", folder=str(folder), num_trials=1, max_retries=max_retries)
+
+
+def test_starts_of_earlier_lives_count(tmp_path: Path) -> None:
+    """Of two starts one is used up, by a sweep that was killed: none is left for a failure."""
+    earlier = record(1, 0.1, status="running").model_copy(update={"num_starts": 1})
+    trial = FakeTrial(earlier.settings)
+    watching = watch(tmp_path, {1: earlier})
+    watching.on_trial_start(0, [trial], trial)
+    assert (trial.max_failures, read_trials(str(tmp_path))[1].num_starts) == (0, 2)
+    watching.on_trial_result(0, [trial], trial, {"epoch": 2, "cider": 0.2})
+    assert read_trials(str(tmp_path))[1].num_starts == 0
+
+
+def test_orderly_end_of_the_sweep_is_not_held_against_its_trials(tmp_path: Path) -> None:
+    waiting = record(2, status="running").model_copy(update={"number": 2, "num_starts": 1})
+    trial = FakeTrial(waiting.settings)
+    watching = watch(tmp_path, {2: waiting})
+    watching.on_trial_start(0, [trial], trial)
+    assert trial.max_failures == 1
+    trial.num_failures = 1
+    watching.on_trial_start(0, [trial], trial)
+    started = read_trials(str(tmp_path))[1]
+    assert (started.num_starts, started.num_retries, trial.max_failures) == (2, 1, 1)
+    watching.on_experiment_end([trial])
+    assert read_trials(str(tmp_path))[1].num_starts == 1  # the failure is
+
+
+def test_epoch_and_the_decision_to_stop_after_it_are_one_record(tmp_path: Path) -> None:
+    trial = FakeTrial(record(1).settings)
+    watching = watch(tmp_path, {})
+    watching.on_trial_start(0, [trial], trial)
+    watching.on_trial_result(0, [trial], trial, {"epoch": 1, "cider": 0.2, "done": False})
+    assert read_trials(str(tmp_path))[1].status == "running"
+    watching.on_trial_result(0, [trial], trial, {"epoch": 2, "cider": 0.1, "done": True})
+    assert read_trials(str(tmp_path))[1].status == "stopped"

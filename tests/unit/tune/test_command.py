@@ -7,6 +7,7 @@ from caption_ray.config import OptimizerConfig
 from caption_ray.presets import flickr8k
 from caption_ray.tune.command import train_command
 from caption_ray.tune.space import with_settings
+from jobs import tune
 from jobs.train import command_line
 
 
@@ -32,3 +33,11 @@ def test_command_is_read_back_as_the_experiment_that_it_repeats() -> None:
     assert arguments.experiment == experiment
     assert (arguments.preset, arguments.data, arguments.features) == ("flickr8k", "/my data", "/f")
     assert (arguments.name, arguments.num_workers, arguments.device) == ("s-again", 1, "cpu")
+
+
+def test_swept_setting_given_as_a_flag_is_what_the_space_is_around() -> None:
+    line = "flickr8k --data d --features f --storage s --name n --model.hidden-size 300 --space.dropout 0.1 0.2"
+    request = tune.to_request(tyro.cli(tune.command_line(), args=shlex.split(line)))
+    assert (request.space.hidden_size, request.space.dropout) == ((150, 300, 600), (0.1, 0.2))
+    assert request.experiment.model.hidden_size == 300
+    assert request.preset == flickr8k()

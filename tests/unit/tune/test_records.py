@@ -1,18 +1,56 @@
+import math
 from pathlib import Path
 
+import pytest
 from trials import TRIALS, trial
 
-from caption_ray.tune.records import read_trials, write_trial
+from caption_ray.errors import RunError
+from caption_ray.tune.records import fail_hopeless, read_trials, write_trial
 
 
-def test_records_come_back_by_number_and_one_that_was_cut_off_is_left_out(tmp_path: Path) -> None:
+def test_records_come_back_by_number(tmp_path: Path) -> None:
     for record in reversed(TRIALS):
         write_trial(str(tmp_path), record)
     assert list(read_trials(str(tmp_path)).values()) == list(TRIALS)
+    (tmp_path / "trials" / "0009").mkdir()
+    assert list(read_trials(str(tmp_path))) == [1, 2, 3, 4, 5, 6]
+
+
+def test_unreadable_record_is_no_reason_to_give_its_number_away(tmp_path: Path) -> None:
+    write_trial(str(tmp_path), TRIALS[2])
     file = tmp_path / "trials" / "0003" / "trial.json"
     file.write_text(file.read_text()[:40])
-    (tmp_path / "trials" / "0009").mkdir()
-    assert list(read_trials(str(tmp_path))) == [1, 2, 4, 5, 6]
+    with pytest.raises(RunError, match=r"0003/trial.json: not a trial's record .* delete its folder"):
+        read_trials(str(tmp_path))
+
+
+def test_numbers_that_json_does_not_have_come_back(tmp_path: Path) -> None:
+    metrics = {"epoch": 1.0, "cider": 0.2, "dev_loss": math.nan, "train_loss": math.inf}
+    write_trial(str(tmp_path), trial(1).after_epoch(metrics))
+    (found,) = read_trials(str(tmp_path))[1].epochs
+    assert math.isnan(found.pop("dev_loss"))
+    assert found == {"epoch": 1.0, "cider": 0.2, "train_loss": math.inf}
+
+
+def test_epoch_without_a_finite_score_is_not_the_best() -> None:
+    assert trial(1, math.nan, 0.1, math.inf).best("cider") == (0.1, 2)
+    assert trial(1, math.nan).best("cider") is None
+
+
+def test_trial_that_took_the_sweep_with_it_too_often_is_failed(tmp_path: Path) -> None:
+    running = trial(1, 0.1, status="running")
+    records = {number: running.model_copy(update={"number": number, "num_starts": number}) for number in (1, 2, 3)}
+    records[3] = records[3].model_copy(update={"status": "finished"})
+    found = fail_hopeless(str(tmp_path), records, max_retries=1)
+    assert [found[number].status for number in (1, 2, 3)] == ["running", "failed", "finished"]
+    assert found[2].error == "it was started 2 times without coming to the end of an epoch"
+    assert read_trials(str(tmp_path)) == {2: found[2]}
+
+
+def test_starts_are_counted_until_a_new_epoch() -> None:
+    record = trial(1, 0.1, 0.2).model_copy(update={"num_starts": 2})
+    assert record.after_epoch({"epoch": 2.0, "cider": 0.3}).num_starts == 2  # it is done again
+    assert record.after_epoch({"epoch": 3.0, "cider": 0.3}).num_starts == 0
 
 
 def test_no_trials_at_first(tmp_path: Path) -> None:

@@ -5,7 +5,15 @@ from trials import SPACE, settings
 from caption_ray.config import Experiment, ModelConfig
 from caption_ray.errors import UsageError
 from caption_ray.presets import PRESETS, flickr8k
-from caption_ray.tune.space import PATHS, SearchSpace, check_space, settings_of, space_around, with_settings
+from caption_ray.tune.space import (
+    PATHS,
+    SearchSpace,
+    check_space,
+    recentred,
+    settings_of,
+    space_around,
+    with_settings,
+)
 
 
 def test_fixed_and_searched_settings_are_told_apart() -> None:
@@ -37,6 +45,17 @@ def test_default_space_of_flickr8k() -> None:
     assert space.batch_size == (40, 80, 160)
     assert space.learning_rate == (0.00033, 0.003)
     assert space.dropout == (0.3, 0.7)
+
+
+def test_space_is_around_what_the_flags_ask_for_unless_it_is_asked_for_itself() -> None:
+    preset = flickr8k()
+    experiment = with_settings(preset, {"model.hidden_size": 300, "optimizer.learning_rate": 3e-4})
+    asked = space_around(preset).model_copy(update={"attention_size": (64,), "learning_rate": (1e-4, 1e-2)})
+    space = recentred(asked, preset, experiment)
+    assert space.hidden_size == (150, 300, 600)
+    assert (space.attention_size, space.learning_rate) == ((64,), (1e-4, 1e-2))
+    assert space.embedding_size == space_around(preset).embedding_size
+    assert space.outside(settings_of(experiment)) == {"model.attention_size": preset.model.attention_size}
 
 
 def test_settings_are_put_into_the_experiment_and_nothing_else_is() -> None:
