@@ -10,13 +10,13 @@ from caption_ray import storage
 from caption_ray.bundle import Bundle, kept_location, load_bundle
 from caption_ray.cluster import connect
 from caption_ray.data.shards import load_manifest
-from caption_ray.errors import BundleError, QualityError
+from caption_ray.errors import BundleError, QualityError, RunError, UsageError
 from caption_ray.evaluation.comparison import Comparison, Metric, compare
 from caption_ray.evaluation.evaluate import predict
 from caption_ray.evaluation.pictures import prepared_pictures
 from caption_ray.serve.config_file import bundle_in, with_bundle
 from caption_ray.serve.deployment import find_bundle
-from caption_ray.serve.rollout import roll_out
+from caption_ray.serve.rollout import deploy, roll_out
 from caption_ray.text.tokenizer import tokenize
 
 logger = logging.getLogger(__name__)
@@ -39,6 +39,8 @@ class PromoteRequest:
     seed: int = 0
     force: bool = False
     dashboard: str | None = None
+    application: str | None = None
+    """Of the Serve config, where several have a captioner."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,83 +53,121 @@ class Promotion:
     comparison: Comparison | None
     """None where there was nothing to compare with."""
     was_serving: bool
-    """The candidate was what the config named already, and nothing was done."""
+    """The config named it already, in the place where it is kept; nothing but a roll-out was done."""
 
 
 def promote(request: PromoteRequest) -> Promotion:
-    """Make the candidate the bundle that the Serve config names, if it is no worse than the one named now.
+    """Make the candidate the bundle that the Serve config names, if its score is no lower than that of the one now.
 
-    Raises QualityError, which carries the comparison, for a worse one unless `force`; UsageError, DatasetError and
-    BundleError where something is absent or damaged; RunError where a running service does not take it.
+    Raises QualityError, which carries the comparison, for a lower one unless `force`; UsageError, DatasetError and
+    BundleError where something is absent or damaged; RunError where a running service does not take it, and then the
+    config is as it was.
     """
-    named = request.serving or bundle_in(request.serve_config)  # also tells whether the config can be read at all
+    named = bundle_in(request.serve_config, request.application)  # also tells whether the config can be read at all
     candidate = load_bundle(request.candidate)
-    serving = _load_serving(named, force=request.force)
-    if serving is not None and serving.manifest.digest == candidate.manifest.digest:
-        logger.info("%s is what %s names already", candidate.location, request.serve_config)
-        _roll_out(request, candidate.manifest.digest)
-        return Promotion(
-            bundle=serving.location,
-            model_id=candidate.manifest.digest,
-            replaced=None,
-            comparison=None,
-            was_serving=True,
-        )
-    comparison = None if serving is None else _compare(candidate, serving, request)
-    if comparison is not None:
-        logger.info("%s", comparison)
-        if comparison.is_worse and not request.force:
-            raise QualityError(
-                f"{candidate.location} is worse than {serving.location if serving else ''} on {request.split}: "
-                f"{comparison}; --force promotes it all the same",
-                result={"promoted": False, **comparison.model_dump()},
-            )
+    location, model_id = kept_location(request.models, candidate.manifest), candidate.manifest.digest
+    if named is not None and storage.absolute(named) == location and _is_whole(location):
+        logger.info("%s is what %s names already", location, request.serve_config)
+        if request.dashboard is not None:
+            roll_out(request.serve_config, request.dashboard, model_id, request.application)
+        return Promotion(bundle=location, model_id=model_id, replaced=None, comparison=None, was_serving=True)
+    serving = _load_serving(request.serving or named, force=request.force)
+    comparison = None
+    if serving is not None and serving.manifest.digest != model_id:
+        comparison = _compare(candidate, serving, request)
+        _judge(comparison, candidate, serving, request)
+    _keep(candidate, location)
     promoted = Promotion(
-        bundle=_keep(candidate, request.models),
-        model_id=candidate.manifest.digest,
+        bundle=location,
+        model_id=model_id,
         replaced=None if serving is None else serving.location,
         comparison=comparison,
         was_serving=False,
     )
+    _put_into_service(promoted, request)
     _note(promoted, request)
-    storage.write_text(storage.absolute(request.serve_config), with_bundle(request.serve_config, promoted.bundle))
-    logger.info("%s now names %s", request.serve_config, promoted.bundle)
-    _roll_out(request, promoted.model_id)
     return promoted
 
 
-def _roll_out(request: PromoteRequest, model_id: str) -> None:
-    """Tell the running service, if there is one; again where it did not take the bundle the last time."""
+def _judge(comparison: Comparison, candidate: Bundle, serving: Bundle, request: PromoteRequest) -> None:
+    """Say how they compare; raise QualityError where the candidate's score is the lower one, unless `force`."""
+    logger.info("%s", comparison)
+    lineage = candidate.lineage
+    if request.split == "dev" and lineage is not None and lineage.num_trials > 1:
+        logger.warning(
+            "the candidate is the best of %d trials by this same split, which flatters it; --split test compares on "
+            "pictures that have chosen nothing",
+            lineage.num_trials,
+        )
+    if comparison.difference >= 0:
+        if comparison.verdict != "better":
+            logger.warning("no clear difference: the candidate is promoted since its score is not the lower one")
+    elif not request.force:
+        is_worse = comparison.verdict == "worse"
+        lower = "is worse than" if is_worse else "scores lower, if by no more than chance could make, than"
+        raise QualityError(
+            f"{candidate.location} {lower} {serving.location} on {request.split}: {comparison}; "
+            "--force promotes it all the same",
+            result={"promoted": False, **comparison.model_dump()},
+        )
+
+
+def _put_into_service(promoted: Promotion, request: PromoteRequest) -> None:
+    """Name the bundle in the config, and tell the running service, if there is one; undo both where it is refused."""
+    path, before = storage.absolute(request.serve_config), storage.read_text(request.serve_config)
+    storage.write_text(path, with_bundle(request.serve_config, promoted.bundle, request.application))
     if request.dashboard is not None:
-        roll_out(request.serve_config, request.dashboard, model_id)
+        try:
+            roll_out(request.serve_config, request.dashboard, promoted.model_id, request.application)
+        except RunError as error:
+            storage.write_text(path, before)
+            logger.warning("%s names again what it did before", request.serve_config)
+            try:
+                deploy(request.serve_config, request.dashboard)
+            except RunError as again:
+                raise RunError(f"{error}\nNor could the service be told of the old config again: {again}") from error
+            raise
+    logger.info("%s now names %s", request.serve_config, promoted.bundle)
 
 
 def _load_serving(named: str | None, *, force: bool) -> Bundle | None:
     """Return the bundle that serves, by what the config names or else as the service finds it; None for the first."""
     try:
         location = find_bundle(named)
-    except BundleError:
-        if named is None:
+    except BundleError as error:
+        # Wrong use is what the absence of a bundle is, or follows from; one that is damaged is there.
+        is_absent = any(getattr(one, "exit_code", 1) == UsageError.exit_code for one in (error, error.__cause__))
+        if named is None and is_absent:
             logger.info("no bundle serves yet: there is nothing to compare with")
+            return None
+        if named is None:
+            _check_force(error, force=force)
             return None
         location = named
     try:
         return load_bundle(location)
     except BundleError as error:
-        if force:
-            logger.warning("%s; nothing is compared", error)
-            return None
+        _check_force(error, force=force)
+        return None
+
+
+def _check_force(error: BundleError, *, force: bool) -> None:
+    """Raise BundleError for a bundle that serves and cannot be read, unless `force`."""
+    if not force:
         raise BundleError(f"the bundle that serves cannot be compared with: {error}; --force does without") from error
+    logger.warning("%s; nothing is compared", error)
 
 
 def _compare(candidate: Bundle, serving: Bundle, request: PromoteRequest) -> Comparison:
     """Caption the split with both, each by its own search, and compare."""
-    if candidate.manifest.data_digest != load_manifest(storage.absolute(request.data)).digest:
-        logger.warning(
-            "%s was trained on another data set than %s: its training pictures may be among those compared on",
-            candidate.location,
-            request.data,
-        )
+    digest = load_manifest(storage.absolute(request.data)).digest
+    for bundle in (candidate, serving):
+        if bundle.manifest.data_digest != digest:
+            logger.warning(
+                "%s was trained on another data set than %s: its training pictures may be among those compared on",
+                bundle.location,
+                request.data,
+            )
     pictures = prepared_pictures(request.data, request.split)
     with connect():
         logger.info("captioning %d pictures with %s and %s", pictures.count, candidate.location, serving.location)
@@ -143,21 +183,24 @@ def _compare(candidate: Bundle, serving: Bundle, request: PromoteRequest) -> Com
     )
 
 
-def _keep(candidate: Bundle, models: str) -> str:
-    """Copy the bundle to where nothing replaces it, under its name and digest; return where that is.
+def _keep(candidate: Bundle, location: str) -> None:
+    """Copy the bundle to where nothing replaces it, under its name and digest.
 
     The sweep's own place has another bundle as soon as the sweep goes on. A copy that a kill cut off is made again.
     """
-    location = kept_location(models, candidate.manifest)
-    if location == candidate.location:
-        return location
-    try:
-        load_bundle(location)
-    except BundleError:
+    if location != candidate.location and not _is_whole(location):
         storage.delete_folder(location)
         storage.copy_folder(candidate.location, location)
         load_bundle(location)
-    return location
+
+
+def _is_whole(location: str) -> bool:
+    """Tell whether a bundle is there, all of it."""
+    try:
+        load_bundle(location)
+    except BundleError:
+        return False
+    return True
 
 
 def _note(promoted: Promotion, request: PromoteRequest) -> None:

@@ -12,7 +12,7 @@ from caption_ray.promotion import PromoteRequest, promote
 class Arguments(Settings):
     """Compare a bundle with the one that serves, keep it where it stays, and name it in the Serve config.
 
-    Refuses one that is worse on dev. With --dashboard a running service takes it over without losing a request.
+    Refuses one whose score on dev is lower. With --dashboard a running service takes it over without losing a request.
     """
 
     candidate: str = Field(description="Bundle that is to serve, such as a sweep's STORAGE/NAME/best.")
@@ -26,7 +26,12 @@ class Arguments(Settings):
     split: Literal["dev", "test"] = Field("dev", description="Pictures to compare on.")
     num_draws: int = Field(2000, ge=100, description="Draws of the bootstrap.")
     seed: int = Field(0, ge=0, description="Seed of the bootstrap.")
-    force: bool = Field(False, description="Promote even one that is worse, or where the serving one is damaged.")
+    application: str | None = Field(
+        None, description="Application of the Serve config, where several have a captioner's deployment."
+    )
+    force: bool = Field(
+        False, description="Promote even one whose score is lower, or where the serving one is damaged."
+    )
     dashboard: str | None = Field(
         None, description="Dashboard of the cluster that serves, http://127.0.0.1:8265, to have it take the bundle now."
     )

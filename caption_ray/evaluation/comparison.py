@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 from nltk.translate.bleu_score import closest_ref_length, modified_precision
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, computed_field
 
 from caption_ray.config import Settings
 from caption_ray.evaluation.metrics import score_each
@@ -37,17 +37,17 @@ class Comparison(Settings):
     num_pictures: int
     num_draws: int
 
+    @computed_field  # type: ignore[prop-decorator]
     @property
-    def is_worse(self) -> bool:
-        """The candidate's score is the lower one, be it by chance."""
-        return self.difference < 0
+    def verdict(self) -> Literal["better", "no clear difference", "worse"]:
+        """What the interval says of the candidate: where 0 lies in it, chance alone could make the difference."""
+        return "better" if self.low > 0 else "worse" if self.high < 0 else "no clear difference"
 
     def __str__(self) -> str:
-        verdict = "better" if self.low > 0 else "worse" if self.high < 0 else "no difference that chance could not make"
         return (
             f"{self.metric}: candidate {self.candidate:.4f}, serving {self.serving:.4f}, difference "
             f"{self.difference:+.4f}, 95 % interval [{self.low:+.4f}, {self.high:+.4f}] over {self.num_pictures:,} "
-            f"pictures: {verdict}"
+            f"pictures: {self.verdict}"
         )
 
 

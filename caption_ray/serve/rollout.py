@@ -8,65 +8,117 @@ import sys
 import time
 import urllib.request
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from caption_ray.errors import RunError
-from caption_ray.serve.config_file import http_address
+from caption_ray.serve.config_file import application_names, http_address, route_prefix
 from caption_ray.serve.middleware import api_keys_from_environment
 
 logger = logging.getLogger(__name__)
 
 _TIMEOUT_S = 180.0
 _POLL_INTERVAL_S = 0.5
+_SAME_REFUSAL_S = 20.0
+"""A refusal in the words of an earlier one counts after so long: until then it may be the earlier one."""
+
+NUM_ANSWERS = 20
+"""Answers in a row that must come from the new model: each is by whichever replica Serve chooses."""
 
 
-def roll_out(config: str, dashboard: str, model_id: str) -> None:
-    """Do what `serve deploy` does, then wait until the service answers with the model of that id.
+def roll_out(config: str, dashboard: str, model_id: str, application: str | None = None) -> None:
+    """Deploy the config, then wait until the service answers with the model of that id.
 
-    dashboard: address of the cluster's dashboard.  The service goes on with its old bundle until the new one is loaded
-    and verified, and where that is refused; then RunError is raised with its reason.
+    dashboard: address of the cluster's dashboard.  application: that of the service, where the config has several with
+    a captioner.  The service goes on with its old bundle until the new one is loaded and verified, and where that is
+    refused; then RunError is raised with its reason.
     """
     host, port = http_address(config)
     # A service that listens on all interfaces is where its dashboard is.
-    service = f"http://{urlsplit(dashboard).hostname if host in ('0.0.0.0', '::') else host}:{port}"
+    host = urlsplit(dashboard).hostname or host if host in ("0.0.0.0", "::") else host
+    service = f"http://{host}:{port}{route_prefix(config, application)}"
     refused_before = _model(service).get("refused")
+    deploy(config, dashboard)
+    wait_for_model(service, model_id, refused_before)
+
+
+def deploy(config: str, dashboard: str) -> None:
+    """Do what `serve deploy` does.
+
+    Raises RunError where that fails, or would end applications that others have deployed: the config says all that is
+    to run on the cluster.
+    """
+    others = _deployed(dashboard) - application_names(config)
+    if others:
+        raise RunError(
+            f"{dashboard}: `serve deploy {config}` would end what else is deployed there: {', '.join(sorted(others))}; "
+            "deploy from a config that has these applications too"
+        )
     command = [str(Path(sys.executable).with_name("serve")), "deploy", config, "--address", dashboard]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=_environment())
+    told = {"RAY_AUTH_MODE": "token"} if _token() else {}  # the command sends a token only if told (Ray 2.60)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**told, **os.environ})
     if done.returncode != 0:
         raise RunError(f"`serve deploy {config} --address {dashboard}` failed: {_last_line(done.stderr)}")
-    deadline = time.monotonic() + _TIMEOUT_S
-    while time.monotonic() < deadline:
+
+
+def wait_for_model(service: str, model_id: str, refused_before: object = None) -> None:
+    """Wait until NUM_ANSWERS answers in a row come from the model of that id.
+
+    refused_before: what a replica said of the last bundle that it refused, before it was given this one.  Raises
+    RunError where one refuses it, or it does not answer in time.
+    """
+    started, in_a_row = time.monotonic(), 0
+    while (waited := time.monotonic() - started) < _TIMEOUT_S:
         model = _model(service)
-        if model.get("id") == model_id:
+        refused = model.get("refused")
+        if refused and (refused != refused_before or waited > _SAME_REFUSAL_S):
+            raise RunError(f"{service} refuses the new bundle, and goes on with its old one: {refused}")
+        in_a_row = in_a_row + 1 if model.get("id") == model_id else 0
+        if in_a_row == NUM_ANSWERS:
             logger.info("%s now answers with %s", service, model_id[:12])
             return
-        refused = model.get("refused")
-        if refused and refused != refused_before:
-            raise RunError(f"{service} refuses the new bundle, and goes on with its old one: {refused}")
-        time.sleep(_POLL_INTERVAL_S)
+        if not in_a_row:
+            time.sleep(_POLL_INTERVAL_S)
     raise RunError(f"{service}: no answer from the new model within {_TIMEOUT_S:.0f} s; see {service}/v1/model")
 
 
-def _environment() -> dict[str, str]:
-    """Have the command send the cluster's token where there is one: it does so only if told (Ray 2.60)."""
-    has_token = (Path.home() / ".ray" / "auth_token").exists() or any(
-        name in os.environ for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
-    )
-    return {**({"RAY_AUTH_MODE": "token"} if has_token else {}), **os.environ}
+def _deployed(dashboard: str) -> set[str]:
+    """Return the applications that `serve deploy` and the like have brought onto the cluster."""
+    token = _token()
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    try:
+        found = _get(f"{dashboard.rstrip('/')}/api/serve/applications/", headers)["applications"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunError(
+            f"{dashboard}: this dashboard does not say what it serves: {error}; is it a cluster's?"
+        ) from error
+    return {name for name, application in found.items() if application.get("source") == "declarative"}
 
 
-def _model(service: str) -> dict[str, object]:
+def _token() -> str | None:
+    """Return the cluster's token, from where Ray itself looks for it."""
+    if os.environ.get("RAY_AUTH_MODE") == "disabled":
+        return None
+    if token := os.environ.get("RAY_AUTH_TOKEN"):
+        return token
+    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    return path.read_text().strip() if path.exists() else None
+
+
+def _model(service: str) -> dict[str, Any]:
     """Return what the service says of its model; nothing where it does not answer."""
     keys = api_keys_from_environment()
-    headers = {"Authorization": f"Bearer {keys[0]}"} if keys else {}
     try:
-        with urllib.request.urlopen(
-            urllib.request.Request(f"{service}/v1/model", headers=headers), timeout=30
-        ) as answer:
-            model: dict[str, object] = json.load(answer)
-            return model
-    except (OSError, ValueError):  # urllib's own errors are OSErrors
+        return _get(f"{service}/v1/model", {"Authorization": f"Bearer {keys[0]}"} if keys else {})
+    except (OSError, ValueError):
         return {}
+
+
+def _get(url: str, headers: dict[str, str]) -> dict[str, Any]:
+    """Return the JSON object at an address. Raises OSError, of which urllib's own errors are, and ValueError."""
+    with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=30) as answer:
+        found: dict[str, Any] = json.load(answer)
+        return found
 
 
 def _last_line(text: str) -> str:

@@ -85,7 +85,7 @@ def _run_trials(
     num_left: int,
 ) -> None:
     _check_dashboard()
-    feeds, are_shared = _share(build_feeds(inputs))
+    feeds, are_shared = share_feeds(build_feeds(inputs))
     packing = pack_trials(
         [node["Resources"] for node in ray.nodes() if node["Alive"]],
         device=request.device,
@@ -150,7 +150,7 @@ def _trainable(request: SweepRequest, packing: Packing, feeds: Mapping[str, Feed
     return ray.tune.with_resources(with_shared, {"memory": _WAITING_BYTES})
 
 
-def _share(feeds: Mapping[str, Feed]) -> tuple[dict[str, Feed], bool]:
+def share_feeds(feeds: Mapping[str, Feed]) -> tuple[dict[str, Feed], bool]:
     """Read the pictures into the object store, once for all trials, which hold them there; tell whether they fit.
 
     Where they do not, each trial reads them in each epoch, as a run by itself would.

@@ -1,6 +1,7 @@
 """The road from a trained bundle to the Serve config, on drawn pictures."""
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,9 @@ import pytest
 import torch
 
 from caption_ray.bundle import build_model, load_bundle, read_manifest, save_bundle
+from caption_ray.config import Experiment
 from caption_ray.errors import BundleError, QualityError, UsageError
+from caption_ray.lineage import Lineage
 from caption_ray.promotion import PromoteRequest, promote
 from caption_ray.serve.config_file import bundle_in, with_bundle
 from caption_ray.train.trainer import TrainRequest
@@ -104,6 +107,68 @@ def test_first_bundle_has_nothing_to_be_compared_with_and_a_copy_that_was_cut_of
     assert (promoted.comparison, promoted.replaced) == (None, None)
     assert bundle_in(request_for.serve_config) == promoted.bundle == str(cut_off)
     load_bundle(promoted.bundle)
+
+
+@pytest.mark.parametrize("how", ["environment", "serving"])
+def test_bundle_that_serves_by_another_name_is_kept_and_named(
+    request_for: PromoteRequest, trained: str, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """The clone's own config names none; that the service finds the very bundle is no reason to leave it at that."""
+    monkeypatch.setenv("CAPTION_RAY_BUNDLE", trained)
+    promoted = promote(replace(request_for, candidate=trained, serving=trained if how == "serving" else None))
+    assert (promoted.was_serving, promoted.comparison) == (False, None)
+    assert bundle_in(request_for.serve_config) == promoted.bundle != trained
+    assert json.loads(Path(promoted.bundle, "promotion.json").read_text())["replaced"] == trained
+    assert promote(replace(request_for, candidate=trained)).was_serving
+
+
+def test_bundle_without_a_clear_difference_is_promoted_with_all_that_speaks_against_it(
+    request_for: PromoteRequest, trained: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    bundle = load_bundle(trained)
+    lineage = Lineage(
+        sweep="/runs/s",
+        trial=7,
+        num_trials=12,
+        preset="quickstart",
+        experiment=Experiment(),
+        command="",
+        data_digest=bundle.manifest.data_digest,
+        features_key=None,
+        metrics={},
+        commit=None,
+    )
+    for name, digest, said in (("old", "ab" * 32, None), ("new", bundle.manifest.data_digest, lineage)):
+        save_bundle(
+            str(tmp_path / name),
+            name=name,
+            data_digest=digest,
+            config=bundle.config,
+            vocabulary=bundle.vocabulary,
+            model=bundle.model,
+            metrics={},
+            lineage=said,
+        )
+    request = replace(request_for, candidate=str(tmp_path / "new"), serving=str(tmp_path / "old"))
+    promoted = promote(request)
+    assert promoted.comparison is not None
+    assert (promoted.comparison.difference, promoted.comparison.verdict) == (0, "no clear difference")
+    assert "no clear difference: the candidate is promoted since its score is not the lower one" in caplog.text
+    assert "the best of 12 trials by this same split, which flatters it; --split test compares" in caplog.text
+    assert re.findall(r"(\S+) was trained on another data set", caplog.text) == [str(tmp_path / "old")]
+    note = json.loads(Path(promoted.bundle, "promotion.json").read_text())
+    assert note["comparison"]["verdict"] == "no clear difference"
+
+
+def test_damaged_bundle_that_the_service_would_find_is_not_absent(
+    request_for: PromoteRequest, trained: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged" / "manifest.json").write_text("{")
+    monkeypatch.setenv("CAPTION_RAY_BUNDLE", str(tmp_path / "damaged"))
+    with pytest.raises(BundleError, match=r"cannot be compared with: .*--force does without"):
+        promote(replace(request_for, candidate=trained))
+    assert promote(replace(request_for, candidate=trained, force=True)).comparison is None
 
 
 def test_damaged_serving_bundle_takes_force(

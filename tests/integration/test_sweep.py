@@ -104,7 +104,7 @@ def test_sweep_survives_a_killed_worker_a_failing_trial_and_sigkill(data: str, f
     assert result["trials"]["failed"] == 1
     assert result["trials"]["finished"] + result["trials"]["stopped"] == 2
     assert all(trials[number] == one for number, one in before.items() if one.is_over)
-    assert [one.num_retries for one in trials.values()] == [0, 1, 0]
+    assert [one.num_retries for one in trials.values()] == [1, 1, 0]
     assert len(list((sweep.folder / "trials" / "0001" / "tensorboard").iterdir())) >= 2  # a file for each start
     for number in (1, 3):
         assert [epoch["epoch"] for epoch in trials[number].epochs] == [*range(1, len(trials[number].epochs) + 1)]

@@ -5,8 +5,9 @@ import pytest
 import yaml
 
 from caption_ray.errors import UsageError
-from caption_ray.serve.config_file import bundle_in, http_address, with_bundle
+from caption_ray.serve.config_file import application_names, bundle_in, http_address, route_prefix, with_bundle
 
+CAPTIONER = "{deployments: [{name: CaptionerReplica}]}"
 CLONE = Path(__file__).parents[3] / "serve_config.yaml"
 
 
@@ -51,6 +52,41 @@ def test_bundle_of_args_counts_where_user_config_names_none(tmp_path: Path) -> N
     assert bundle_in(str(file)) == "/b"
 
 
+INDENTED = """\
+# kept
+applications:
+- name: captions
+  route_prefix:   /captions
+  deployments:
+  - name: 'CaptionerReplica'
+    user_config:
+      max_batch_size:    4   # four
+      bundle: "/models/old"   # why
+"""
+
+
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+def test_every_other_character_stays_whatever_the_style(tmp_path: Path, newline: str) -> None:
+    file, text = tmp_path / "serve.yaml", INDENTED.replace("\n", newline)
+    file.write_bytes(text.encode())
+    assert with_bundle(str(file), "/models/new") == text.replace('"/models/old"', "/models/new")
+    assert with_bundle(str(file), "/my models/new") == text.replace('"/models/old"', '"/my models/new"')
+    file.write_bytes(text.replace(f'      bundle: "/models/old"   # why{newline}', "").encode())
+    added = f"      bundle: /models/new{newline}      max"
+    assert with_bundle(str(file), "/models/new") == file.read_bytes().decode().replace("      max", added)
+
+
+def test_one_of_several_applications_is_chosen_by_name(tmp_path: Path) -> None:
+    file = tmp_path / "serve.yaml"
+    file.write_text(f"applications: [{{name: a, route_prefix: /a, {CAPTIONER[1:]}, {{name: b, {CAPTIONER[1:]}, {{}}]")
+    assert application_names(str(file)) == {"a", "b", "default"}
+    file.write_text(with_bundle(str(file), "/b", "b"))
+    assert (bundle_in(str(file), "a"), bundle_in(str(file), "b")) == (None, "/b")
+    assert (route_prefix(str(file), "a"), route_prefix(str(file), "b")) == ("/a", "")
+    with pytest.raises(UsageError, match="no deployment named CaptionerReplica in an application 'c'"):
+        bundle_in(str(file), "c")
+
+
 def test_address_of_the_service(tmp_path: Path) -> None:
     assert http_address(str(CLONE)) == ("127.0.0.1", 8000)
     file = tmp_path / "serve.yaml"
@@ -63,8 +99,23 @@ def test_address_of_the_service(tmp_path: Path) -> None:
     [
         ("a: [", "not YAML"),
         ("- 1", "not a Serve config"),
-        ("applications: []", "0 deployments named CaptionerReplica"),
+        ("applications: []", "no deployment named CaptionerReplica; start from serve_config.yaml"),
         ("applications: [{deployments: [{name: CaptionerReplica}, {name: CaptionerReplica}]}]", "2 deployments named"),
+        (
+            f"applications: [{CAPTIONER}, {{name: b, {CAPTIONER[1:]}]",
+            "of the applications default, b; name one .* by --a",
+        ),
+        ("applications: [x]", "`applications` must be a list of mappings, and is .'x'."),
+        ("applications: {a: b}", "`applications` must be a list of mappings"),
+        ("applications: [{deployments: [x]}]", "`deployments` must be a list of mappings"),
+        (
+            "applications: [{deployments: [{name: CaptionerReplica, user_config: s}]}]",
+            "`user_config` must map names to",
+        ),
+        (
+            "x: &x {max_batch_size: 4}\napplications: [{deployments: [{name: CaptionerReplica, user_config: *x}]}]",
+            "without changing something else",
+        ),
     ],
 )
 def test_file_that_is_no_config_of_the_service_is_refused(tmp_path: Path, text: str, message: str) -> None:

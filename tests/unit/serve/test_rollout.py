@@ -1,0 +1,82 @@
+"""Waiting for a bundle to answer, on a stand-in that says what replicas would."""
+
+import itertools
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from caption_ray.errors import RunError
+from caption_ray.serve import rollout
+from caption_ray.serve.rollout import NUM_ANSWERS, deploy, wait_for_model
+
+OLD, NEW = {"id": "old"}, {"id": "new"}
+
+
+@contextmanager
+def answering(answers: Iterator[object]) -> Iterator[str]:
+    """Serve one answer after another, whatever is asked, and yield the address."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body = json.dumps(next(answers)).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_address[1]}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, seconds in (("_POLL_INTERVAL_S", 0.01), ("_SAME_REFUSAL_S", 0.5), ("_TIMEOUT_S", 4.0)):
+        monkeypatch.setattr(rollout, name, seconds)
+
+
+def test_one_replica_is_not_all() -> None:
+    asked = itertools.chain([OLD, *[NEW] * (NUM_ANSWERS - 1), OLD], [NEW] * NUM_ANSWERS)
+    with answering(asked) as service:
+        wait_for_model(service, "new")
+    assert list(asked) == []
+    with answering(itertools.cycle([NEW, OLD])) as service, pytest.raises(RunError, match="no answer from the new"):
+        wait_for_model(service, "new")
+
+
+def test_refusal_in_the_words_of_an_earlier_one_counts_when_it_stays() -> None:
+    refusing = {**OLD, "refused": "damaged"}
+    with answering(itertools.chain([refusing, OLD], itertools.repeat(NEW))) as service:
+        wait_for_model(service, "new", refused_before="damaged")
+    with answering(itertools.repeat(refusing)) as service:
+        with pytest.raises(RunError, match="refuses the new bundle, and goes on with its old one: damaged"):
+            wait_for_model(service, "new", refused_before="absent")
+        with pytest.raises(RunError, match="refuses the new bundle"):
+            wait_for_model(service, "new", refused_before="damaged")
+
+
+def test_applications_of_others_are_not_ended(tmp_path: Path) -> None:
+    config = tmp_path / "serve.yaml"
+    config.write_text("applications: [{name: captions, deployments: []}]")
+    sources = {"captions": "declarative", "search": "declarative", "notebook": "imperative"}
+    found = {"applications": {name: {"source": source} for name, source in sources.items()}}
+    with (
+        answering(itertools.repeat(found)) as dashboard,
+        pytest.raises(RunError, match="would end what else is deployed there: search; deploy from a config that has"),
+    ):
+        deploy(str(config), dashboard)
+    with answering(itertools.repeat([])) as dashboard, pytest.raises(RunError, match="does not say what it serves"):
+        deploy(str(config), dashboard)
