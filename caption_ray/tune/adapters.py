@@ -1,6 +1,7 @@
 """What Ray Tune asks while a sweep runs, answered from the sweep's own search and records."""
 
 import logging
+import signal
 import time
 from collections.abc import Iterable, Mapping
 from types import SimpleNamespace
@@ -13,6 +14,7 @@ from ray.tune.search import Searcher
 
 from caption_ray import storage
 from caption_ray.train.run_folder import is_finished
+from caption_ray.train.stopping import StopWatch
 from caption_ray.tune.records import (
     StoppingConfig,
     SweepRecord,
@@ -134,6 +136,7 @@ class SweepWatch(ray.tune.Callback):  # type: ignore[misc]
         folder: str,
         num_trials: int,
         max_retries: int,
+        stop_watch: StopWatch,
     ) -> None:
         self._search = search
         self._name = name
@@ -141,11 +144,20 @@ class SweepWatch(ray.tune.Callback):  # type: ignore[misc]
         self._records = dict(records)
         self._num_trials = num_trials
         self._max_retries = max_retries
+        self._stop_watch = stop_watch
+        self._is_stopping = False
         self._started: set[int] = set()
         self._metric = sweep.experiment.training.select_by
         self._searched = sweep.space.searched
         self._preset = settings_of(sweep.experiment)
         self._shown_at = float("-inf")
+
+    def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:  # noqa: ARG002
+        """End the sweep where it is asked to, as Ctrl-C would: Tune has no other way that leaves trials as they are."""
+        if not self._is_stopping and self._stop_watch.is_asked():
+            self._is_stopping = True
+            logger.info("asked to stop: the trials that are running will go on from their last epochs")
+            signal.raise_signal(signal.SIGINT)
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:  # noqa: ARG002
         """Record a new trial, or one that is started again.

@@ -57,13 +57,17 @@ class SweepRequest:
         """The dev score that trials are compared by."""
         return self.experiment.training.select_by
 
+    def num_left(self, records: Mapping[int, TrialRecord]) -> int:
+        """Return how many trials are still to be run: those that were begun too, where they are more than asked for."""
+        return max(self.num_trials, len(records)) - sum(record.is_over for record in records.values())
+
     def rank(self, records: Mapping[int, TrialRecord]) -> list[Standing]:
         """Return the trials from best to worst."""
         return rank(records.values(), self.metric, settings_of(self.experiment))
 
     def summary(self, records: Mapping[int, TrialRecord]) -> str:
         """Return one line on how far the sweep is."""
-        return summary(self.name, list(records.values()), self.num_trials, self.metric)
+        return summary(self.name, list(records.values()), max(self.num_trials, len(records)), self.metric)
 
 
 def trial_request(base: TrainRequest, number: int, settings: Mapping[str, Value]) -> TrainRequest:

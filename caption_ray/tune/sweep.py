@@ -13,11 +13,13 @@ import ray.util.state
 from caption_ray import storage
 from caption_ray.cluster import connect
 from caption_ray.data.pipeline import Feed, smallest_object_store
-from caption_ray.errors import RunError, SweepInterruptedError, UsageError
+from caption_ray.errors import RunError, SweepInterruptedError, UsageError, WorkLeftError
 from caption_ray.train.inputs import RunInputs, build_feeds, measure
 from caption_ray.train.run_folder import claim_record
+from caption_ray.train.stopping import StopWatch, stop_files, stop_on_signal
 from caption_ray.train.trainer import inputs_of
 from caption_ray.tune.adapters import NUMBER, SweepSearcher, SweepWatch, build_scheduler
+from caption_ray.tune.lock import sole_driver
 from caption_ray.tune.outcome import SweepOutcome, finish, report_location, write_report
 from caption_ray.tune.packing import Packing, pack_trials
 from caption_ray.tune.records import RECORD_NAME, SweepRecord, TrialRecord, fail_hopeless, read_trials, trial_name
@@ -38,7 +40,8 @@ def sweep(request: SweepRequest) -> SweepOutcome:
     """Run the trials, or those that are left of the sweep of this name, and write report, leaderboard and best bundle.
 
     Raises UsageError, DatasetError, FeatureCacheError and RunError before anything starts where it cannot;
-    SweepInterruptedError where it was interrupted from the keyboard; RunError where not a single trial has a score.
+    SweepInterruptedError where it was interrupted from the keyboard; WorkLeftError where it was asked to stop (see
+    train.stopping); RunError where not a single trial has a score, or another driver works on the sweep.
     """
     check_space(request.space, request.experiment)
     inputs = inputs_of(request.base)
@@ -54,26 +57,32 @@ def sweep(request: SweepRequest) -> SweepOutcome:
         features_key=inputs.source.features.key,
     )
     existed = claim_record(storage.join(request.folder, RECORD_NAME), record, "sweep")
+    with sole_driver(request.folder):
+        return _go_on(request, record, inputs, existed=existed)
+
+
+def _go_on(request: SweepRequest, record: SweepRecord, inputs: RunInputs, *, existed: bool) -> SweepOutcome:
     records = fail_hopeless(request.folder, read_trials(request.folder), request.max_retries)
-    num_left = max(request.num_trials, len(records)) - sum(trial.is_over for trial in records.values())
+    num_left = request.num_left(records)
     if existed:
         logger.info("going on with %s, in %s", request.summary(records), request.folder)
     elif outside := request.space.outside(settings_of(request.experiment)):
         told = ", ".join(f"{path} {value:g}" for path, value in outside.items())
         logger.warning("%s: not in --space, so that no trial has the experiment's own settings", told)
+    stop_watch = StopWatch(stop_files(request.folder))
     if num_left > 0:
         try:
-            with connect(dashboard=True):
-                _run_trials(request, record, inputs, records, num_left)
+            with stop_on_signal(request.folder), connect(dashboard=True):
+                _run_trials(request, record, inputs, records, stop_watch)
         except KeyboardInterrupt:
             pass  # said below, with what there is
         records = read_trials(request.folder)
-    if sum(trial.is_over for trial in records.values()) < request.num_trials:
+    if request.num_left(records) > 0:
         write_report(request, records)
-        raise SweepInterruptedError(
-            f"interrupted: {request.summary(records)}; the same command goes on with it. The report so far: "
-            f"{report_location(request)}"
-        )
+        told = f"{request.summary(records)}; the same command goes on with it. The report so far: "
+        if stop_watch.is_asked():
+            raise WorkLeftError(f"asked to stop: {told}{report_location(request)}")
+        raise SweepInterruptedError(f"interrupted: {told}{report_location(request)}")
     return finish(request, record, records)
 
 
@@ -82,7 +91,7 @@ def _run_trials(
     record: SweepRecord,
     inputs: RunInputs,
     records: dict[int, TrialRecord],
-    num_left: int,
+    stop_watch: StopWatch,
 ) -> None:
     _check_dashboard()
     feeds, are_shared = share_feeds(build_feeds(inputs))
@@ -95,6 +104,7 @@ def _run_trials(
         kept_cpus=0 if are_shared else 1,
     )
     board = storage.join(request.folder, "tune")
+    num_left = request.num_left(records)
     logger.info("%d trials to run, %d at a time; tensorboard --logdir %s", num_left, packing.num_at_once, board)
     metric, preset = request.metric, settings_of(request.experiment)
     search = TrialSearch(request.space, request.search, metric, request.seed)
@@ -121,6 +131,7 @@ def _run_trials(
                     folder=request.folder,
                     num_trials=request.num_trials,
                     max_retries=request.max_retries,
+                    stop_watch=stop_watch,
                 )
             ],
             verbose=0,

@@ -7,6 +7,7 @@ import pytest
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from caption_ray.config import Experiment
+from caption_ray.train.stopping import StopWatch
 from caption_ray.tune.adapters import NUMBER, SweepSearcher, SweepWatch, build_scheduler
 from caption_ray.tune.records import Status, StoppingConfig, SweepRecord, TrialRecord, read_trials
 from caption_ray.tune.search import TrialSearch
@@ -110,7 +111,16 @@ def watch(folder: Path, records: dict[int, TrialRecord], max_retries: int = 1) -
         features_key="",
     )
     search = TrialSearch(SPACE, "random", "cider", seed=0)
-    return SweepWatch(search, sweep, records, name="s", folder=str(folder), num_trials=1, max_retries=max_retries)
+    return SweepWatch(
+        search,
+        sweep,
+        records,
+        name="s",
+        folder=str(folder),
+        num_trials=1,
+        max_retries=max_retries,
+        stop_watch=StopWatch(()),
+    )
 
 
 def test_starts_of_earlier_lives_count(tmp_path: Path) -> None:

@@ -1,0 +1,51 @@
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from caption_ray.errors import RunError
+from caption_ray.tune.lock import LOCK_NAME, Driver, sole_driver
+
+
+def say(folder: Path, host: str, pid: int) -> None:
+    (folder / LOCK_NAME).write_text(Driver(host=host, pid=pid).model_dump_json())
+
+
+def test_second_driver_is_refused_as_long_as_the_first_is_at_work(tmp_path: Path) -> None:
+    work = (
+        "import sys; from caption_ray.tune.lock import sole_driver\n"
+        "with sole_driver(sys.argv[1], beat_s=0.05): print('working', flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", work, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as first:
+        assert first.stdout is not None
+        first.stdout.readline()
+        message = f"process {first.pid} on {socket.gethostname()} works on this sweep"
+        with pytest.raises(RunError, match=message), sole_driver(str(tmp_path), watch_s=30):
+            pass
+        first.kill()
+    assert (tmp_path / LOCK_NAME).exists()
+    started = time.monotonic()
+    with sole_driver(str(tmp_path), watch_s=60):
+        assert Driver.model_validate_json((tmp_path / LOCK_NAME).read_text()).pid == os.getpid()
+    assert time.monotonic() - started < 30  # it was not watched: its process is gone
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_driver_of_another_host_that_is_silent_is_replaced(tmp_path: Path) -> None:
+    """As of a node that was lost."""
+    say(tmp_path, "elsewhere", 1)
+    with sole_driver(str(tmp_path), beat_s=0.1, watch_s=0.3):
+        assert Driver.model_validate_json((tmp_path / LOCK_NAME).read_text()).host == socket.gethostname()
+
+
+def test_own_number_of_an_earlier_container_is_not_watched(tmp_path: Path) -> None:
+    say(tmp_path, socket.gethostname(), os.getpid())
+    started = time.monotonic()
+    with sole_driver(str(tmp_path), watch_s=60):
+        pass
+    assert time.monotonic() - started < 30
