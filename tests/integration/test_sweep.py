@@ -18,6 +18,7 @@ from tensorboard.backend.event_processing.event_file_loader import LegacyEventFi
 from tensorboard.plugins.hparams import plugin_data_pb2
 
 from caption_ray.bundle import load_bundle
+from caption_ray.train.stopping import STOP_VARIABLE
 from caption_ray.tune.records import TrialRecord, read_trials
 
 ROOT = Path(__file__).parents[2]
@@ -38,6 +39,7 @@ class Sweep:
     def __init__(self, folder: Path, data: str, features: str) -> None:
         self.folder = folder / "runs" / "sweep"
         self.log = folder / "log.txt"
+        self.stop_file = folder / "stop"
         self.command = [
             sys.executable, str(ROOT / "jobs" / "tune.py"), "quickstart", "--data", data, "--features", features,
             "--storage", str(folder / "runs"), "--name", "sweep", "--num-trials", "3", "--search", "random",
@@ -48,8 +50,11 @@ class Sweep:
         ]  # fmt: skip
 
     def start(self) -> subprocess.Popen[bytes]:
+        environment = {**os.environ, STOP_VARIABLE: str(self.stop_file)}
         with self.log.open("w") as log:
-            return subprocess.Popen(self.command, stderr=log, stdout=subprocess.PIPE, start_new_session=True)
+            return subprocess.Popen(
+                self.command, stderr=log, stdout=subprocess.PIPE, start_new_session=True, env=environment
+            )
 
     def trials(self) -> dict[int, TrialRecord]:
         return read_trials(str(self.folder))
@@ -117,14 +122,42 @@ def test_ctrl_c_keeps_what_there_is_and_says_how_to_go_on(data: str, features: s
     sweep = Sweep(tmp_path, data, features)
     process = sweep.start()
     sweep.wait_until(process, lambda trials: has_epochs(trials, 1, 1))
-    process.send_signal(signal.SIGINT)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all that the job has started
     process.communicate(timeout=120)
     log = sweep.log.read_text()
     assert process.returncode == 130, log[-4000:]
+    assert "interrupted: sweep sweep: " in log
+    check_cut_off(sweep, log)
+    process = sweep.start()
+    stdout, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, sweep.log.read_text()[-4000:]
+    check_what_is_left(sweep, sweep.trials(), json.loads(stdout.splitlines()[-1]))
+
+
+@pytest.mark.parametrize("how", ["signal", pytest.param("file", marks=pytest.mark.slow)])
+def test_sweep_that_is_asked_to_stop_says_that_work_is_left(data: str, features: str, tmp_path: Path, how: str) -> None:
+    """By code 75 a cluster's job is put back into the queue when its time is up."""
+    sweep = Sweep(tmp_path, data, features)
+    process = sweep.start()
+    sweep.wait_until(process, lambda trials: has_epochs(trials, 1, 1))
+    if how == "signal":
+        process.terminate()
+    else:
+        sweep.stop_file.touch()
+    process.communicate(timeout=120)
+    log = sweep.log.read_text()
+    assert process.returncode == 75, log[-4000:]
+    assert "asked to stop: sweep sweep: " in log
+    check_cut_off(sweep, log)
+
+
+def check_cut_off(sweep: Sweep, log: str) -> None:
     assert "the same command goes on with it" in log
     assert "Traceback" not in log
     assert "<title>Sweep sweep</title>" in (sweep.folder / "report.html").read_text()
-    assert sweep.trials()[1].status == "running"
+    first = sweep.trials()[1]
+    assert (first.status, first.num_starts) == ("running", 0)  # that it was cut off is not held against it
+    assert {path.name for path in sweep.folder.iterdir()} == {"report.html", "sweep.json", "trials", "tune"}
 
 
 def check_what_is_left(sweep: Sweep, trials: dict[int, TrialRecord], result: dict[str, object]) -> None:
@@ -144,19 +177,26 @@ def check_what_is_left(sweep: Sweep, trials: dict[int, TrialRecord], result: dic
     assert len(board) == 2 + 3
     assert f"| {score:.3f} |" in board[2].replace("**", "")
     # Of what ended in the last seconds before a kill TensorBoard may know nothing; this one did not.
-    assert read_hparams(sweep.folder / "tune", 3) == {"trial": 3, **trials[3].settings}
+    settings, scores = read_hparams(sweep.folder / "tune", 3, "ray/tune/cider")
+    assert settings == {"trial": 3, **trials[3].settings}
+    assert scores == pytest.approx(list(trials[3].scores("cider").values()))
 
 
-def read_hparams(folder: Path, number: int) -> dict[str, float]:
-    """Return what TensorBoard's HParams page has of a trial."""
-    found = {}
+def read_hparams(folder: Path, number: int, metric: str) -> tuple[dict[str, float], list[float]]:
+    """Return what TensorBoard's HParams page has of a trial: its settings, and the values of a metric that it names."""
+    found, is_named, scores = {}, False, []
     for path in folder.glob(f"trial_{number:04d}*/events.out.tfevents.*"):
         for event in LegacyEventFileLoader(str(path)).Load():
             for value in event.summary.value:
                 if value.tag == "_hparams_/session_start_info":
                     content = plugin_data_pb2.HParamsPluginData.FromString(value.metadata.plugin_data.content)
                     found |= {name: one.number_value for name, one in content.session_start_info.hparams.items()}
-    return found
+                elif value.tag == "_hparams_/experiment":
+                    content = plugin_data_pb2.HParamsPluginData.FromString(value.metadata.plugin_data.content)
+                    is_named |= metric in {one.name.tag for one in content.experiment.metric_infos}
+                elif value.tag == metric:
+                    scores.append(value.simple_value)
+    return found, scores if is_named else []
 
 
 def test_sweep_with_other_settings_is_not_gone_on_with(data: str, features: str, tmp_path: Path) -> None:
