@@ -69,6 +69,10 @@ class RunError(CaptionRayError):
     """A training run cannot start, or go on under this name."""
 
 
+class DivergedError(RunError):
+    """A training run's numbers are finite no more, by its settings: it would end so again."""
+
+
 class WorkLeftError(CaptionRayError):
     """A training run was asked to stop, has saved, and goes on by the same command; the code is EX_TEMPFAIL."""
 

@@ -1,5 +1,6 @@
 """Where a model comes from, to be found again: which sweep, trial, settings, data and code."""
 
+import os
 import subprocess
 from datetime import datetime, timezone
 from pathlib import Path
@@ -8,6 +9,9 @@ from pydantic import Field
 
 import caption_ray
 from caption_ray.config import Experiment, Record
+
+COMMIT_VARIABLE = "CAPTION_RAY_COMMIT"
+"""Environment variable with the commit of code that was sent somewhere without its history."""
 
 
 class Lineage(Record):
@@ -23,22 +27,24 @@ class Lineage(Record):
     data_digest: str = Field(description="Digest of the prepared data set.")
     features_key: str | None = Field(description="Key of the feature cache.")
     metrics: dict[str, float] = Field(description="Dev scores, losses and speed after its best epoch.")
-    caption_ray_version: str = caption_ray.__version__
-    commit: str | None = Field(description="Commit of the checkout that trained it, '+' where files were changed.")
+    caption_ray_version: str = Field(caption_ray.__version__, description="Version that trained it.")
+    commit: str | None = Field(
+        description="Commit of the code that trained it, '+' where files were changed; several where that changed."
+    )
     made_at: datetime = Field(default_factory=lambda: datetime.now(timezone.utc))
 
 
 def code_commit() -> str | None:
     """Return the commit of the checkout that this package is in, with a '+' where files differ from it.
 
-    None where it is installed without one, or git is absent.
+    Where it is in none, or git is absent: what the environment says, or None.
     """
     folder = Path(caption_ray.__file__).parent
     try:
         _git(folder, "ls-files", "--error-unmatch", "__init__.py")  # some other checkout may lie around it
         return _git(folder, "rev-parse", "HEAD") + ("+" if _git(folder, "status", "--porcelain", "-uno") else "")
     except (OSError, subprocess.CalledProcessError):
-        return None
+        return os.environ.get(COMMIT_VARIABLE) or None
 
 
 def _git(folder: Path, *arguments: str) -> str:

@@ -128,6 +128,17 @@ def copy_folder(source: str, destination: str) -> None:
     fs.copy_files(source_path, destination_path, source_filesystem=source_fs, destination_filesystem=destination_fs)
 
 
+def replace_folder(source: str, destination: str) -> None:
+    """Put a whole folder in the place of another, of the same file system; from then on the first is gone."""
+    filesystem, source_path = open_location(source)
+    delete_folder(destination)
+    if isinstance(filesystem, fs.LocalFileSystem):
+        filesystem.move(source_path, open_location(destination)[1])
+        return
+    copy_folder(source, destination)  # a bucket has no folders to be moved
+    delete_folder(source)
+
+
 def _make_folder(filesystem: fs.FileSystem, path: str) -> None:
     """Make a folder where files need one. On Google Cloud Storage none do, and making one would ask for rights over the
     bucket itself, which who may write into it need not have.

@@ -32,6 +32,9 @@ class Arguments(Settings):
     gpus_per_trial: float = Field(0.25, gt=0, le=1, description="Share of a GPU reserved per trial.")
     num_at_once: int | None = Field(None, ge=1, description="Trials that run together; by default as many as fit.")
     max_retries: int = Field(1, ge=0, description="Times that a failed trial is started again before it counts.")
+    retry_failed: bool = Field(
+        False, description="Start trials again that have failed in an earlier start of the sweep."
+    )
     space: SearchSpace = Field(
         default_factory=SearchSpace, description="What is tried; by default around the experiment's own settings."
     )

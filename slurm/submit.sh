@@ -25,7 +25,8 @@ find_cluster "$job"
 activate_environment
 id=caption_ray-$(date +%Y%m%d-%H%M%S)-$$
 # What .gitignore names stays behind as well.
-excludes='{"excludes": ["/.git/", "/.ci/", "/.github/", "/tests/", "/benchmarks/", "/data/", "/features/", "/runs/", "*.log", "*.parquet", "*.pt", "*.safetensors"]}'
+commit=$(git describe --always --exclude='*' --abbrev=40 --dirty=+ 2> /dev/null || true)
+excludes='{"env_vars": {"CAPTION_RAY_COMMIT": "'$commit'"}, "excludes": ["/.git/", "/.ci/", "/.github/", "/tests/", "/benchmarks/", "/data/", "/features/", "/runs/", "*.log", "*.parquet", "*.pt", "*.safetensors"]}'
 submitted=$(ray job submit --no-wait --submission-id "$id" --working-dir . --runtime-env-json "$excludes" -- "$@" 2>&1) ||
     fail "$submitted"
 say "submitted to cluster $CAPTION_RAY_CLUSTER as $id"

@@ -64,8 +64,8 @@ _Item = TypeVar("_Item")
 def train_loop(config: dict[str, object]) -> dict[str, object]:
     """Train by the RunPlan in `config`; Ray calls it in every worker, again from the last checkpoint after a failure.
 
-    Returns {"failed": reason} where training cannot go on, which no restart would change, {"stopped": where} where it
-    was asked to stop and has saved; else an empty mapping.
+    Returns {"failed": reason} or {"diverged": reason} where training cannot go on, which no restart would change,
+    {"stopped": where} where it was asked to stop and has saved; else an empty mapping.
     """
     configure_logging()
     quieten_ray_workers()  # again: Ray Train has set up its loggers since the process started
@@ -94,7 +94,7 @@ def train_loop(config: dict[str, object]) -> dict[str, object]:
                 logger.info("%s", summary(progress, training.epochs, values))
             worker.report(progress, values)
     except NonFiniteLossError as error:
-        return {"failed": str(error)}
+        return {"diverged": str(error)}
     finally:
         if board is not None:
             board.close()

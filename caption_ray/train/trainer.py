@@ -18,7 +18,7 @@ from caption_ray.config import Experiment
 from caption_ray.data.pipeline import ExactSplit, Feed
 from caption_ray.data.shards import VOCABULARY_NAME, read_vocabulary
 from caption_ray.device import resolve_precision
-from caption_ray.errors import RunError, UsageError, WorkLeftError
+from caption_ray.errors import DivergedError, RunError, UsageError, WorkLeftError
 from caption_ray.lineage import Lineage
 from caption_ray.model.caption_model import CaptionModel
 from caption_ray.model.decoder import Decoder
@@ -214,6 +214,8 @@ def _fit(request: TrainRequest, inputs: RunInputs, surroundings: Surroundings) -
     ended = result.return_value or {}
     if "failed" in ended:
         raise RunError(f"run {request.name} failed: {ended['failed']}")
+    if "diverged" in ended:
+        raise DivergedError(f"run {request.name} failed: {ended['diverged']}")
     if "stopped" in ended:
         raise WorkLeftError(
             f"run {request.name} was asked to stop, and did so {ended['stopped']}; the same command goes on from there"

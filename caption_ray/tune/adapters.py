@@ -12,7 +12,10 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
+import caption_ray
 from caption_ray import storage
+from caption_ray.errors import DivergedError
+from caption_ray.lineage import code_commit
 from caption_ray.train.run_folder import is_finished
 from caption_ray.train.stopping import StopWatch
 from caption_ray.tune.records import (
@@ -146,6 +149,7 @@ class SweepWatch(ray.tune.Callback):  # type: ignore[misc]
         self._max_retries = max_retries
         self._stop_watch = stop_watch
         self._is_stopping = False
+        self._commit = code_commit()
         self._started: set[int] = set()
         self._metric = sweep.experiment.training.select_by
         self._searched = sweep.space.searched
@@ -168,7 +172,10 @@ class SweepWatch(ray.tune.Callback):  # type: ignore[misc]
         del settings[NUMBER]
         self._started.add(number)
         record = self._records.get(number) or TrialRecord(number=number, settings=settings)
-        started = {"status": "running", "num_starts": record.num_starts + 1}
+        started: dict[str, object] = {"status": "running", "num_starts": record.num_starts + 1}
+        started["caption_ray_version"] = caption_ray.__version__
+        if self._commit is not None and self._commit not in record.commits:
+            started["commits"] = (*record.commits, self._commit)
         if trial.num_failures:
             started["num_retries"] = record.num_retries + 1
             logger.warning("trial %d failed and is started again: %s", number, failure_of(trial))
@@ -207,7 +214,10 @@ class SweepWatch(ray.tune.Callback):  # type: ignore[misc]
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:  # noqa: ARG002
         """Record a trial that failed more often than it is retried; the sweep goes on without it."""
         record = self._records[trial.config[NUMBER]]
-        failed = record.model_copy(update={"status": "failed", "error": failure_of(trial)})
+        has_diverged = DivergedError.__name__ in str(trial.get_error())
+        failed = record.model_copy(
+            update={"status": "failed", "error": failure_of(trial), "has_diverged": has_diverged}
+        )
         logger.error("trial %d failed: %s", failed.number, failed.error)
         self._end(failed)
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import caption_ray
 from caption_ray import storage
-from caption_ray.errors import RunError
+from caption_ray.bundle import load_bundle
+from caption_ray.errors import BundleError, RunError
 from caption_ray.lineage import Lineage, code_commit
 from caption_ray.train.trainer import inputs_of, write_bundle
 from caption_ray.tune.command import train_command
@@ -50,10 +51,14 @@ def finish(request: SweepRequest, record: SweepRecord, records: Mapping[int, Tri
         data_digest=record.data_digest,
         features_key=record.features_key,
         metrics=dict(best.metrics),
-        commit=code_commit(),
+        caption_ray_version=best.record.caption_ray_version or caption_ray.__version__,
+        commit=", ".join(best.record.commits) or None,
     )
     bundle = storage.join(request.folder, "best")
-    write_bundle(run, inputs, bundle, name=f"{request.name}-{run.name}", lineage=lineage)
+    if not _is_written(bundle, lineage):
+        new = f"{bundle}.new"
+        write_bundle(run, inputs, new, name=f"{request.name}-{run.name}", lineage=lineage)
+        storage.replace_folder(new, bundle)
     report = write_report(request, records)
     leaderboard = markdown(standings, request.metric, request.space.searched)
     location = storage.join(request.folder, "leaderboard.md")
@@ -62,6 +67,15 @@ def finish(request: SweepRequest, record: SweepRecord, records: Mapping[int, Tri
     return SweepOutcome(
         best=best, standings=standings, bundle=bundle, report=report, leaderboard=location, command=lineage.command
     )
+
+
+def _is_written(bundle: str, lineage: Lineage) -> bool:
+    """Tell whether the bundle is there already, of the same trial, epoch and sweep: what reads it is not disturbed."""
+    try:
+        written = load_bundle(bundle).lineage
+    except BundleError:
+        return False
+    return written is not None and written == lineage.model_copy(update={"made_at": written.made_at})
 
 
 def write_report(request: SweepRequest, records: Mapping[int, TrialRecord]) -> str:

@@ -57,7 +57,10 @@ class TrialRecord(Record):
     epochs: tuple[dict[str, float], ...] = Field((), description="Metrics after each epoch; `epoch` counts from 1.")
     num_retries: int = Field(0, ge=0, description="Times that it was started again after a failure.")
     num_starts: int = Field(0, ge=0, description="Starts since its last new epoch.")
+    caption_ray_version: str | None = Field(None, description="Version that it was last started with.")
+    commits: tuple[str, ...] = Field((), description="Commits of the code that it was started with, in order.")
     error: str | None = Field(None, description="Why it failed, where it did.")
+    has_diverged: bool = Field(False, description="It failed by its settings: its numbers were finite no more.")
 
     @property
     def is_over(self) -> bool:
@@ -105,6 +108,19 @@ def write_trial(sweep_folder: str, record: TrialRecord) -> None:
     """Write a trial's record beside its run."""
     path = storage.join(trials_folder(sweep_folder), trial_name(record.number), TRIAL_RECORD_NAME)
     storage.write_text(path, record.model_dump_json())
+
+
+def unfail(sweep_folder: str, records: dict[int, TrialRecord]) -> dict[int, TrialRecord]:
+    """Return the records, those of failed trials as if these were still to go on."""
+    again = {"status": "running", "num_starts": 0, "error": None, "has_diverged": False}
+    found = {
+        number: record.model_copy(update=again) if record.status == "failed" else record
+        for number, record in records.items()
+    }
+    for number in found:
+        if found[number] != records[number]:
+            write_trial(sweep_folder, found[number])
+    return found
 
 
 def fail_hopeless(sweep_folder: str, records: dict[int, TrialRecord], max_retries: int) -> dict[int, TrialRecord]:

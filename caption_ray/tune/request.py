@@ -33,6 +33,8 @@ class SweepRequest:
     gpus_per_trial: float = 0.25
     num_at_once: int | None = None
     max_retries: int = 1
+    retry_failed: bool = False
+    """Trials that have failed are to go on after all."""
 
     @property
     def folder(self) -> str:

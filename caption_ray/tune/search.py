@@ -56,7 +56,10 @@ class TrialSearch:
             self.suggest(record.number, record.settings)
             trial = self._running.pop(record.number)
         best = record.best(self._metric)
-        if best is None or record.status == "failed":
+        if record.has_diverged:
+            # Without a score it ranks after all others, and its neighbourhood is avoided.
+            self._study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+        elif best is None or record.status == "failed":
             self._study.tell(trial, state=optuna.trial.TrialState.FAIL)
         elif record.status == "stopped":
             # Optuna ranks a stopped trial after those that went further, whatever it had reached.

@@ -4,6 +4,7 @@ import logging
 import os
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -22,13 +23,24 @@ from caption_ray.tune.adapters import NUMBER, SweepSearcher, SweepWatch, build_s
 from caption_ray.tune.lock import sole_driver
 from caption_ray.tune.outcome import SweepOutcome, finish, report_location, write_report
 from caption_ray.tune.packing import Packing, pack_trials
-from caption_ray.tune.records import RECORD_NAME, SweepRecord, TrialRecord, fail_hopeless, read_trials, trial_name
+from caption_ray.tune.records import (
+    RECORD_NAME,
+    SweepRecord,
+    TrialRecord,
+    fail_hopeless,
+    read_trials,
+    trial_name,
+    unfail,
+)
 from caption_ray.tune.request import SweepRequest
 from caption_ray.tune.search import TrialSearch
 from caption_ray.tune.space import check_space, settings_of
 from caption_ray.tune.trial import run_trial
 
 logger = logging.getLogger(__name__)
+
+_JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+"""By which Ray tells a driver that it is a submitted job's."""
 
 _WAITING_BYTES = 256 << 20
 
@@ -43,6 +55,7 @@ def sweep(request: SweepRequest) -> SweepOutcome:
     SweepInterruptedError where it was interrupted from the keyboard; WorkLeftError where it was asked to stop (see
     train.stopping); RunError where not a single trial has a score, or another driver works on the sweep.
     """
+    _check_storage(request)
     check_space(request.space, request.experiment)
     inputs = inputs_of(request.base)
     assert inputs.source.features is not None
@@ -62,7 +75,10 @@ def sweep(request: SweepRequest) -> SweepOutcome:
 
 
 def _go_on(request: SweepRequest, record: SweepRecord, inputs: RunInputs, *, existed: bool) -> SweepOutcome:
-    records = fail_hopeless(request.folder, read_trials(request.folder), request.max_retries)
+    records = read_trials(request.folder)
+    if request.retry_failed:
+        records = unfail(request.folder, records)
+    records = fail_hopeless(request.folder, records, request.max_retries)
     num_left = request.num_left(records)
     if existed:
         logger.info("going on with %s, in %s", request.summary(records), request.folder)
@@ -180,6 +196,16 @@ def share_feeds(feeds: Mapping[str, Feed]) -> tuple[dict[str, Feed], bool]:
     logging.getLogger("ray.data.dataset").setLevel(logging.ERROR)
     shared = {split: replace(feed, dataset=feed.dataset.materialize(), resident=True) for split, feed in feeds.items()}
     return shared, True
+
+
+def _check_storage(request: SweepRequest) -> None:
+    """Raise UsageError for a relative folder in a Ray job, whose own folder is a copy that Ray throws away."""
+    is_relative = not storage.is_uri(request.storage) and not Path(request.storage).expanduser().is_absolute()
+    if is_relative and _JOB_VARIABLE in os.environ:
+        raise UsageError(
+            f"--storage {request.storage}: in a Ray job, name an absolute folder that all nodes see, or a URI; what "
+            "lies in the job's own folder is gone with the job"
+        )
 
 
 def _check_dashboard() -> None:

@@ -97,7 +97,7 @@ def test_sweep_survives_a_killed_worker_a_failing_trial_and_sigkill(data: str, f
             child.kill()
     process.communicate()
     before = sweep.trials()
-    assert (before[2].num_retries, before[2].epochs) == (1, ())
+    assert (before[2].num_retries, before[2].epochs, before[2].has_diverged) == (1, (), True)
     assert "the gradient is not finite" in (before[2].error or "")
 
     process = sweep.start()
@@ -115,6 +115,12 @@ def test_sweep_survives_a_killed_worker_a_failing_trial_and_sigkill(data: str, f
         assert [epoch["epoch"] for epoch in trials[number].epochs] == [*range(1, len(trials[number].epochs) + 1)]
     assert trials[1].settings["model.embedding_size"] == 24  # the preset, as the command changed it
     check_what_is_left(sweep, trials, result)
+    # Once more, there is nothing to do, and the bundle that others may be reading is left alone.
+    made_at = (sweep.folder / "best" / "lineage.json").stat().st_mtime_ns
+    process = sweep.start()
+    stdout, _ = process.communicate(timeout=120)
+    assert json.loads(stdout.splitlines()[-1]) == result
+    assert (sweep.folder / "best" / "lineage.json").stat().st_mtime_ns == made_at
 
 
 @pytest.mark.slow

@@ -1,17 +1,23 @@
 """What Ray Tune is given to ask: who goes on and what is tried next, before and after a sweep was cut off."""
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import tyro
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
+import caption_ray
 from caption_ray.config import Experiment
+from caption_ray.errors import DatasetError, UsageError
 from caption_ray.train.stopping import StopWatch
 from caption_ray.tune.adapters import NUMBER, SweepSearcher, SweepWatch, build_scheduler
 from caption_ray.tune.records import Status, StoppingConfig, SweepRecord, TrialRecord, read_trials
 from caption_ray.tune.search import TrialSearch
 from caption_ray.tune.space import SearchSpace
+from caption_ray.tune.sweep import sweep
+from jobs import tune
 
 SPACE = SearchSpace()
 STOPPING = StoppingConfig(grace_epochs=2, reduction=2)
@@ -130,6 +136,7 @@ def test_starts_of_earlier_lives_count(tmp_path: Path) -> None:
     watching = watch(tmp_path, {1: earlier})
     watching.on_trial_start(0, [trial], trial)
     assert (trial.max_failures, read_trials(str(tmp_path))[1].num_starts) == (0, 2)
+    assert read_trials(str(tmp_path))[1].caption_ray_version == caption_ray.__version__
     watching.on_trial_result(0, [trial], trial, {"epoch": 2, "cider": 0.2})
     assert read_trials(str(tmp_path))[1].num_starts == 0
 
@@ -156,3 +163,26 @@ def test_epoch_and_the_decision_to_stop_after_it_are_one_record(tmp_path: Path) 
     assert read_trials(str(tmp_path))[1].status == "running"
     watching.on_trial_result(0, [trial], trial, {"epoch": 2, "cider": 0.1, "done": True})
     assert read_trials(str(tmp_path))[1].status == "stopped"
+
+
+def test_code_that_a_trial_was_started_with_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(caption_ray, "__file__", str(tmp_path / "__init__.py"))
+    records: dict[int, TrialRecord] = {}
+    for commit in ("one", "two", "two+", "two+"):
+        monkeypatch.setenv("CAPTION_RAY_COMMIT", commit)
+        trial = FakeTrial(record(1).settings)
+        watch(tmp_path, records, max_retries=9).on_trial_start(0, [trial], trial)
+        records = read_trials(str(tmp_path))
+    assert records[1].commits == ("one", "two", "two+")
+
+
+def test_relative_storage_is_refused_in_a_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    line = ["flickr8k", "--data", "absent", "--features", "f", "--storage", "runs", "--name", "n"]
+    request = tune.to_request(tyro.cli(tune.command_line(), args=line))
+    with pytest.raises(DatasetError):  # as anywhere else
+        sweep(request)
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    with pytest.raises(UsageError, match="--storage runs: in a Ray job, name an absolute folder"):
+        sweep(request)
+    with pytest.raises(DatasetError):
+        sweep(replace(request, storage="/runs"))

@@ -133,7 +133,7 @@ LAYERS = (
     ),
     Layer(
         TUNE_ADAPTERS,
-        (*BASE, "cluster", "data.pipeline", *STEPS, *RUN_PARTS, *TRAIN_ADAPTERS, *TUNE, *TUNE_ADAPTERS),
+        (*BASE, "bundle", "cluster", "data.pipeline", *STEPS, *RUN_PARTS, *TRAIN_ADAPTERS, *TUNE, *TUNE_ADAPTERS),
         ("ray",),
     ),
     Layer(

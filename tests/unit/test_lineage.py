@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+import caption_ray
 from caption_ray.bundle import load_bundle, save_bundle
 from caption_ray.errors import BundleError
 from caption_ray.lineage import Lineage, code_commit
@@ -62,3 +63,12 @@ def test_lineage_that_was_changed_is_found_out(with_lineage: Path) -> None:
 def test_code_is_known_by_its_commit() -> None:
     commit = code_commit()
     assert commit is None or re.fullmatch(r"[0-9a-f]{40}\+?", commit)
+
+
+def test_code_without_its_history_is_known_by_what_came_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(caption_ray, "__file__", str(tmp_path / "__init__.py"))
+    assert code_commit() is None
+    monkeypatch.setenv("CAPTION_RAY_COMMIT", "abc+")
+    assert code_commit() == "abc+"

@@ -79,6 +79,17 @@ def test_copy_folder(folder: str, tmp_path: Path) -> None:
     assert (tmp_path / "copy" / "sub" / "b").read_bytes() == b"2"
 
 
+def test_replace_folder(folder: str) -> None:
+    new, old = (storage.join(folder, name) for name in ("new", "old"))
+    for location, file in ((new, "deep/a"), (old, "b")):
+        storage.write_text(storage.join(location, file), location)
+    storage.replace_folder(new, old)
+    assert storage.list_files(folder) == ["old/deep/a"]
+    storage.write_text(storage.join(new, "c"), "")
+    storage.replace_folder(new, storage.join(folder, "absent"))
+    assert storage.list_files(folder) == ["absent/c", "old/deep/a"]
+
+
 def test_join_keeps_the_scheme() -> None:
     assert storage.join("gs://bucket/runs", "one", "bundle") == "gs://bucket/runs/one/bundle"
     assert storage.join("runs", "one") == "runs/one"

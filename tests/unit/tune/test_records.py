@@ -5,7 +5,7 @@ import pytest
 from trials import TRIALS, trial
 
 from caption_ray.errors import RunError
-from caption_ray.tune.records import fail_hopeless, read_trials, write_trial
+from caption_ray.tune.records import fail_hopeless, read_trials, unfail, write_trial
 
 
 def test_records_come_back_by_number(tmp_path: Path) -> None:
@@ -45,6 +45,14 @@ def test_trial_that_took_the_sweep_with_it_too_often_is_failed(tmp_path: Path) -
     assert [found[number].status for number in (1, 2, 3)] == ["running", "failed", "finished"]
     assert found[2].error == "it was started 2 times without coming to the end of an epoch"
     assert read_trials(str(tmp_path)) == {2: found[2]}
+
+
+def test_failed_trials_go_on_where_that_is_asked_for(tmp_path: Path) -> None:
+    failed = TRIALS[3].model_copy(update={"num_starts": 2, "has_diverged": True})
+    found = unfail(str(tmp_path), {1: TRIALS[0], 4: failed})
+    assert (found[4].status, found[4].num_starts, found[4].error, found[4].has_diverged) == ("running", 0, None, False)
+    assert found[1] == TRIALS[0]
+    assert read_trials(str(tmp_path)) == {4: found[4]}
 
 
 def test_starts_are_counted_until_a_new_epoch() -> None:

@@ -73,6 +73,22 @@ def test_failed_trial_counts_as_nothing() -> None:
     assert SPACE.has(search.suggest(9))
 
 
+def test_optuna_keeps_away_from_where_trials_diverged() -> None:
+    """All is alike up to a learning rate of 1e-3; half of the space lies beyond it."""
+
+    def beyond(*, told: bool) -> int:
+        search, found = TrialSearch(SPACE, "optuna", "cider", seed=0), []
+        for number in range(1, 41):
+            suggested = search.suggest(number)
+            diverges = suggested["optimizer.learning_rate"] > 1e-3
+            record = trial(number, status="failed") if diverges else trial(number, 0.5)
+            search.tell(record.model_copy(update={"settings": suggested, "has_diverged": told and diverges}))
+            found.append(diverges)
+        return sum(found[10:])
+
+    assert beyond(told=True) < beyond(told=False) / 2
+
+
 def test_what_decides_the_score_is_what_mattered() -> None:
     records = run(TrialSearch(SPACE, "random", "cider", seed=0), range(1, 41))
     first, *others = importances(records, SPACE, "cider")
