@@ -8,6 +8,8 @@ import torch
 from caption_ray.config import AskedPrecision, Precision
 from caption_ray.errors import UsageError
 
+_FOR_TENSORS = 0.9
+
 
 def pick_device() -> torch.device:
     """Return the GPU of this process, or the CPU. Raises UsageError where torch cannot compute on the GPU."""
@@ -52,6 +54,15 @@ def check_kernels(device: torch.device) -> None:
     built_for = torch.cuda.get_arch_list()
     if not has_kernels(capability, built_for):
         raise UsageError(no_kernels(torch.cuda.get_device_name(device), capability, built_for))
+
+
+def limit_memory(device: torch.device, share: float) -> None:
+    """Have this process take at most its share of a GPU that others compute on too, and fail alone where it wants more.
+
+    A tenth of the share is left for what every process has on a GPU besides its tensors.
+    """
+    if device.type == "cuda" and share < 1:
+        torch.cuda.set_per_process_memory_fraction(_FOR_TENSORS * share, device)
 
 
 def has_kernels(capability: tuple[int, int], built_for: Sequence[str]) -> bool:

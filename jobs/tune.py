@@ -30,6 +30,9 @@ class Arguments(Settings):
     device: Literal["auto", "cpu", "gpu"] = Field("auto", description="What the trials compute on.")
     cpus_per_trial: float = Field(1.0, gt=0, description="CPUs reserved per trial; also its threads, where not a GPU.")
     gpus_per_trial: float = Field(0.25, gt=0, le=1, description="Share of a GPU reserved per trial.")
+    memory_per_trial_gb: float | None = Field(
+        None, gt=0, description="Memory of a node reserved per trial, in 10^9 bytes; by default it is not looked at."
+    )
     num_at_once: int | None = Field(None, ge=1, description="Trials that run together; by default as many as fit.")
     max_retries: int = Field(1, ge=0, description="Times that a failed trial is started again before it counts.")
     retry_failed: bool = Field(

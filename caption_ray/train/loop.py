@@ -19,7 +19,7 @@ from caption_ray.data.batches import CaptionBatch, PictureFormat, batched
 from caption_ray.data.images import seeded_generator
 from caption_ray.data.pipeline import Share
 from caption_ray.data.shards import first_pictures
-from caption_ray.device import check_kernels, resolve_precision
+from caption_ray.device import check_kernels, limit_memory, resolve_precision
 from caption_ray.errors import UsageError
 from caption_ray.logs import configure_logging, quieten_ray_workers
 from caption_ray.model.encoder import Encoder
@@ -110,6 +110,7 @@ class _Worker:
         self.num_workers = ray.train.get_context().get_world_size()
         self.device = ray.train.torch.get_device()
         check_kernels(self.device)
+        limit_memory(self.device, plan.gpu_share)
         if plan.threads_per_worker and self.device.type == "cpu":
             torch.set_num_threads(plan.threads_per_worker)
             torch.set_flush_denormal(True)  # tiny gradients and moments are slow to compute with, and worth nothing

@@ -21,6 +21,8 @@ class WorkerResources:
     """Torch threads of a CPU worker; 0 where the work is a GPU's."""
     gpus_per_worker: float = 1.0
     """Where a GPU's work it is: below 1, workers of several runs share one."""
+    memory_per_worker: int = 0
+    """Bytes that are reserved; 0 where nothing is, and workers take what they need."""
 
     @property
     def range(self) -> int | tuple[int, int]:
@@ -30,8 +32,17 @@ class WorkerResources:
     @property
     def per_worker(self) -> dict[str, float]:
         """The reservation, in Ray's terms."""
-        cpus = {"CPU": self.cpus_per_worker}
-        return {**cpus, "GPU": self.gpus_per_worker} if self.use_gpu else cpus
+        reserved = {"CPU": self.cpus_per_worker}
+        if self.use_gpu:
+            reserved["GPU"] = self.gpus_per_worker
+        if self.memory_per_worker:
+            reserved["memory"] = float(self.memory_per_worker)
+        return reserved
+
+    @property
+    def gpu_share(self) -> float:
+        """What a worker's process may take of its GPU's memory; 1 where it has one to itself, or none."""
+        return self.gpus_per_worker if self.use_gpu else 1.0
 
 
 def plan_workers(

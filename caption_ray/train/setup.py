@@ -57,6 +57,7 @@ class RunPlan(Settings):
     feature_statistics: FeatureStatistics | None = Field(
         None, description="What to standardise features by, where `model.standardise_features` asks for it."
     )
+    gpu_share: float = Field(1.0, gt=0, le=1, description="Part of its GPU's memory that a worker may take.")
     train_feed: FeedPlan
     dev_feed: FeedPlan
     num_train_captions: int = Field(ge=1)

@@ -175,6 +175,7 @@ def _fit(request: TrainRequest, inputs: RunInputs, surroundings: Surroundings) -
         num_train_captions=manifest.splits["train"].num_captions,
         num_dev_pictures=manifest.splits["dev"].num_pictures,
         threads_per_worker=workers.threads_per_worker,
+        gpu_share=workers.gpu_share,
         resume_from=mend_snapshot(request.run_folder),
         stop_files=stop_files(request.run_folder),
     )

@@ -31,6 +31,7 @@ class SweepRequest:
     device: Literal["auto", "cpu", "gpu"] = "auto"
     cpus_per_trial: float = 1.0
     gpus_per_trial: float = 0.25
+    memory_per_trial_gb: float | None = None
     num_at_once: int | None = None
     max_retries: int = 1
     retry_failed: bool = False

@@ -22,7 +22,7 @@ from caption_ray.train.trainer import inputs_of
 from caption_ray.tune.adapters import NUMBER, SweepSearcher, SweepWatch, build_scheduler
 from caption_ray.tune.lock import sole_driver
 from caption_ray.tune.outcome import SweepOutcome, finish, report_location, write_report
-from caption_ray.tune.packing import Packing, pack_trials
+from caption_ray.tune.packing import WAITING_BYTES, Packing, pack_trials
 from caption_ray.tune.records import (
     RECORD_NAME,
     SweepRecord,
@@ -41,8 +41,6 @@ logger = logging.getLogger(__name__)
 
 _JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """By which Ray tells a driver that it is a submitted job's."""
-
-_WAITING_BYTES = 256 << 20
 
 _SHARED_SHARE = 0.75
 """Of a node's object store, what the features may take: from 0.8 on Ray writes to disk what it holds."""
@@ -116,6 +114,7 @@ def _run_trials(
         device=request.device,
         cpus_per_trial=request.cpus_per_trial,
         gpus_per_trial=request.gpus_per_trial,
+        memory_per_trial_gb=request.memory_per_trial_gb,
         num_at_once=request.num_at_once,
         kept_cpus=0 if are_shared else 1,
     )
@@ -174,7 +173,7 @@ def _trainable(request: SweepRequest, packing: Packing, feeds: Mapping[str, Feed
         run_trial, base=request.base, workers=packing.workers, feeds=feeds, statistics=measure(inputs)
     )
     # The function itself only waits for its worker, which reserves the trial's CPUs or its share of a GPU.
-    return ray.tune.with_resources(with_shared, {"memory": _WAITING_BYTES})
+    return ray.tune.with_resources(with_shared, {"memory": WAITING_BYTES})
 
 
 def share_feeds(feeds: Mapping[str, Feed]) -> tuple[dict[str, Feed], bool]:

@@ -39,17 +39,8 @@ DATA_ADAPTERS = (*BATCH_PLAN, "cluster", "data.prepare", "data.pipeline", "data.
 EVALUATION_ADAPTERS = ("evaluation.evaluate", "evaluation.pictures")
 TRAIN_ADAPTERS = ("train.inputs", "train.loop", "train.trainer")
 TUNE = (
-    *(
-        "tune.charts",
-        "tune.command",
-        "tune.lock",
-        "tune.packing",
-        "tune.records",
-        "tune.report",
-        "tune.search",
-        "tune.space",
-    ),
-    "tune.table",
+    *("tune.charts", "tune.command", "tune.lock", "tune.packing", "tune.records", "tune.report"),
+    *("tune.search", "tune.space", "tune.table"),
 )
 TUNE_ADAPTERS = ("tune.adapters", "tune.outcome", "tune.request", "tune.sweep", "tune.trial")
 SERVE_CONTRACT = ("serve.schemas", "serve.backend")

@@ -21,6 +21,9 @@ TWO_P100 = {"CPU": 28.0, "GPU": 2.0}
         ([TWO_P100], {"gpus_per_trial": 0.3}, 6, {"CPU": 1.0, "GPU": 0.3}, 0),
         ([TWO_P100, TWO_P100], {"gpus_per_trial": 1.0}, 4, {"CPU": 1.0, "GPU": 1.0}, 0),
         ([{"CPU": 3.0, "GPU": 2.0}], {}, 3, {"CPU": 1.0, "GPU": 0.25}, 0),
+        # Each has 0.27 GB besides, for the process that waits for it: 16 GB hold three of 5 GB.
+        ([{**TWO_P100, "memory": 16e9}], {"memory_per_trial_gb": 5.0}, 3, {"CPU": 1.0, "GPU": 0.25, "memory": 5e9}, 0),
+        ([{"CPU": 2.0, "memory": 16e9}], {"memory_per_trial_gb": 5.0}, 2, {"CPU": 1.0, "memory": 5e9}, 1),
         ([TWO_P100], {"device": "cpu"}, 28, {"CPU": 1.0}, 1),
     ],
 )
@@ -38,6 +41,11 @@ def test_trials_that_fit(
     [
         ({"CPU": 2.0}, {"cpus_per_trial": 3.0}, r"asks for 3 CPU\(s\), and the cluster has 2 CPU\(s\) and 0 GPU\(s\)"),
         ({"CPU": 1.0}, {"kept_cpus": 1}, "of which 1 must be left for Ray Data"),
+        (
+            {"CPU": 2.0, "memory": 4e9},
+            {"memory_per_trial_gb": 4.0},
+            r"and 4 GB of memory beside 0.27 GB to wait with, and .* and 4 GB on its largest node",
+        ),
         ({"CPU": 2.0}, {"device": "gpu"}, "--device gpu: the cluster has 2 CPU"),
         (TWO_P100, {"gpus_per_trial": 2.0}, "a trial is a single worker, which has one GPU at most"),
     ],
