@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import ray
 import ray.cloudpickle
-import ray.data
 import ray.train
 import torch
+from ray.data.dataset import MaterializedDataset
 
 from caption_ray.data.pipeline import smallest_object_store
 from caption_ray.errors import RunError
@@ -71,5 +71,5 @@ def test_features_are_shared_where_both_splits_together_fit(
         found, are_shared = share_feeds(asked)
         assert are_shared is fits
         assert [feed.resident for feed in found.values()] == [fits, fits]
-        assert [type(feed.dataset) is ray.data.MaterializedDataset for feed in found.values()] == [fits, fits]
+        assert [type(feed.dataset) is MaterializedDataset for feed in found.values()] == [fits, fits]
     assert "start Ray with a larger one (--object-store-memory), or cache fewer views (--num-views)" in caplog.text
