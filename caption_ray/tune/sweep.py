@@ -86,7 +86,7 @@ def _go_on(request: SweepRequest, record: SweepRecord, inputs: RunInputs, *, exi
     stop_watch = StopWatch(stop_files(request.folder))
     if num_left > 0:
         try:
-            with stop_on_signal(request.folder), connect(dashboard=True):
+            with connect(dashboard=True), stop_on_signal(request.folder):  # Ray has a handler of its own, once it is up
                 _run_trials(request, record, inputs, records, stop_watch)
         except KeyboardInterrupt:
             pass  # said below, with what there is

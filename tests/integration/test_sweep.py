@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -121,6 +122,20 @@ def test_sweep_survives_a_killed_worker_a_failing_trial_and_sigkill(data: str, f
     stdout, _ = process.communicate(timeout=120)
     assert json.loads(stdout.splitlines()[-1]) == result
     assert (sweep.folder / "best" / "lineage.json").stat().st_mtime_ns == made_at
+
+
+@pytest.mark.slow
+def test_command_of_the_winner_trains_it_again(data: str, features: str, tmp_path: Path) -> None:
+    sweep = Sweep(tmp_path, data, features)
+    sweep.command += ["--num-trials", "1"]
+    stdout, _ = sweep.start().communicate(timeout=240)
+    result = json.loads(stdout.splitlines()[-1])
+    command = [sys.executable, *shlex.split(result["command"])[1:]]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr[-4000:]
+    again = json.loads(done.stdout.splitlines()[-1])
+    # Sums over another number of threads are rounded otherwise.
+    assert (again["epoch"], again["cider"]) == (result["epoch"], pytest.approx(result["cider"], abs=0.03))
 
 
 @pytest.mark.slow
