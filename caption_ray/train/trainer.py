@@ -94,6 +94,7 @@ class Surroundings:
     """How the pictures are dealt out to the workers."""
     callbacks: tuple[ray.train.UserCallback, ...] = ()
     max_worker_failures: int = MAX_WORKER_FAILURES
+    """Worker deaths that it survives by itself; 0 where whoever runs it starts it again."""
 
 
 def train(request: TrainRequest, surroundings: Surroundings | None = None) -> TrainOutcome:

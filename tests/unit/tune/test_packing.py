@@ -34,6 +34,7 @@ def test_trials_that_fit(
     assert packing.num_at_once == num_at_once
     assert packing.workers.per_worker == reserved
     assert (packing.workers.num_workers, packing.workers.threads_per_worker) == (1, threads)
+    assert packing.workers.gpu_share == reserved.get("GPU", 1.0)
 
 
 @pytest.mark.parametrize(
