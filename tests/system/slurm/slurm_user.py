@@ -63,7 +63,8 @@ class User:
         """Wait for a job's cluster, and return what is written down of it."""
         path = self.clusters / f"{job}.env"
         wait_until(path.exists, 120, lambda: f"cluster {job} is not up:\n{self.log(job)}")
-        return dict(line.split("=", 1) for line in path.read_text().splitlines())
+        lines = [line for line in path.read_text().splitlines() if not line.startswith("#")]
+        return dict(line.split("=", 1) for line in lines)
 
     def in_cluster(self, job: int, script: str) -> subprocess.CompletedProcess[str]:
         """Run a line of bash with the environment that a cluster's file gives, and the programs of Ray."""

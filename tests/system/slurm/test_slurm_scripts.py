@@ -48,7 +48,7 @@ def refusal(script: str, *arguments: str, home: Path, **variables: str) -> str:
     ("script", "arguments", "variables", "reason"),
     [
         ("setup_env.sh", ("--cpu",), {}, "--cpu: no such option"),
-        ("setup_env.sh", (), {"CAPTION_RAY_PYTHON": "/absent/python"}, "older than 3.10, or absent"),
+        ("setup_env.sh", (), {"CAPTION_RAY_PYTHON": "/absent/python"}, "older than 3.10, cannot make environments, or is absent"),
         ("submit.sh", (), {}, "no command; for example"),
         ("submit.sh", ("--wait",), {}, "--wait: no such option"),
         ("submit.sh", ("true",), {"CAPTION_RAY_SITE": "/absent/site.env"}, "there is no /absent/site.env"),
