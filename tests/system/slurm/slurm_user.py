@@ -50,6 +50,10 @@ class User:
         done = self.type(f"sbatch --parsable {REQUEST} {options} {script} {command}", check=True)
         return int(done.stdout)
 
+    def signal(self, job: int, name: str, to: str = "") -> None:
+        """Send a job's steps a signal, or its script where `to` is --batch."""
+        self.type(f"scancel --signal={name} {to} {job}", check=True)
+
     def log(self, job: int) -> str:
         """Return what a job has written so far."""
         path = self.checkout / f"caption_ray-{job}.log"

@@ -2,6 +2,7 @@
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 
 from slurm_lab import wait_until
 from slurm_user import User
@@ -35,10 +36,34 @@ def test_without_the_token_nobody_gets_in(alice: User, bob: User, cluster: int) 
         assert bob.type(f"cat {file}").returncode != 0
 
 
-def test_the_token_is_on_no_command_line(alice: User, cluster: int) -> None:
-    everything = [line for node in ("login", "node1", "node2") for line in alice.lab.processes(node)]
-    assert len(everything) > 10
-    assert not [line for line in everything if alice.token(cluster) in line]
+def test_one_node_beside_another_cluster_of_the_same_user(alice: User, cluster: int) -> None:
+    """While it starts and is submitted to, no command line has a token on it, which all users of a machine can read."""
+    seen: set[str] = set()
+    is_over = Event()
+
+    def look() -> None:
+        while not is_over.is_set():
+            seen.update(line for node in ("login", "node1", "node2") for line in alice.lab.processes(node))
+
+    with ThreadPoolExecutor() as pool:
+        looking = pool.submit(look)
+        try:
+            other = alice.sbatch(options="--nodes=1 --time=2:00:00")
+            alice.cluster(other)
+            status = alice.in_cluster(other, "ray status").stdout
+            submitted = alice.type(f"slurm/submit.sh --cluster={other} true")
+        finally:
+            is_over.set()
+        looking.result()
+    assert "/3.0 CPU" in status
+    assert submitted.returncode == 0, submitted.stdout + submitted.stderr
+    assert any("job submit" in line for line in seen)
+    tokens = [alice.token(cluster), alice.token(other)]
+    assert not [line for line in seen if any(token in line for token in tokens)]
+    refused = alice.type("slurm/submit.sh true")
+    assert (refused.returncode, f"several clusters are up ({cluster} {other})" in refused.stderr) == (2, True)
+    alice.type(f"slurm/stop.sh {other}", check=True)
+    assert alice.wait_for_end(other) == ("COMPLETED", 0)
 
 
 def test_a_submission_from_outside_trains_on_both_nodes(alice: User, cluster: int, undisturbed: Path) -> None:
@@ -51,13 +76,11 @@ def test_a_submission_from_outside_trains_on_both_nodes(alice: User, cluster: in
 
 
 def test_a_submission_ends_with_its_commands_exit_code_and_sees_the_code_alone(alice: User, cluster: int) -> None:
-    (alice.checkout / "runs").mkdir(exist_ok=True)
-    (alice.checkout / "runs" / "large").touch()
-    done = alice.type("slurm/submit.sh bash -c 'ls -a; exit 7'")
+    alice.type("mkdir -p pictures && touch pictures/large mine.py", check=True)
+    done = alice.type("slurm/submit.sh bash -c 'ls -A; exit 7'")
     assert done.returncode == 7
-    seen = done.stdout.split()
-    assert "jobs" in seen
-    assert "runs" not in seen
+    assert done.stdout.split()[-3:] == ["caption_ray", "jobs", "mine.py"]
+    assert alice.type("slurm/submit.sh bash -c 'kill -KILL $$'").returncode == 128 + 9
     assert alice.type("slurm/submit.sh --cluster=999 true").returncode == 2
 
 
@@ -95,6 +118,6 @@ def test_stopping_a_cluster_has_its_training_save_and_leaves_others_alone(
 def test_scancel_leaves_nothing(alice: User, cluster: int) -> None:
     assert len(alice.left_behind()) > 10
     alice.type(f"scancel {cluster}", check=True)
-    assert alice.wait_for_end(cluster)[0] == "CANCELLED"
+    assert alice.wait_for_end(cluster) == ("CANCELLED", 143)
     alice.leaves_nothing()
     assert alice.type("slurm/submit.sh true").returncode == 2

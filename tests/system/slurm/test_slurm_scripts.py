@@ -39,7 +39,7 @@ def refusal(script: str, *arguments: str, home: Path, **variables: str) -> str:
     """Run a script that must refuse by exit code 2 or 1, and return what it says."""
     environment = {**os.environ, "HOME": str(home), "USER": "nobody", **variables}
     command = [str(ROOT / "slurm" / script), *arguments]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, env=environment, cwd=home, capture_output=True, text=True, check=False)
     assert done.returncode == (2 if "usage" in done.stderr or "no command" in done.stderr else 1), done.stderr
     return done.stderr
 
@@ -48,9 +48,15 @@ def refusal(script: str, *arguments: str, home: Path, **variables: str) -> str:
     ("script", "arguments", "variables", "reason"),
     [
         ("setup_env.sh", ("--cpu",), {}, "--cpu: no such option"),
-        ("setup_env.sh", (), {"CAPTION_RAY_PYTHON": "/absent/python"}, "older than 3.10, cannot make environments, or is absent"),
+        (
+            "setup_env.sh",
+            (),
+            {"CAPTION_RAY_PYTHON": "/absent/python"},
+            "cannot make environments, or is absent",
+        ),
         ("submit.sh", (), {}, "no command; for example"),
         ("submit.sh", ("--wait",), {}, "--wait: no such option"),
+        ("submit.sh", ("true",), {}, "there is no jobs/train.py here"),
         ("submit.sh", ("true",), {"CAPTION_RAY_SITE": "/absent/site.env"}, "there is no /absent/site.env"),
     ],
 )
@@ -58,6 +64,15 @@ def test_wrong_use_is_refused(
     tmp_path: Path, script: str, arguments: tuple[str, ...], variables: dict[str, str], reason: str
 ) -> None:
     assert reason in refusal(script, *arguments, home=tmp_path, **variables)
+
+
+@pytest.mark.parametrize("name", ["thesis.tex", "pyvenv.cfg"])
+def test_an_environment_never_takes_the_place_of_something_else(tmp_path: Path, name: str) -> None:
+    (tmp_path / "venv").mkdir()
+    (tmp_path / "venv" / name).touch()
+    said = refusal("setup_env.sh", home=tmp_path, CAPTION_RAY_VENV=str(tmp_path / "venv"))
+    assert "holds what is not this script's" in said
+    assert (tmp_path / "venv" / name).exists()
 
 
 @pytest.mark.slow
