@@ -86,7 +86,7 @@ find_cluster() {
         found+=("$number")
     done
     if ((${#found[@]} == 0)); then
-        code=2 fail "no ${job:+running }cluster${job:+ $job} is up: start one by sbatch slurm/ray_cluster.sh; squeue --me shows what waits"
+        code=2 fail "no ${job:+running }cluster${job:+ $job} is up: start one by slurm/ray_cluster.sh; squeue --me shows what waits"
     elif ((${#found[@]} > 1)); then
         code=2 fail "several clusters are up (${found[*]}): name one"
     fi
