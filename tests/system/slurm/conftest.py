@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import slurm_lab
 from slurm_lab import Lab
-from slurm_user import User
+from slurm_user import BOBS_DISK, User
 
 from caption_ray.data.synthetic import write_synthetic_flickr8k
 
@@ -14,6 +14,7 @@ FIRST_RUN = """set -e
 python jobs/prepare_data.py --source ~/drawn --output ~/data --min-count 1
 python jobs/cache_features.py --data ~/data --output ~/features --encoder.backbone resnet18 --encoder.weights none \
     --encoder.image-size 64
+rm -r ~/drawn
 {train} --training.epochs 5 --name undisturbed
 """
 
@@ -45,8 +46,11 @@ def alice(lab: Lab) -> User:
 
 @pytest.fixture(scope="session")
 def bob(lab: Lab) -> User:
+    """He has disks with a long name on the nodes, and a proxy that answers nobody."""
     user = User(lab=lab, name="bob")
-    user.set_up()
+    user.set_up(f"CAPTION_RAY_TMP={BOBS_DISK}\nhttp_proxy=http://10.77.0.1:9")
+    for node in ("node1", "node2"):
+        lab.run(node, "root", f"mkdir -m 1777 {BOBS_DISK}", check=True)
     return user
 
 
@@ -72,6 +76,7 @@ def undisturbed(alice: User, cluster: int, train: str) -> Path:
     """The bundle of a run on pictures that jobs on the cluster have prepared, all submitted from the login machine."""
     home = alice.lab.home("alice")
     write_synthetic_flickr8k(home / "drawn", 400, seed=0)
+    alice.lab.run("login", "root", f"chown -R alice {home}/drawn", check=True)
     (home / "first_run.sh").write_text(FIRST_RUN.format(train=train))
     done = alice.type(f"slurm/submit.sh --cluster={cluster} bash ~/first_run.sh")
     (home / "first_run.log").write_text(done.stdout + done.stderr)

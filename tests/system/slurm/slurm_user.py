@@ -13,6 +13,9 @@ from slurm_lab import ROOT, USERS, Lab, wait_until
 REQUEST = "--nodes=2 --cpus-per-task=3 --gpus-per-node=p100:2 --mem=6G --time=60"
 """What the tests ask for; on each of the two nodes there is room for two of it."""
 
+BOBS_DISK = "/tmp/disk-whose-name-leaves-no-room-for-sockets"
+"""Where one of the users keeps what belongs to a node alone."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class User:
@@ -31,12 +34,12 @@ class User:
         """Where the running clusters are written down."""
         return self.lab.home(self.name) / ".caption_ray" / "clusters"
 
-    def set_up(self) -> None:
-        """Copy the checkout, and write the site file; its last line keeps the workers from crowding the CPUs."""
+    def set_up(self, site: str = "") -> None:
+        """Copy the checkout, and write the site file, of which a line keeps workers from crowding the CPUs."""
         for part in ("caption_ray", "jobs", "slurm"):
             shutil.copytree(ROOT / part, self.checkout / part, ignore=shutil.ignore_patterns("__pycache__", "site.env"))
         shutil.copy(ROOT / ".gitignore", self.checkout)
-        site = f"CAPTION_RAY_VENV={sys.prefix}\nexport PYTHONPATH={self.checkout}\nexport OMP_WAIT_POLICY=passive\n"
+        site += f"\nCAPTION_RAY_VENV={sys.prefix}\nOMP_WAIT_POLICY=passive\nPYTHONPATH={self.checkout}\n"
         (self.checkout / "slurm" / "site.env").write_text(site)
         for path in [self.checkout, *self.checkout.rglob("*")]:
             shutil.chown(path, USERS[self.name], USERS[self.name])

@@ -5,7 +5,7 @@ from pathlib import Path
 from threading import Event
 
 from slurm_lab import wait_until
-from slurm_user import User
+from slurm_user import BOBS_DISK, User
 
 from caption_ray.bundle import load_bundle
 
@@ -22,6 +22,14 @@ def test_ray_has_the_sum_of_the_allocation(alice: User, cluster: int) -> None:
     wait_until(is_complete, 30, lambda: status)
     totals = [line.strip() for line in status.splitlines() if line.strip().startswith("0")]
     assert totals == ["0.0/6.0 CPU", "0.0/4.0 GPU", "0B/8.40GiB memory", "0B/3.60GiB object_store_memory"]
+
+
+def test_what_a_user_needs_is_written_down(alice: User, cluster: int) -> None:
+    written = (alice.clusters / f"{cluster}.env").read_text()
+    address = alice.cluster(cluster)["RAY_API_SERVER_ADDRESS"].removeprefix("http://")
+    for line in (f"ssh -N -L 8265:{address} alice@login", "slurm/submit.sh python jobs/train.py flickr8k --data DATA"):
+        assert line in written
+        assert line in alice.log(cluster)
 
 
 def test_without_the_token_nobody_gets_in(alice: User, bob: User, cluster: int) -> None:
@@ -89,6 +97,8 @@ def test_clusters_of_two_users_on_the_same_nodes_do_not_see_each_other(alice: Us
     ours, theirs = alice.cluster(cluster), bob.cluster(other)
     assert ours["RAY_ADDRESS"].split(":")[0] == theirs["RAY_ADDRESS"].split(":")[0]
     assert ours["RAY_ADDRESS"] != theirs["RAY_ADDRESS"]
+    node1 = bob.lab.run("node1", "root", f"ls -d {BOBS_DISK}/cr-{other} /tmp/cr-{other}/ray /tmp/cr-{cluster}/ray")
+    assert node1.returncode == 0, node1.stderr
     for user, job, token in ((alice, cluster, bob.token(other)), (bob, other, alice.token(cluster))):
         assert user.status_code(job, "/api/jobs/", f"Authorization: Bearer {token}") == 403
         nodes = user.in_cluster(job, 'ray list nodes --format json 2> /dev/null | grep -o "\\"ALIVE\\"" | wc -l')

@@ -26,6 +26,11 @@ def test_the_original_request_is_the_default(alice: User) -> None:
     assert job["Requeue"] == "1"
 
 
+def test_typed_within_a_job_it_asks_for_one_of_its_own(alice: User) -> None:
+    job = requested(alice, "SLURM_JOB_ID=999 slurm/ray_cluster.sh --hold --nodes=2 true")
+    assert (job["NumNodes"], job["JobState"]) == ("2", "PENDING")
+
+
 def test_the_site_file_and_options_change_it(alice: User) -> None:
     site = alice.checkout / "slurm" / "other.env"
     site.write_text("SBATCH_OPTIONS='--hold --nodes=2 --time=1:00:00 --mem=2G'\n")
@@ -84,5 +89,6 @@ def test_the_environment_for_the_p100_has_kernels_for_it_and_is_made_once(tmp_pa
     assert done.returncode == 0, done.stderr[-3000:]
     assert "torch 2.7.1+cu126 has kernels for: " in done.stdout
     assert " sm_60 " in done.stdout
+    subprocess.run([tmp_path / "venv" / "bin" / "python", "-c", "import optuna, ruamel.yaml"], check=True)  # for sweeps
     again = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert again.stdout.endswith("is up to date\n")
