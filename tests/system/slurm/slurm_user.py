@@ -62,14 +62,14 @@ class User:
         path = self.checkout / f"caption_ray-{job}.log"
         return path.read_text() if path.exists() else ""
 
-    def wait_for_log(self, job: int, text: str, seconds: float = 120) -> None:
+    def wait_for_log(self, job: int, text: str, seconds: float = 240) -> None:
         """Wait until a text is in a job's log."""
         wait_until(lambda: text in self.log(job), seconds, lambda: f"no {text!r} in\n{self.log(job)}")
 
     def cluster(self, job: int) -> dict[str, str]:
         """Wait for a job's cluster, and return what is written down of it."""
         path = self.clusters / f"{job}.env"
-        wait_until(path.exists, 120, lambda: f"cluster {job} is not up:\n{self.log(job)}")
+        wait_until(path.exists, 240, lambda: f"cluster {job} is not up:\n{self.log(job)}")
         lines = [line for line in path.read_text().splitlines() if not line.startswith("#")]
         return dict(line.split("=", 1) for line in lines)
 
@@ -87,7 +87,7 @@ class User:
         """Return a cluster's token."""
         return Path(self.cluster(job)["RAY_AUTH_TOKEN_PATH"]).read_text()
 
-    def wait_for_end(self, job: int, seconds: float = 120) -> tuple[str, int]:
+    def wait_for_end(self, job: int, seconds: float = 240) -> tuple[str, int]:
         """Wait until a job is over; return its state and its exit code."""
         over = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY")
         wait_until(
@@ -107,7 +107,7 @@ class User:
 
     def leaves_nothing(self) -> None:
         """Hold that nothing is left behind, within the seconds that SLURM takes to end a job's last processes."""
-        wait_until(lambda: not self.left_behind(), 15, lambda: "left behind: " + "\n".join(self.left_behind()))
+        wait_until(lambda: not self.left_behind(), 40, lambda: "left behind: " + "\n".join(self.left_behind()))
 
 
 def scores(bundle: Path) -> dict[str, object]:

@@ -16,10 +16,10 @@ def test_a_run_that_is_stopped_and_put_back_goes_on_as_if_nothing_had_been(
     alice: User, undisturbed: Path, train: str
 ) -> None:
     """The signal is the one that SLURM sends by --signal; the time it comes is the test's."""
-    job = alice.sbatch(f"{train} --training.epochs 5 --name requeued")
-    alice.wait_for_log(job, "epoch 1 of 5")
+    job = alice.sbatch(f"{train} --training.epochs 3 --name requeued")
+    alice.wait_for_log(job, "epoch 1 of 3")
     alice.signal(job, "USR1", "--batch")
-    assert alice.wait_for_end(job, 180) == ("COMPLETED", 0)
+    assert alice.wait_for_end(job) == ("COMPLETED", 0)
     log = alice.log(job)
     assert "the time is up and work is left" in log
     assert "restarts: 1" in log
@@ -92,7 +92,7 @@ def kill_ray(user: User, node: str, process: str, reason: str, signal: str = "KI
     job = user.sbatch("sleep 600")
     user.wait_for_log(job, "running: sleep 600")
     user.lab.run(node, "root", f"pkill --signal {signal} --exact --euid {user.name} {process}", check=True)
-    assert user.wait_for_end(job, 90) == ("FAILED", 1)
+    assert user.wait_for_end(job) == ("FAILED", 1)
     assert reason in user.log(job)
     user.leaves_nothing()
 

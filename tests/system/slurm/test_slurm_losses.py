@@ -1,6 +1,7 @@
 """What takes minutes: the real time limit, and machines that die."""
 
 import re
+from pathlib import Path
 
 import pytest
 from slurm_lab import wait_until
@@ -9,7 +10,7 @@ from slurm_user import User
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_cluster")]
 
 
-def test_the_time_limit_has_training_save_and_the_job_put_back(alice: User, train: str) -> None:
+def test_the_time_limit_has_training_save_and_the_job_put_back(alice: User, train: str, undisturbed: Path) -> None:
     job = alice.sbatch(f"{train} --training.epochs 500 --name timed", "--time=4 --signal=B:USR1@60")
     alice.wait_for_log(job, "restarts: 1", 360)
     alice.wait_for_log(job, "going on after step", 120)
@@ -36,7 +37,7 @@ def test_training_that_cannot_save_in_time_is_put_back_all_the_same(alice: User)
     alice.leaves_nothing()
 
 
-def test_training_goes_on_with_the_workers_that_are_left(alice: User, train: str) -> None:
+def test_training_goes_on_with_the_workers_that_are_left(alice: User, train: str, undisturbed: Path) -> None:
     command = f"{train} --min-workers 1 --training.epochs 30 --name fewer"
     job = alice.sbatch(command, "--no-kill --export=ALL,CAPTION_RAY_LOST_NODE=continue")
     alice.wait_for_log(job, "epoch 2 of 30")
@@ -53,7 +54,7 @@ def test_training_goes_on_with_the_workers_that_are_left(alice: User, train: str
     alice.leaves_nothing()
 
 
-def test_a_job_that_loses_its_node_waits_for_another_and_goes_on(alice: User, train: str) -> None:
+def test_a_job_that_loses_its_node_waits_for_another_and_goes_on(alice: User, train: str, undisturbed: Path) -> None:
     wait_until(lambda: alice.lab.node_states() == ["idle", "idle"], 60, lambda: str(alice.lab.node_states()))
     job = alice.sbatch(f"{train} --training.epochs 30 --name waited")
     alice.wait_for_log(job, "epoch 2 of 30")
