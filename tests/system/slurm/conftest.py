@@ -14,8 +14,10 @@ FIRST_RUN = """set -e
 python jobs/prepare_data.py --source ~/drawn --output ~/data --min-count 1
 python jobs/cache_features.py --data ~/data --output ~/features --encoder.backbone resnet18 --encoder.weights none \
     --encoder.image-size 64
+cp "$(find ~/drawn/Images -name "*.jpg" | sort | head -n 1)" ~/photo.jpg
 rm -r ~/drawn
 {train} --training.epochs 3 --name undisturbed
+python jobs/caption.py --bundle ~/runs/undisturbed/bundle ~/photo.jpg
 """
 
 
@@ -73,7 +75,10 @@ def train(lab: Lab) -> str:
 
 @pytest.fixture(scope="session")
 def undisturbed(alice: User, cluster: int, train: str) -> Path:
-    """The bundle of a run on pictures that jobs on the cluster have prepared, all submitted from the login machine."""
+    """The bundle of a run on pictures that jobs on the cluster have prepared, all submitted from the login machine.
+
+    Training has nothing but what was prepared: the pictures themselves are gone.
+    """
     home = alice.lab.home("alice")
     write_synthetic_flickr8k(home / "drawn", 400, seed=0)
     alice.lab.run("login", "root", f"chown -R alice {home}/drawn", check=True)

@@ -1,5 +1,6 @@
 """A cluster as a user of SLURM has it: on several machines, beside another user's. The tests build on each other."""
 
+import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Event
@@ -81,6 +82,7 @@ def test_a_submission_from_outside_trains_on_both_nodes(alice: User, cluster: in
     log = (alice.lab.home("alice") / "first_run.log").read_text()
     assert "2 worker(s) on cpu, 1 of them on this node" in log
     assert "epoch 3 of 3" in log
+    assert re.search(r"photo.jpg: .*(circle|bar|diamond)", log)
 
 
 def test_a_submission_ends_with_its_commands_exit_code_and_sees_the_code_alone(alice: User, cluster: int) -> None:

@@ -26,6 +26,12 @@ def test_the_original_request_is_the_default(alice: User) -> None:
     assert job["Requeue"] == "1"
 
 
+def test_memory_is_asked_for_per_node(alice: User) -> None:
+    refused = alice.type("sbatch --hold --mem-per-cpu=1G slurm/ray_cluster.sh")
+    assert refused.returncode != 0
+    assert "mutually exclusive" in refused.stderr
+
+
 def test_typed_within_a_job_it_asks_for_one_of_its_own(alice: User) -> None:
     job = requested(alice, "SLURM_JOB_ID=999 slurm/ray_cluster.sh --hold --nodes=2 true")
     assert (job["NumNodes"], job["JobState"]) == ("2", "PENDING")
