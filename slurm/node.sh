@@ -22,7 +22,7 @@ is_over='' give_up_at=''
 trap 'is_over=1' USR2 # by ray_cluster.sh
 # By SLURM. Where it takes the nodes back for another job, it tells nobody else, and training is to save before Ray ends.
 # Where the job is over, ray_cluster.sh knows too and sends USR2 at once, unless it has been killed.
-trap 'touch "$CLUSTER/preempted"; give_up_at=$((SECONDS + 25))' TERM INT
+trap '[[ $role != head ]] || touch "$CLUSTER/preempted"; give_up_at=$((SECONDS + 25))' TERM INT
 trap tidy_up EXIT
 tidy_up # of this job before it was put back into the queue
 if ! mkdir -m 700 "$own" || { [[ $short != "$own" ]] && ! mkdir -m 700 "$short"; }; then
@@ -88,18 +88,23 @@ else
     options+=(--address="$2")
 fi
 
-ray start "${options[@]}" &
-ray=$!
-while kill -0 "$ray" 2> /dev/null; do
-    [[ -z $give_up_at || -e $CLUSTER/stop ]] || ((SECONDS < give_up_at)) || is_over=1
-    if [[ $is_over == 1 ]]; then
-        kill -TERM "$ray"
-        is_over=told
-    fi
-    sleep 1 & # a signal ends the wait
-    wait $!
+for attempt in 1 2 3; do
+    ray start "${options[@]}" &
+    ray=$!
+    while kill -0 "$ray" 2> /dev/null; do
+        [[ -z $give_up_at || -e $CLUSTER/stop ]] || ((SECONDS < give_up_at)) || is_over=1
+        if [[ $is_over == 1 ]]; then
+            kill -TERM "$ray"
+            is_over=told
+        fi
+        sleep 1 & # a signal ends the wait
+        wait $!
+    done
+    wait "$ray"
+    code=$?
+    echo "$(hostname): Ray ended with exit code $code"
+    # Ray gives a node 30 s to start, which may not do where the file system is slow. The head tries other ports, too.
+    [[ $role == worker && -z $is_over && ! -e $CLUSTER.env ]] || break
+    echo "$(hostname): it did not start (attempt $attempt)"
 done
-wait "$ray"
-code=$?
-echo "$(hostname): Ray ended with exit code $code"
 exit "$code"

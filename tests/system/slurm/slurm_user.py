@@ -64,12 +64,18 @@ class User:
 
     def wait_for_log(self, job: int, text: str, seconds: float = 240) -> None:
         """Wait until a text is in a job's log."""
-        wait_until(lambda: text in self.log(job), seconds, lambda: f"no {text!r} in\n{self.log(job)}")
+        wait_until(
+            lambda: text in self.log(job) or self.is_over(job), seconds, lambda: f"no {text!r} in\n{self.log(job)}"
+        )
+        assert text in self.log(job), f"job {job} has ended without {text!r}:\n{self.log(job)}"
 
     def cluster(self, job: int) -> dict[str, str]:
         """Wait for a job's cluster, and return what is written down of it."""
         path = self.clusters / f"{job}.env"
-        wait_until(path.exists, 240, lambda: f"cluster {job} is not up:\n{self.log(job)}")
+        wait_until(
+            lambda: path.exists() or self.is_over(job), 240, lambda: f"cluster {job} is not up:\n{self.log(job)}"
+        )
+        assert path.exists(), f"cluster {job} has ended:\n{self.log(job)}"
         lines = [line for line in path.read_text().splitlines() if not line.startswith("#")]
         return dict(line.split("=", 1) for line in lines)
 
@@ -87,12 +93,16 @@ class User:
         """Return a cluster's token."""
         return Path(self.cluster(job)["RAY_AUTH_TOKEN_PATH"]).read_text()
 
+    def is_over(self, job: int) -> bool:
+        """Tell whether a job has ended, however."""
+        return self.lab.job_state(job) in (
+            *("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT"),
+            *("NODE_FAIL", "OUT_OF_MEMORY"),
+        )
+
     def wait_for_end(self, job: int, seconds: float = 240) -> tuple[str, int]:
         """Wait until a job is over; return its state and its exit code."""
-        over = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY")
-        wait_until(
-            lambda: self.lab.job_state(job) in over, seconds, lambda: f"job {job} goes on:\n{self.log(job)[-3000:]}"
-        )
+        wait_until(lambda: self.is_over(job), seconds, lambda: f"job {job} goes on:\n{self.log(job)[-3000:]}")
         return self.lab.job_state(job), self.lab.exit_code(job)[0]
 
     def left_behind(self) -> list[str]:
