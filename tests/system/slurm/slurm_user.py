@@ -101,8 +101,9 @@ class User:
         )
 
     def wait_for_end(self, job: int, seconds: float = 240) -> tuple[str, int]:
-        """Wait until a job is over; return its state and its exit code."""
+        """Wait until a job is over; return its state and its exit code, having printed its log."""
         wait_until(lambda: self.is_over(job), seconds, lambda: f"job {job} goes on:\n{self.log(job)[-3000:]}")
+        sys.stdout.write(self.log(job))
         return self.lab.job_state(job), self.lab.exit_code(job)[0]
 
     def left_behind(self) -> list[str]:

@@ -12,7 +12,7 @@ UNTIL_ASKED = "bash -c 'until [[ -e $CAPTION_RAY_STOP_FILE ]]; do sleep 0.2; don
 """Does as training does when it is asked to stop, and stands for it where that is quicker."""
 
 
-def test_a_run_that_is_stopped_and_put_back_goes_on_as_if_nothing_had_been(
+def test_a_run_that_is_stopped_and_queued_again_goes_on_as_if_nothing_had_been(
     alice: User, undisturbed: Path, train: str
 ) -> None:
     """The signal is the one that SLURM sends by --signal; the time it comes is the test's."""
@@ -100,7 +100,7 @@ def kill_ray(user: User, node: str, process: str, reason: str, signal: str = "KI
 def test_a_command_that_fails_ends_the_job_with_its_exit_code(alice: User) -> None:
     """However the job was asked for; and it clears away what a machine that crashed has left of another one."""
     alice.type("cd ~/.caption_ray/clusters && mkdir 999999 && echo secret | tee 999999/token > 999999.env", check=True)
-    job = alice.sbatch("bash -c 'ray status; exit 9'", "--gpus=p100:4 --export=NONE")
+    job = alice.sbatch("bash -c 'ray status; exit 9'", "--gpus=p100:4 --export=SLURM_CONF")
     assert alice.wait_for_end(job) == ("FAILED", 9)
     assert "/4.0 GPU" in alice.log(job)
     alice.leaves_nothing()
