@@ -26,7 +26,10 @@ def test_the_original_request_is_the_default(alice: User) -> None:
     assert job["Requeue"] == "1"
 
 
-def test_memory_is_asked_for_per_node(alice: User) -> None:
+def test_memory_and_gpus_are_asked_for_per_node(alice: User) -> None:
+    job = requested(alice, "sbatch --hold --gpus-per-node=0 --mem=0 slurm/ray_cluster.sh")
+    assert "TresPerNode" not in job
+    assert job["MinMemoryNode"] == "0"
     refused = alice.type("sbatch --hold --mem-per-cpu=1G slurm/ray_cluster.sh")
     assert refused.returncode != 0
     assert "mutually exclusive" in refused.stderr
