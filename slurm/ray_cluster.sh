@@ -177,7 +177,8 @@ lost_workers() { # HOW MANY NODES ARE LEFT
 
 seconds_left() { # of the job's time limit; very many where it has none
     local end
-    end=$(date +%s --date="$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%e)" 2> /dev/null) || end=99999999999
+    end=$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%e)
+    end=$(date +%s --date="${end:-none}" 2> /dev/null) || end=99999999999
     echo $((end - $(date +%s)))
 }
 
