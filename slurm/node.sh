@@ -3,7 +3,8 @@
 #
 #   node.sh head | worker ADDRESS | sweep
 #
-# `head` writes where it listens to $CLUSTER/head. `sweep` removes what a node that was killed left behind.
+# `head` writes where it listens, and its temporary folder, to $CLUSTER/head. `sweep` removes what a node that was killed
+# left behind.
 set -uo pipefail
 role=$1
 
@@ -82,7 +83,7 @@ if [[ $role == head ]]; then
     export DASHBOARD_METRIC_PORT AUTOSCALER_METRIC_PORT
     options+=(--head --node-ip-address="$ip" --port="$gcs" --ray-client-server-port="$client")
     options+=(--include-dashboard=true --dashboard-host="$ip" --dashboard-port="$dashboard")
-    printf 'ip=%s\ngcs=%s\ndashboard=%s\n' "$ip" "$gcs" "$dashboard" > "$CLUSTER/head.partial"
+    printf 'ip=%s\ngcs=%s\ndashboard=%s\ntmp=%q\n' "$ip" "$gcs" "$dashboard" "$own" > "$CLUSTER/head.partial"
     mv "$CLUSTER/head.partial" "$CLUSTER/head"
 else
     options+=(--address="$2")

@@ -77,7 +77,7 @@ unset SLURM_EXPORT_ENV SLURM_GPUS SLURM_GPUS_PER_TASK
 mapfile -t nodes < <(scontrol show hostnames)
 num_workers=$((${#nodes[@]} - 1))
 num_expected=${#nodes[@]} # Ray nodes
-ip='' gcs='' dashboard='' # of the head, once it has started
+ip='' gcs='' dashboard='' tmp='' # of the head, once it has started
 head_pid='' workers_pid='' command_pid=''
 
 step() { # NODES srun options ... -- node.sh's arguments: start Ray on nodes
@@ -256,7 +256,8 @@ if [[ $# -gt 0 && $asked_for == time ]]; then
     give_up "the time was nearly up before the work had begun: ask for more --time, of which --signal takes five minutes"
 elif [[ $# -gt 0 && -z $asked_for ]]; then
     say "running: $*"
-    RAY_ADDRESS=$ip:$gcs no_proxy=$ip${no_proxy:+,$no_proxy} setsid "$@" & # a group of its own, to be ended as a whole
+    surroundings=(RAY_ADDRESS="$ip:$gcs" no_proxy="$ip${no_proxy:+,$no_proxy}" TMPDIR="$tmp")
+    env "${surroundings[@]}" setsid "$@" & # a group of its own, to be ended as a whole
     command_pid=$!
 fi
 
