@@ -1,6 +1,7 @@
 # Sourced by the scripts beside it: where a user's clusters are written down, and what the site file says.
 # shellcheck shell=bash
 
+export USER=${USER:-$(id -un)} HOME=${HOME:-$(cd ~ && pwd)} # which `sbatch --export=NONE` leaves out
 clusters=$HOME/.caption_ray/clusters # a folder and a file JOB.env for each running one
 
 say() { printf '%s %s\n' "$(date +%T)" "$*"; }
