@@ -28,6 +28,7 @@ def test_a_run_that_is_stopped_and_queued_again_goes_on_as_if_nothing_had_been(
     alice.leaves_nothing()
 
 
+@pytest.mark.slow
 def test_nodes_that_are_taken_back_have_training_save_first(alice: User, lab: Lab) -> None:
     """As SLURM preempts a job that has a grace time: by SIGTERM to its steps, and not to its script."""
     if not lab.has_cgroups:
@@ -44,6 +45,7 @@ def test_nodes_that_are_taken_back_have_training_save_first(alice: User, lab: La
     alice.leaves_nothing()
 
 
+@pytest.mark.slow
 def test_a_command_that_is_stopped_is_not_put_back(alice: User) -> None:
     """Nor does it take submissions: those are for clusters that wait for some."""
     job = alice.sbatch(UNTIL_ASKED)
