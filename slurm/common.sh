@@ -1,6 +1,7 @@
 # Sourced by the scripts beside it: where a user's clusters are written down, and what the site file says.
 # shellcheck shell=bash
 
+export USER=${USER:-$(id -un)} HOME=${HOME:-$(cd ~ && pwd)} # which `sbatch --export=NONE` leaves out
 clusters=$HOME/.caption_ray/clusters # a folder and a file JOB.env for each running one
 
 say() { printf '%s %s\n' "$(date +%T)" "$*"; }
@@ -13,8 +14,10 @@ fail() {
 read_site() {
     local site=${CAPTION_RAY_SITE:-$1/site.env}
     if [[ -e $site ]]; then
+        set -a # node.sh and the command are to have it too
         # shellcheck source=/dev/null
         source "$site"
+        set +a
     elif [[ -n ${CAPTION_RAY_SITE:-} ]]; then
         fail "CAPTION_RAY_SITE: there is no $site; copy slurm/site.env.example to it, or unset the variable"
     fi
@@ -51,20 +54,44 @@ activate_environment() {
     source "$folder/bin/activate"
 }
 
-# Have the environment variables of a running cluster: of a job, or of the only one that this user has.
+# Print the numbers of this user's running jobs that are clusters.
+running_clusters() {
+    local folder jobs
+    jobs=$(squeue --me --noheader --states=RUNNING --format=%A 2> /dev/null) || true
+    for folder in "$clusters"/*/; do
+        folder=$(basename "$folder")
+        ! grep -qx "$folder" <<< "$jobs" || echo "$folder"
+    done
+}
+
+# Remove what is written of clusters whose head's machine crashed, and that are not to start again: tokens.
+forget_ended_clusters() {
+    local file jobs name
+    jobs=$(squeue --me --noheader --format=%A) || return 0
+    for file in "$clusters"/*; do
+        name=$(basename "$file")
+        grep -qx "${name%%.*}" <<< "$jobs" || rm -rf "$file"
+    done
+}
+
+# Have the environment variables of a running cluster: of a job, or of the only one that waits for work.
 find_cluster() {
-    local job=${1:-} running file found=()
-    running=$(squeue --me --noheader --states=RUNNING --format=%A)
-    for file in "$clusters"/*.env; do
-        [[ -e $file ]] || continue
-        file=$(basename "$file" .env)
-        [[ -n $job && $file != "$job" ]] || ! grep -qx "$file" <<< "$running" || found+=("$file")
+    local job=${1:-} number found=()
+    for number in $(running_clusters); do
+        [[ -e $clusters/$number.env ]] || continue # still starting
+        if [[ -n $job ]]; then
+            [[ $number == "$job" ]] || continue
+        elif [[ -e $clusters/$number/stop ]] || grep -qx CAPTION_RAY_COMMAND=1 "$clusters/$number.env"; then
+            continue
+        fi
+        found+=("$number")
     done
     if ((${#found[@]} == 0)); then
-        code=2 fail "no ${job:+running }cluster${job:+ $job} is up: start one by sbatch slurm/ray_cluster.sh; squeue --me shows what waits"
+        code=2 fail "no ${job:+running }cluster${job:+ $job} is up: start one by slurm/ray_cluster.sh; squeue --me shows what waits"
     elif ((${#found[@]} > 1)); then
         code=2 fail "several clusters are up (${found[*]}): name one"
     fi
+    unset RAY_AUTH_TOKEN # would count for more than the file
     set -a
     # shellcheck source=/dev/null
     source "$clusters/${found[0]}.env"

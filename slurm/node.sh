@@ -3,54 +3,50 @@
 #
 #   node.sh head | worker ADDRESS | sweep
 #
-# `head` writes where it listens to $CLUSTER/head. `sweep` removes what a node that was killed left behind.
+# `head` writes where it listens, and its temporary folder, to $CLUSTER/head. `sweep` removes what a node that was killed
+# left behind.
 set -uo pipefail
 role=$1
 
-tmp=${CAPTION_RAY_TMP:-${TMPDIR:-/tmp}}
+disk=${CAPTION_RAY_TMP:-${TMPDIR:-/tmp}}
+own=$disk/cr-$SLURM_JOB_ID
 # Ray puts sockets below its folder, whose paths may have 107 bytes; 66 of them are its own.
-if ((${#tmp} > 24)); then
-    [[ -z ${CAPTION_RAY_TMP:-} ]] || {
-        echo "CAPTION_RAY_TMP=$tmp: longer than the 24 bytes that leave room for Ray's sockets; name a shorter one" >&2
-        exit 1
-    }
-    tmp=/tmp
-fi
-own=$tmp/cr-$SLURM_JOB_ID
+short=$own
+((${#disk} <= 24)) || short=/tmp/cr-$SLURM_JOB_ID
+tidy_up() { rm -rf "$own" "$short"; }
 if [[ $role == sweep ]]; then
-    rm -rf "$own"
+    tidy_up
     exit
 fi
-rm -rf "$own" # of this job before it was put back into the queue
-mkdir -m 700 "$own" || {
+
+is_over='' give_up_at=''
+trap 'is_over=1' USR2 # by ray_cluster.sh
+# By SLURM. Where it takes the nodes back for another job, it tells nobody else, and training is to save before Ray ends.
+# Where the job is over, ray_cluster.sh knows too and sends USR2 at once, unless it has been killed.
+trap '[[ $role != head ]] || touch "$CLUSTER/preempted"; give_up_at=$((SECONDS + 25))' TERM INT
+trap tidy_up EXIT
+tidy_up # of this job before it was put back into the queue
+if ! mkdir -m 700 "$own" || { [[ $short != "$own" ]] && ! mkdir -m 700 "$short"; }; then
     echo "$(hostname): cannot make $own; name another node-local folder in CAPTION_RAY_TMP" >&2
     exit 1
-}
+fi
 export TMPDIR=$own
 
 # Ray sees the whole machine; this node's part of the allocation is what it may use.
-num_cpus=${SLURM_CPUS_PER_TASK:-${SLURM_CPUS_ON_NODE:-1}}
-if [[ -n ${SLURM_MEM_PER_NODE:-} ]] && ((SLURM_MEM_PER_NODE > 0)); then
-    memory_mb=$SLURM_MEM_PER_NODE
-elif [[ -n ${SLURM_MEM_PER_CPU:-} ]]; then
-    memory_mb=$((SLURM_MEM_PER_CPU * num_cpus))
-elif [[ -n ${SLURM_MEM_PER_GPU:-} ]]; then
-    memory_mb=$((SLURM_MEM_PER_GPU * ${SLURM_GPUS_ON_NODE:-1}))
-else
-    memory_mb=$(($(awk '/^MemTotal/ {print $2}' /proc/meminfo) / 1024)) # the whole node's
-fi
+memory_mb=${SLURM_MEM_PER_NODE:-0}
+if ((memory_mb == 0)); then memory_mb=$(($(awk '/^MemTotal/ {print $2}' /proc/meminfo) / 1024)); fi # the whole node's
 # The object store lies in shared memory and counts as the job's too. Ray refuses one larger than /dev/shm.
 store_mb=$((memory_mb * 3 / 10))
 shm_mb=$(($(df --output=avail -k /dev/shm | tail -n 1) * 9 / 10 / 1024))
 ((store_mb <= shm_mb)) || store_mb=$shm_mb
 options=(
-    --num-cpus="$num_cpus"
+    --num-cpus="${SLURM_CPUS_PER_TASK:-1}"
     --num-gpus="${SLURM_GPUS_ON_NODE:-0}"
     --memory=$(((memory_mb - store_mb) * 1024 * 1024))
     --object-store-memory=$((store_mb * 1024 * 1024))
     # Any free port, for nodes may be shared: by default each node listens on some of the same ones.
     --dashboard-agent-listen-port=0 --min-worker-port=0 --max-worker-port=0
-    --temp-dir="$own/ray" --disable-usage-stats --block
+    --temp-dir="$short/ray" --object-spilling-directory="$own/spilled" --disable-usage-stats --block
 )
 
 # Print this node's address: the first that its name stands for and other nodes can reach.
@@ -87,19 +83,29 @@ if [[ $role == head ]]; then
     export DASHBOARD_METRIC_PORT AUTOSCALER_METRIC_PORT
     options+=(--head --node-ip-address="$ip" --port="$gcs" --ray-client-server-port="$client")
     options+=(--include-dashboard=true --dashboard-host="$ip" --dashboard-port="$dashboard")
-    printf 'ip=%s\ngcs=%s\ndashboard=%s\n' "$ip" "$gcs" "$dashboard" > "$CLUSTER/head.partial"
+    printf 'ip=%s\ngcs=%s\ndashboard=%s\ntmp=%q\n' "$ip" "$gcs" "$dashboard" "$own" > "$CLUSTER/head.partial"
     mv "$CLUSTER/head.partial" "$CLUSTER/head"
 else
     options+=(--address="$2")
 fi
 
-ray start "${options[@]}" &
-ray=$!
-trap 'kill -TERM "$ray" 2> /dev/null' TERM INT
-# A trap ends `wait`; Ray then takes a moment to end its processes.
-while kill -0 "$ray" 2> /dev/null; do wait "$ray"; done
-wait "$ray"
-code=$?
-echo "$(hostname): Ray ended with exit code $code"
-rm -rf "$own"
+for attempt in 1 2 3; do
+    ray start "${options[@]}" &
+    ray=$!
+    while kill -0 "$ray" 2> /dev/null; do
+        [[ -z $give_up_at || -e $CLUSTER/stop ]] || ((SECONDS < give_up_at)) || is_over=1
+        if [[ $is_over == 1 ]]; then
+            kill -TERM "$ray"
+            is_over=told
+        fi
+        sleep 1 & # a signal ends the wait
+        wait $!
+    done
+    wait "$ray"
+    code=$?
+    echo "$(hostname): Ray ended with exit code $code"
+    # Ray gives a node 30 s to start, which may not do where the file system is slow. The head tries other ports, too.
+    [[ $role == worker && -z $is_over && ! -e $CLUSTER.env ]] || break
+    echo "$(hostname): it did not start (attempt $attempt)"
+done
 exit "$code"

@@ -19,16 +19,16 @@
 #SBATCH --output=caption_ray-%j.log
 set -uo pipefail
 
-here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-if [[ ! -e $here/common.sh ]]; then # sbatch runs a copy; what belongs to it lies where the original does
-    here=$(dirname "$(scontrol show job "$SLURM_JOB_ID" | sed -n 's/^ *Command=\([^ ]*\).*/\1/p')")
-    [[ -e $here/common.sh ]] || here=$SLURM_SUBMIT_DIR/slurm
-fi
-# shellcheck source=slurm/common.sh
-source "$here/common.sh"
-read_site "$here"
+asked_for='' # what signals have asked for: time (save, and go on later), stop (save), end (at once); see #SBATCH --signal
+trap ': "${asked_for:=time}"' USR1
+trap '[[ $asked_for == end ]] || asked_for=stop' USR2
+trap 'asked_for=end' TERM INT
 
-if [[ -z ${SLURM_JOB_ID:-} ]]; then
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+if [[ -e $here/common.sh ]]; then # typed; a job runs SLURM's copy of this file
+    # shellcheck source=slurm/common.sh
+    source "$here/common.sh"
+    read_site "$here"
     asked=()
     while [[ ${1:-} == -* ]]; do
         asked+=("$1")
@@ -37,16 +37,28 @@ if [[ -z ${SLURM_JOB_ID:-} ]]; then
     # shellcheck disable=SC2086 # several options, apart by spaces
     exec sbatch ${SBATCH_OPTIONS:-} "${asked[@]}" "$here/ray_cluster.sh" "$@"
 fi
+here=$(dirname "$(scontrol show job "$SLURM_JOB_ID" | sed -n 's/^ *Command=\([^ ]*\).*/\1/p')")
+[[ -e $here/common.sh ]] || here=$SLURM_SUBMIT_DIR/slurm
+# shellcheck source=slurm/common.sh
+source "$here/common.sh"
+read_site "$here"
 
-WORK_IS_LEFT=75 # training's exit code after it was asked to stop, and has saved
+WORK_IS_LEFT=75      # training's exit code after it was asked to stop, and has saved
+MAX_FRUITLESS=5      # times in a row that the job is put back without having got on
+TIME_TO_GET_ON_S=120 # a shorter time to work in counts as such
+TIME_TO_GO_S=40      # what is needed of the time limit to end everything and put the job back
 start_timeout_s=${CAPTION_RAY_START_TIMEOUT_S:-300}
 lost_node=${CAPTION_RAY_LOST_NODE:-fail}
 case $lost_node in fail | requeue | continue) ;; *) fail "CAPTION_RAY_LOST_NODE=$lost_node: must be fail, requeue or continue" ;; esac
+((${SLURM_NTASKS_PER_NODE:-1} == 1)) ||
+    fail "--ntasks-per-node=$SLURM_NTASKS_PER_NODE: must be 1, Ray's node, which starts the processes; ask for --cpus-per-task"
 
 activate_environment
 export CLUSTER=$clusters/$SLURM_JOB_ID
 token=$CLUSTER/token
-rm -rf "$CLUSTER" # of this job before it was put back into the queue
+fruitless=$CLUSTER.fruitless # how many times in a row, from one start of this job to the next
+forget_ended_clusters
+rm -rf "$CLUSTER" "$CLUSTER.env" # of this job before it was put back into the queue
 (umask 077 && mkdir -p "$CLUSTER" && od -An -N32 -tx1 /dev/urandom | tr -d ' \n' > "$token") ||
     fail "cannot write to $CLUSTER; is the quota of the home folder used up?"
 
@@ -58,14 +70,15 @@ export RAY_JOB_STOP_WAIT_TIME_S=120            # `ray job stop` gives a training
 export RAY_memory_monitor_refresh_ms=0         # looks at the whole machine's memory, which others fill too
 export CAPTION_RAY_STOP_FILE=$CLUSTER/stop     # training that finds this file saves and stops
 ulimit -n "$(ulimit -Hn)"
+# Steps take these for their own options, where they would contradict, or ask for all nodes' GPUs on one.
+unset SLURM_EXPORT_ENV SLURM_GPUS SLURM_GPUS_PER_TASK
+[[ -z ${SLURM_MEM_PER_NODE:-} ]] || unset SLURM_MEM_PER_CPU SLURM_MEM_PER_GPU
 
 mapfile -t nodes < <(scontrol show hostnames)
 num_workers=$((${#nodes[@]} - 1))
-ip='' gcs='' dashboard='' # of the head, once it has started
-head_pid='' workers_pid='' command_pid='' asked_for=''
-trap 'asked_for=time' USR1
-trap 'asked_for=stop' USR2
-trap 'asked_for=end' TERM INT
+num_expected=${#nodes[@]} # Ray nodes
+ip='' gcs='' dashboard='' tmp='' # of the head, once it has started
+head_pid='' workers_pid='' command_pid=''
 
 step() { # NODES srun options ... -- node.sh's arguments: start Ray on nodes
     local number=$1 options=()
@@ -77,7 +90,7 @@ step() { # NODES srun options ... -- node.sh's arguments: start Ray on nodes
     shift
     local kill=1
     [[ $lost_node != continue ]] || kill=0
-    exec srun --nodes="$number" --ntasks="$number" --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" --cpu-bind=none \
+    exec srun --export=ALL --nodes="$number" --ntasks="$number" --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" --cpu-bind=none \
         --kill-on-bad-exit="$kill" --wait=0 --no-kill --mpi=none --quiet "${options[@]}" bash "$here/node.sh" "$@"
 }
 
@@ -85,8 +98,12 @@ is_up() { [[ -n $1 ]] && kill -0 "$1" 2> /dev/null; }
 nap() { sleep "$1" & wait $! 2> /dev/null; } # unlike `sleep` alone, a signal is answered at once
 
 # Ask the dashboard. The token goes in by a file that only this process has: command lines are for all to read.
-ask() { curl --silent --fail --max-time 5 --header @<(printf 'Authorization: Bearer %s\n' "$(< "$token")") "http://$ip:$dashboard$1"; }
-num_alive() { ask '/nodes?view=summary' | grep -o '"state": "ALIVE"' | wc -l; }
+ask() { curl --noproxy '*' --silent --fail --max-time 5 --header @<(printf 'Authorization: Bearer %s\n' "$(< "$token")") "http://$ip:$dashboard$1"; }
+# Print how many Ray nodes are alive; fails where the dashboard does not answer.
+num_alive() {
+    local summary
+    summary=$(ask '/nodes?view=summary') && grep -o '"state": "ALIVE"' <<< "$summary" | wc -l
+}
 no_job_is_left() {
     local jobs
     jobs=$(ask /api/jobs/) && ! grep -qE '"status": *"(PENDING|RUNNING)"' <<< "$jobs"
@@ -97,8 +114,7 @@ give_up() {
     for log in "$CLUSTER"/*.log; do
         [[ ! -s $log ]] || { echo "--- the end of ${log##*/}:" && tail -n 20 "$log"; }
     done
-    clean_up
-    exit 1
+    leave 1
 }
 
 # Wait up to so many seconds until none of some processes is left.
@@ -114,23 +130,56 @@ wait_for_end() {
 clean_up() {
     local pid
     trap '' TERM INT USR1 USR2
-    rm -f "$CLUSTER.env"
-    # To the steps, not to srun, which would have them killed before they could tidy up.
-    scancel --signal=TERM "$SLURM_JOB_ID" 2> /dev/null
+    rm -f "$CLUSTER.env" "$token"
+    # By srun to node.sh, which ends Ray and tidies up. TERM would have srun kill it before it could.
+    for pid in $head_pid $workers_pid; do kill -USR2 "$pid" 2> /dev/null; done
     wait_for_end 20 "$head_pid" "$workers_pid"
     # Only now: training takes this for a request to save, which it cannot do any more, and a driver without Ray waits.
     for pid in $command_pid; do kill -TERM -- "-$pid" 2> /dev/null && wait_for_end 2 "$pid"; done
     for pid in ${command_pid:+"-$command_pid"} $workers_pid $head_pid; do kill -KILL -- "$pid" 2> /dev/null; done
-    timeout 15 srun --overlap --no-kill --quiet bash "$here/node.sh" sweep > /dev/null 2>&1
+    timeout 15 srun --export=ALL --overlap --no-kill --quiet bash "$here/node.sh" sweep > /dev/null 2>&1
     rm -rf "$CLUSTER"
 }
 
+leave() { # EXIT CODE
+    clean_up
+    rm -f "$fruitless"
+    exit "$1"
+}
+
+# Put the job back into the queue, where it goes on from what has been saved.
 requeue() {
     say "putting the job back into the queue: $*"
     clean_up
     trap - TERM
     scontrol requeue "$SLURM_JOB_ID" && nap 600 # SLURM ends this script
+    rm -f "$fruitless"
     exit "$WORK_IS_LEFT"
+}
+
+# The same, where it may not have got on: not for ever.
+requeue_fruitless() {
+    local times
+    times=$(($(cat "$fruitless" 2> /dev/null || echo 0) + 1))
+    ((times <= MAX_FRUITLESS)) || give_up "$*; put back $MAX_FRUITLESS times in a row without getting on: not again"
+    echo "$times" > "$fruitless"
+    requeue "$* ($times of at most $MAX_FRUITLESS times in a row)"
+}
+
+lost_workers() { # HOW MANY NODES ARE LEFT
+    case $lost_node in
+        continue) say "lost a worker node; going on without, on $1 of ${#nodes[@]}" ;;
+        requeue) requeue_fruitless "lost a worker node" ;;
+        *) give_up "lost a worker node" ;;
+    esac
+    num_expected=$1
+}
+
+seconds_left() { # of the job's time limit; very many where it has none
+    local end
+    end=$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%e)
+    end=$(date +%s --date="${end:-none}" 2> /dev/null) || end=99999999999
+    echo $((end - $(date +%s)))
 }
 
 # Start the head until it has its ports: another may take one between finding it free and listening there.
@@ -165,78 +214,93 @@ start_workers() {
         [[ $asked_for != end ]] || return
         is_up "$head_pid" || give_up "the head on ${nodes[0]} ended"
         ((num_workers == 0)) || is_up "$workers_pid" || give_up "a worker node ended"
-        ((SECONDS < deadline)) || give_up "$num of ${#nodes[@]} nodes have joined within $start_timeout_s s"
+        ((SECONDS < deadline)) || give_up "${num:-0} of ${#nodes[@]} nodes have joined within $start_timeout_s s"
         nap 0.3
     done
 }
 
 announce() {
-    local login=${CAPTION_RAY_LOGIN:-$USER@${SLURM_SUBMIT_HOST:-login}}
-    (umask 077 && cat > "$CLUSTER.env") << ENV
+    local tunnel example
+    tunnel="ssh -N -L 8265:$ip:$dashboard ${CAPTION_RAY_LOGIN:-$USER@${SLURM_SUBMIT_HOST:-login}}"
+    example="slurm/submit.sh${1:+ --cluster=$SLURM_JOB_ID} python jobs/train.py flickr8k --data DATA --storage RUNS --name first"
+    (umask 077 && cat > "$CLUSTER.env.partial") << ENV
+# dashboard: $tunnel
+# submit:    $example
 CAPTION_RAY_CLUSTER=$SLURM_JOB_ID
+CAPTION_RAY_COMMAND=${1:-}
 RAY_ADDRESS=$ip:$gcs
 RAY_API_SERVER_ADDRESS=http://$ip:$dashboard
 RAY_AUTH_MODE=token
 RAY_AUTH_TOKEN_PATH=$token
+no_proxy=$ip\${no_proxy:+,\$no_proxy}
 ENV
+    mv "$CLUSTER.env.partial" "$CLUSTER.env"
     say "Ray is up on ${#nodes[@]} node(s): ${nodes[*]}"
     cat << TEXT
   address      http://$ip:$dashboard (jobs, dashboard), $ip:$gcs (drivers)
   token file   $token
   written to   $CLUSTER.env
-  dashboard    ssh -N -L 8265:$ip:$dashboard $login
+  dashboard    $tunnel
                then http://localhost:8265, which asks for what is in the token file
-  submit       slurm/submit.sh python jobs/train.py --help
+  submit       $example
   end          slurm/stop.sh $SLURM_JOB_ID
 TEXT
 }
 
 say "job $SLURM_JOB_ID, restarts: ${SLURM_RESTART_COUNT:-0}, nodes: ${nodes[*]}"
-start_head
+[[ $asked_for == end ]] || start_head
 [[ $asked_for == end ]] || start_workers
-[[ $asked_for == end ]] || announce
+[[ $asked_for == end ]] || announce "${1:+1}"
 
-if [[ $# -gt 0 && $asked_for != end ]]; then
+if [[ $# -gt 0 && $asked_for == time ]]; then
+    give_up "the time was nearly up before the work had begun: ask for more --time, of which --signal takes five minutes"
+elif [[ $# -gt 0 && -z $asked_for ]]; then
     say "running: $*"
-    RAY_ADDRESS=$ip:$gcs setsid "$@" & # a process group of its own, to be ended with all that it starts
+    surroundings=(RAY_ADDRESS="$ip:$gcs" no_proxy="$ip${no_proxy:+,$no_proxy}" TMPDIR="$tmp")
+    env "${surroundings[@]}" setsid "$@" & # a group of its own, to be ended as a whole
     command_pid=$!
 fi
 
-told=''
+started=$SECONDS looked=$SECONDS told=''
 while true; do
+    # SLURM takes the nodes back for another job: that is told to node.sh alone.
+    [[ -n $asked_for || ! -e $CLUSTER/preempted ]] || asked_for='time'
     if [[ $asked_for == end ]]; then
         say "asked to end"
-        clean_up
-        exit 143
+        leave 143
     fi
     if [[ -n $command_pid ]] && ! is_up "$command_pid"; then
         wait "$command_pid"
         code=$?
         say "the command ended with exit code $code"
-        [[ $code != "$WORK_IS_LEFT" || $asked_for != time ]] || requeue "the time is up and work is left"
-        clean_up
-        exit "$code"
+        [[ $code == "$WORK_IS_LEFT" && $asked_for == time ]] || leave "$code"
+        ((told - started >= TIME_TO_GET_ON_S)) || requeue_fruitless "the time is up and work is left"
+        rm -f "$fruitless"
+        requeue "the time is up and work is left"
     fi
     if ! is_up "$head_pid"; then give_up "lost the head on ${nodes[0]}"; fi
     if [[ -n $workers_pid ]] && ! is_up "$workers_pid"; then
         workers_pid=''
-        case $lost_node in
-            continue) say "lost a worker node; going on without" ;;
-            requeue) requeue "lost a worker node" ;;
-            *) give_up "lost a worker node" ;;
-        esac
+        ((num_expected == 1)) || lost_workers 1
+    fi
+    if ((SECONDS >= looked + 20)); then # `ray start` stays although Ray's own process on its node has ended
+        looked=$SECONDS
+        ! num=$(num_alive) || ((num >= num_expected)) || lost_workers "$num"
     fi
     if [[ -n $asked_for && -z $told ]]; then
-        told=1
+        told=$SECONDS
         touch "$CLUSTER/stop"
         if [[ $asked_for == time ]]; then say "the time is nearly up"; else say "asked to stop"; fi
         say "training is told to save and stop"
+        left=$(seconds_left)
+    fi
+    if [[ $asked_for == time && -e $CLUSTER/stop.heeded ]] && ((SECONDS - told > left - TIME_TO_GO_S)); then
+        requeue_fruitless "training has not saved in time, and goes on from its last epoch"
     fi
     if [[ -n $told && -z $command_pid ]] && no_job_is_left; then
         say "no job is running any more"
         nap 5 # whoever follows one still asks how it ended
-        clean_up
-        exit 0
+        leave 0
     fi
     nap 1
 done

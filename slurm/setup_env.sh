@@ -20,21 +20,21 @@ while [[ $# -gt 0 ]]; do
     esac
 done
 case $gpu in
-    p100) constraints=(--constraint "$here/constraints-p100.txt") ;;
-    p100-cu126) constraints=(--constraint "$here/constraints-p100-cu126.txt" --extra-index-url https://download.pytorch.org/whl/cu126) ;;
+    p100 | p100-cu126) constraints=(--constraint "$here/constraints-$gpu.txt") ;;
     any) constraints=() ;;
     *) code=2 fail "--gpu=$gpu: must be p100, p100-cu126 or any" ;;
 esac
 
 load_modules
+is_new_enough() { "$1" -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 10))' > /dev/null 2>&1; }
 python=${CAPTION_RAY_PYTHON:-}
-if [[ -z $python ]]; then # the newest that is new enough
+if [[ -z $python ]]; then # the newest there is; pyenv has commands for those that it does not run as well
     for python in python3.13 python3.12 python3.11 python3.10 python3; do
-        command -v "$python" > /dev/null && break
+        ! is_new_enough "$python" || break
     done
 fi
-"$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' ||
-    fail "$python is older than 3.10, or absent: load a module with a newer one (CAPTION_RAY_MODULES), or name it in CAPTION_RAY_PYTHON"
+is_new_enough "$python" ||
+    fail "$python is older than 3.10, cannot make environments, or is absent: load a module with another (CAPTION_RAY_MODULES), or name one in CAPTION_RAY_PYTHON"
 
 folder=$(environment_folder)
 note=$folder/made-from
@@ -43,13 +43,23 @@ if [[ -e $note && $(< "$note") == "$made_from" ]]; then
     say "$folder is up to date"
     exit 0
 fi
+if [[ -e $note ]]; then
+    in_use=$(running_clusters)
+    [[ -z $in_use ]] || fail "$folder is in use by cluster ${in_use//$'\n'/, }, which slurm/stop.sh ends"
+elif [[ -n $(ls -A "$folder" 2> /dev/null) ]]; then # what --clear would delete
+    fail "$folder holds what is not this script's; name an absent or empty folder in CAPTION_RAY_VENV, or delete it"
+fi
 say "making $folder with $("$python" --version), for $gpu"
 mkdir -p "$folder"
 "$python" -m venv --clear "$folder" ||
     fail "$folder: no environment could be made there; is the quota used up? CAPTION_RAY_VENV names another place"
+: > "$note"
 export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1
 # Wheels kept for another time would fill the quota of the home folder.
-"$folder/bin/pip" install --quiet --no-cache-dir "${constraints[@]}" --editable "$here/.."
+install=("$folder/bin/pip" install --quiet --no-cache-dir "${constraints[@]}")
+# From that index alone, else pip would take a newer patch release without these kernels from the public one.
+[[ $gpu != p100-cu126 ]] || "${install[@]}" --index-url https://download.pytorch.org/whl/cu126 torch torchvision
+"${install[@]}" --editable "$here/..[tune]"
 kernels=$("$folder/bin/python" -c 'import torch; print(torch._C._cuda_getArchFlags() or "none")')
 say "torch $("$folder/bin/python" -c 'import torch; print(torch.__version__)') has kernels for: $kernels"
 [[ $gpu == any || " $kernels " == *" sm_60 "* ]] || fail "none of them for the P100 (sm_60): see slurm/constraints-$gpu.txt"

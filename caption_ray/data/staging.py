@@ -31,11 +31,16 @@ class StagedShard(Settings):
     def local(self) -> str:
         """Return where to read it on this node, having copied it there if that was asked for.
 
-        Raises UsageError where the folder cannot be written to, or has no room.
+        Raises UsageError where the folder names a variable that the node does not have, cannot be written to, or has no
+        room.
         """
         if self.stage is None:
             return self.location
         folder = Path(os.path.expandvars(self.stage))
+        if "$" in str(folder):
+            raise UsageError(
+                f"--stage {self.stage}: {os.uname().nodename} has no such variable; name a folder on a disk of the node"
+            )
         # The digest, for another data set may have files of the same name.
         copy = folder / f"{self.file.sha256[:16]}-{self.file.name}"
         if _is_whole(copy, self.file.num_bytes):

@@ -18,7 +18,11 @@ from caption_ray import storage
 logger = logging.getLogger(__name__)
 
 STOP_VARIABLE = "CAPTION_RAY_STOP_FILE"
-"""Environment variable with the location of a file that asks every run below it to stop."""
+"""Environment variable with the location of a file that asks every run below it to stop.
+
+A run that looks for it makes a file of that name with `.heeded` after it: what asks can tell a command that saves, and
+goes on when it is started again, from one that it would only break off.
+"""
 
 _STOP_NAME = "stop"
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
@@ -61,6 +65,8 @@ def stop_on_signal(run_folder: str) -> Iterator[None]:
         storage.write_text(file, f"{signal.Signals(number).name}\n")
 
     storage.delete_file(file)
+    if shared := os.environ.get(STOP_VARIABLE):
+        storage.write_text(f"{storage.absolute(shared)}.heeded", f"{run_folder}\n")
     heeding = threading.current_thread() is threading.main_thread()
     earlier = {number: signal.signal(number, ask) for number in _SIGNALS} if heeding else {}
     try:

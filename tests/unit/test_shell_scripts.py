@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-SCRIPTS = [ROOT / ".ci" / "run", *sorted((ROOT / "slurm").glob("*.sh")), *sorted((ROOT / "tests").rglob("*.sh"))]
+SCRIPTS = [ROOT / ".ci" / "run"]
+SCRIPTS += sorted(path for folder in ("gcp", "slurm", "tests") for path in (ROOT / folder).rglob("*.sh"))
+SOURCED = ("common.sh", "steps.sh")
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: str(path.relative_to(ROOT)))
@@ -24,6 +26,6 @@ def test_shellcheck_finds_nothing(script: Path) -> None:
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_scripts_are_executable_and_say_what_they_do(script: Path) -> None:
     lines = script.read_text().splitlines()
-    assert lines[0] == "#!/usr/bin/env bash" or script.name == "common.sh"
+    assert lines[0] == "#!/usr/bin/env bash" or script.name in SOURCED
     assert lines[1].startswith("# ")
-    assert script.stat().st_mode & 0o111 or script.name == "common.sh"
+    assert script.stat().st_mode & 0o111 or script.name in SOURCED

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import slurm_lab
 from slurm_lab import Lab
-from slurm_user import User
+from slurm_user import BOBS_DISK, User
 
 from caption_ray.data.synthetic import write_synthetic_flickr8k
 
@@ -14,7 +14,10 @@ FIRST_RUN = """set -e
 python jobs/prepare_data.py --source ~/drawn --output ~/data --min-count 1
 python jobs/cache_features.py --data ~/data --output ~/features --encoder.backbone resnet18 --encoder.weights none \
     --encoder.image-size 64
-{train} --training.epochs 5 --name undisturbed
+cp "$(find ~/drawn/Images -name "*.jpg" | sort | head -n 1)" ~/photo.jpg
+rm -r ~/drawn
+{train} --training.epochs 3 --name undisturbed
+python jobs/caption.py --bundle ~/runs/undisturbed/bundle ~/photo.jpg
 """
 
 
@@ -45,8 +48,11 @@ def alice(lab: Lab) -> User:
 
 @pytest.fixture(scope="session")
 def bob(lab: Lab) -> User:
+    """He has disks with a long name on the nodes, and a proxy that answers nobody."""
     user = User(lab=lab, name="bob")
-    user.set_up()
+    user.set_up(f"CAPTION_RAY_TMP={BOBS_DISK}\nhttp_proxy=http://10.77.0.1:9")
+    for node in ("node1", "node2"):
+        lab.run(node, "root", f"mkdir -m 1777 {BOBS_DISK}", check=True)
     return user
 
 
@@ -69,9 +75,13 @@ def train(lab: Lab) -> str:
 
 @pytest.fixture(scope="session")
 def undisturbed(alice: User, cluster: int, train: str) -> Path:
-    """The bundle of a run on pictures that jobs on the cluster have prepared, all submitted from the login machine."""
+    """The bundle of a run on pictures that jobs on the cluster have prepared, all submitted from the login machine.
+
+    Training has nothing but what was prepared: the pictures themselves are gone.
+    """
     home = alice.lab.home("alice")
     write_synthetic_flickr8k(home / "drawn", 400, seed=0)
+    alice.lab.run("login", "root", f"chown -R alice {home}/drawn", check=True)
     (home / "first_run.sh").write_text(FIRST_RUN.format(train=train))
     done = alice.type(f"slurm/submit.sh --cluster={cluster} bash ~/first_run.sh")
     (home / "first_run.log").write_text(done.stdout + done.stderr)
@@ -79,8 +89,8 @@ def undisturbed(alice: User, cluster: int, train: str) -> Path:
     return home / "runs" / "undisturbed" / "bundle"
 
 
-@pytest.fixture(scope="module")
-def no_cluster(alice: User, undisturbed: Path) -> None:
-    """Have Alice's cluster of the other tests end, if it is up, and its data be there."""
+@pytest.fixture
+def no_cluster(alice: User) -> None:
+    """Have what earlier tests left up of Alice's end."""
     alice.type("scancel --user=alice", check=True)
     alice.leaves_nothing()

@@ -26,6 +26,20 @@ def test_the_original_request_is_the_default(alice: User) -> None:
     assert job["Requeue"] == "1"
 
 
+def test_memory_and_gpus_are_asked_for_per_node(alice: User) -> None:
+    job = requested(alice, "sbatch --hold --gpus-per-node=0 --mem=0 slurm/ray_cluster.sh")
+    assert "TresPerNode" not in job
+    assert job["MinMemoryNode"] == "0"
+    refused = alice.type("sbatch --hold --mem-per-cpu=1G slurm/ray_cluster.sh")
+    assert refused.returncode != 0
+    assert "mutually exclusive" in refused.stderr
+
+
+def test_typed_within_a_job_it_asks_for_one_of_its_own(alice: User) -> None:
+    job = requested(alice, "SLURM_JOB_ID=999 slurm/ray_cluster.sh --hold --nodes=2 true")
+    assert (job["NumNodes"], job["JobState"]) == ("2", "PENDING")
+
+
 def test_the_site_file_and_options_change_it(alice: User) -> None:
     site = alice.checkout / "slurm" / "other.env"
     site.write_text("SBATCH_OPTIONS='--hold --nodes=2 --time=1:00:00 --mem=2G'\n")
@@ -39,7 +53,7 @@ def refusal(script: str, *arguments: str, home: Path, **variables: str) -> str:
     """Run a script that must refuse by exit code 2 or 1, and return what it says."""
     environment = {**os.environ, "HOME": str(home), "USER": "nobody", **variables}
     command = [str(ROOT / "slurm" / script), *arguments]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, env=environment, cwd=home, capture_output=True, text=True, check=False)
     assert done.returncode == (2 if "usage" in done.stderr or "no command" in done.stderr else 1), done.stderr
     return done.stderr
 
@@ -48,9 +62,15 @@ def refusal(script: str, *arguments: str, home: Path, **variables: str) -> str:
     ("script", "arguments", "variables", "reason"),
     [
         ("setup_env.sh", ("--cpu",), {}, "--cpu: no such option"),
-        ("setup_env.sh", (), {"CAPTION_RAY_PYTHON": "/absent/python"}, "older than 3.10, or absent"),
+        (
+            "setup_env.sh",
+            (),
+            {"CAPTION_RAY_PYTHON": "/absent/python"},
+            "cannot make environments, or is absent",
+        ),
         ("submit.sh", (), {}, "no command; for example"),
         ("submit.sh", ("--wait",), {}, "--wait: no such option"),
+        ("submit.sh", ("true",), {}, "there is no jobs/train.py here"),
         ("submit.sh", ("true",), {"CAPTION_RAY_SITE": "/absent/site.env"}, "there is no /absent/site.env"),
     ],
 )
@@ -58,6 +78,15 @@ def test_wrong_use_is_refused(
     tmp_path: Path, script: str, arguments: tuple[str, ...], variables: dict[str, str], reason: str
 ) -> None:
     assert reason in refusal(script, *arguments, home=tmp_path, **variables)
+
+
+@pytest.mark.parametrize("name", ["thesis.tex", "pyvenv.cfg"])
+def test_an_environment_never_takes_the_place_of_something_else(tmp_path: Path, name: str) -> None:
+    (tmp_path / "venv").mkdir()
+    (tmp_path / "venv" / name).touch()
+    said = refusal("setup_env.sh", home=tmp_path, CAPTION_RAY_VENV=str(tmp_path / "venv"))
+    assert "holds what is not this script's" in said
+    assert (tmp_path / "venv" / name).exists()
 
 
 @pytest.mark.slow
@@ -69,5 +98,6 @@ def test_the_environment_for_the_p100_has_kernels_for_it_and_is_made_once(tmp_pa
     assert done.returncode == 0, done.stderr[-3000:]
     assert "torch 2.7.1+cu126 has kernels for: " in done.stdout
     assert " sm_60 " in done.stdout
+    subprocess.run([tmp_path / "venv" / "bin" / "python", "-c", "import optuna, ruamel.yaml"], check=True)  # for sweeps
     again = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert again.stdout.endswith("is up to date\n")

@@ -59,3 +59,9 @@ def test_a_folder_that_cannot_be_written_to_is_named(tmp_path: Path) -> None:
     staged = shard(tmp_path, str(tmp_path / "disk"))
     with pytest.raises(UsageError, match=r"--stage .*disk: .*train-00000.parquet cannot be copied"):
         staged.local()
+
+
+def test_a_variable_that_the_node_does_not_have_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NODE_DISK", raising=False)
+    with pytest.raises(UsageError, match=r"--stage \$NODE_DISK/shards: .* has no such variable"):
+        shard(tmp_path, "$NODE_DISK/shards").local()

@@ -41,3 +41,10 @@ def test_a_signal_makes_the_file_and_ends_nothing(tmp_path: Path, number: signal
         assert file.read_text() == f"{number.name}\n"
     assert not file.exists()
     assert signal.getsignal(number) is before
+
+
+def test_a_run_that_heeds_the_clusters_file_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(STOP_VARIABLE, str(tmp_path / "stop"))
+    with stop_on_signal(str(tmp_path / "run")):
+        assert (tmp_path / "stop.heeded").read_text() == f"{tmp_path}/run\n"
+        assert not (tmp_path / "stop").exists()
