@@ -157,6 +157,10 @@ def test_policies_and_budgets_select_pods_that_there_are(
     budgets, policies = of_kind(documents, "PodDisruptionBudget"), of_kind(documents, "NetworkPolicy")
     selected = {budget["metadata"]["name"]: num_selected(budget["spec"]["selector"]) for budget in budgets}
     assert selected == {"caption-ray-workers": 3, "caption-ray-head": 1}
+    # Anything but a number that must stay needs the scale of the pods' owner, and a RayCluster has none.
+    assert [budget["spec"].keys() for budget in budgets] == [{"minAvailable", "selector"}] * 2
+    assert [budget["spec"]["minAvailable"] for budget in budgets] == [1, 1]
+    assert groups_of(ray_service)["cpu"]["minReplicas"] > 1, "else no worker could ever be moved"
     selected = {policy["metadata"]["name"]: num_selected(policy["spec"]["podSelector"]) for policy in policies}
     assert selected == {"deny": 4, "ray": 4, "load-balancer": 3}
     accounts = {account["metadata"]["name"] for account in of_kind(documents, "ServiceAccount")}
