@@ -44,7 +44,9 @@ RUN apt-get update \
     && useradd --uid 1000 --user-group --create-home ray \
     && ln -s /opt/venv/bin/ray /opt/venv/bin/serve /usr/local/bin/
 COPY --from=dependencies /opt/venv /opt/venv
-ENV PATH=/opt/venv/bin:$PATH \
+# GKE mounts a GPU's driver and nvidia-smi under /usr/local/nvidia, and leaves it to the image to look there.
+ENV PATH=/opt/venv/bin:$PATH:/usr/local/nvidia/bin \
+    LD_LIBRARY_PATH=/usr/local/nvidia/lib64 \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \
     RAY_USAGE_STATS_ENABLED=0 \

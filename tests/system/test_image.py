@@ -83,6 +83,11 @@ def test_image_says_what_it_is(config: dict[str, Any]) -> None:
     assert config["Cmd"][:3] == ["python", "-m", "caption_ray.serve.local"]
     assert config["Labels"]["org.opencontainers.image.revision"] == "0123abc"
     assert "/readyz" in " ".join(config["Healthcheck"]["Test"])
+    environment = dict(variable.split("=", 1) for variable in config["Env"])
+    assert environment["LD_LIBRARY_PATH"] == "/usr/local/nvidia/lib64"
+    path = environment["PATH"].split(":")
+    assert path[0] == "/opt/venv/bin"
+    assert path[-1] == "/usr/local/nvidia/bin"
 
 
 def test_image_holds_nothing_that_it_does_not_need(files: Path) -> None:

@@ -34,6 +34,12 @@ def test_everything_that_is_copied_is_let_through_and_nothing_else() -> None:
     assert any(fnmatch.fnmatch("caption_ray/__pycache__", rule) for rule in rules[1:])
 
 
+def test_gpu_driver_is_found_where_gke_mounts_it() -> None:
+    final_stage = DOCKERFILE.rpartition("\nFROM ")[2]
+    assert "LD_LIBRARY_PATH=/usr/local/nvidia/lib64" in final_stage
+    assert "PATH=/opt/venv/bin:$PATH:/usr/local/nvidia/bin" in final_stage
+
+
 def test_image_pins_what_the_package_allows() -> None:
     arguments = dict(line.split()[1].split("=", 1) for line in DOCKERFILE.splitlines() if line.startswith("ARG "))
     tomllib = pytest.importorskip("tomllib", reason="Python 3.10 has none")
