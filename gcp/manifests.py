@@ -20,15 +20,18 @@ _BEGIN, _END = "  # serve-config: begin\n", "  # serve-config: end\n"
 _REDIS_SECRET = {"name": "caption-ray-redis", "key": "password"}
 _BUNDLE, _PREVIOUS = "caption-ray/bundle", "caption-ray/previous-bundle"
 
-# What differs on the cluster: a worker of 3 CPUs and 8 GiB holds one captioner and one ingress.
+# What differs on the cluster: a worker of 3 CPUs and 8 GiB holds one captioner and one ingress. Never two of a kind on
+# one, so that the smallest number of each is on two workers, and one of these may be lost.
 _GIB = 1 << 30
 _ON_CLUSTER: dict[str, dict[str, Any]] = {
     "Ingress": {
         "autoscaling_config": {"min_replicas": 2, "max_replicas": 4},
+        "max_replicas_per_node": 1,
         "ray_actor_options": {"num_cpus": 1, "memory": 1 * _GIB},
     },
     "CaptionerReplica": {
         "autoscaling_config": {"min_replicas": 2, "max_replicas": 8},
+        "max_replicas_per_node": 1,
         "ray_actor_options": {"num_cpus": 2, "memory": 3 * _GIB},
         "user_config": {"bundle": "${BUNDLE}"},
     },
@@ -44,13 +47,14 @@ _ON_GPUS: dict[str, dict[str, Any]] = {
 def serve_config(*, gpu: bool = False) -> dict[str, Any]:
     """Return serve_config.yaml as the cluster runs it; gpu: with a GPU for each captioner."""
     config: dict[str, Any] = yaml.safe_load((GCP.parent / "serve_config.yaml").read_text())
-    config["http_options"]["host"] = "0.0.0.0"
+    # Google's load balancers use a connection again until it was idle for 600 s, so it is never Serve that closes one.
+    config["http_options"] |= {"host": "0.0.0.0", "keep_alive_timeout_s": 620}
     (application,) = config["applications"]
     application["args"] = {**(application["args"] or {}), "bundle": "${BUNDLE}"}
     for deployment in application["deployments"]:
         for changes in (_ON_CLUSTER, _ON_GPUS if gpu else {}):
-            for section, values in changes.get(deployment["name"], {}).items():
-                deployment[section] = {**deployment.get(section, {}), **values}
+            for option, value in changes.get(deployment["name"], {}).items():
+                deployment[option] = {**deployment.get(option, {}), **value} if isinstance(value, dict) else value
     return config
 
 

@@ -33,6 +33,7 @@ def list_of(item: Schema) -> Schema:
 
 NAME, PATH, PORT = text("^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$"), text("^/"), whole(1, 65535)
 METADATA = record(("annotations",), name=NAME, namespace=NAME, annotations={"additionalProperties": text("")})
+HEADER = text(r"^[A-Za-z0-9!#$%&'*+\-.^_`|~]+$")
 SERVICE = record(group=one_of(""), kind=one_of("Service"), name=NAME)
 
 
@@ -50,10 +51,18 @@ RULE = record(
     ("matches", "filters", "backendRefs"),
     matches=list_of(record(path=record(type=one_of("Exact", "PathPrefix"), value=PATH))),
     filters=list_of(
-        record(
-            type=one_of("RequestRedirect"),
-            requestRedirect=record(scheme=one_of("https"), statusCode=one_of(301, 302)),
-        )
+        {
+            "oneOf": [
+                record(
+                    type=one_of("RequestRedirect"),
+                    requestRedirect=record(scheme=one_of("https"), statusCode=one_of(301, 302)),
+                ),
+                record(
+                    type=one_of("RequestHeaderModifier"),
+                    requestHeaderModifier=record(remove={**list_of(HEADER), "maxItems": 16, "uniqueItems": True}),
+                ),
+            ]
+        }
     ),
     backendRefs=list_of(record(name=NAME, port=PORT)),
 )

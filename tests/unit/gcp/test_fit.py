@@ -8,6 +8,7 @@ import yaml
 from pods import GIB, capacity, container_of, groups_of, num_pods, of_kind
 
 from caption_ray.serve.middleware import KEYS_VARIABLE, ApiKeyMiddleware
+from caption_ray.serve.schemas import Limits
 
 
 def replicas_of(config: dict[str, Any], which: str) -> list[list[dict[str, float]]]:
@@ -24,14 +25,16 @@ def test_serve_and_cluster_scale_to_the_same_size(ray_service: dict[str, Any]) -
     ingresses, captioners = replicas_of(config, "max_replicas")
     at_most = cpu["maxReplicas"] + spot["maxReplicas"]
     assert num_pods([*ingresses, *captioners], pod) == 8
-    # However they happen to be placed: ingresses that fill pods of their own, and captioners that need others.
-    assert num_pods(ingresses, pod) + num_pods(captioners, pod) == 10 <= at_most
+    # However they are placed: never two of a kind on a pod, and beside one there is room for one of the other.
+    assert num_pods([ingresses[0], captioners[0]], pod) == 1
+    assert max(len(ingresses), len(captioners)) == 8 <= at_most
     # At the smallest all are on machines that are not taken away, and there is one that may be lost.
     at_least = [replica for replicas in replicas_of(config, "min_replicas") for replica in replicas]
     assert num_pods(at_least, pod) == 2 <= cpu["minReplicas"]
     assert spot["minReplicas"] == 0
     for deployment in config["applications"][0]["deployments"]:
         assert deployment["autoscaling_config"]["min_replicas"] >= 2
+        assert deployment["max_replicas_per_node"] == 1, "else both of the smallest number may be on one worker"
     assert captioners[0]["num_cpus"] == config["applications"][0]["deployments"][1]["user_config"]["num_threads"]
 
 
@@ -42,7 +45,8 @@ def test_with_gpus_too() -> None:
     ingresses, captioners = replicas_of(yaml.safe_load(service["spec"]["serveConfigV2"]), "max_replicas")
     assert captioners[0]["num_gpus"] == 1
     assert num_pods(captioners, capacity(groups["gpu-l4"])) == len(captioners) == groups["gpu-l4"]["maxReplicas"]
-    assert num_pods(ingresses, capacity(groups["cpu"])) <= groups["cpu"]["maxReplicas"]
+    assert num_pods(ingresses[:1], capacity(groups["cpu"])) == 1
+    assert len(ingresses) <= groups["cpu"]["maxReplicas"], "one on a pod, wherever the captioners are"
 
 
 def test_redis_is_reached_and_its_password_is_in_a_secret() -> None:
@@ -106,16 +110,26 @@ def test_load_balancer_waits_longer_than_the_service(
     (health,) = of_kind(documents, "HealthCheckPolicy")
     assert config["http_options"]["host"] == "0.0.0.0"
     assert policy["spec"]["default"]["timeoutSec"] > config["http_options"]["request_timeout_s"]
+    assert config["http_options"]["keep_alive_timeout_s"] > 600, "what Google's load balancers keep a connection for"
     draining_s = policy["spec"]["default"]["connectionDraining"]["drainingTimeoutSec"]
     assert config["http_options"]["request_timeout_s"] <= draining_s
     assert draining_s < ray_service["spec"]["rayClusterDeletionDelaySeconds"]
     assert health["spec"]["default"]["config"]["httpHealthCheck"]["requestPath"] == "/-/healthz"
     for document in (policy, health):
         assert document["spec"]["targetRef"]["name"] == f"{ray_service['metadata']['name']}-serve-svc"
-    for deployment in config["applications"][0]["deployments"]:
-        for group in groups_of(ray_service).values():
-            grace_s = group["template"]["spec"]["terminationGracePeriodSeconds"]
-            assert deployment.get("graceful_shutdown_timeout_s", 20) + 15 < grace_s
+
+
+def test_what_has_begun_is_answered_before_a_replica_or_a_worker_ends(ray_service: dict[str, Any]) -> None:
+    limits = Limits()
+    ingress, captioner = yaml.safe_load(ray_service["spec"]["serveConfigV2"])["applications"][0]["deployments"]
+    assert ingress["name"] == "Ingress"
+    assert ingress["graceful_shutdown_timeout_s"] >= limits.body_timeout_s + limits.deadline_s
+    assert captioner["graceful_shutdown_timeout_s"] >= limits.deadline_s
+    groups = groups_of(ray_service)
+    del groups["head"]
+    for group in groups.values():
+        grace_s = group["template"]["spec"]["terminationGracePeriodSeconds"]
+        assert grace_s >= 15 + ingress["graceful_shutdown_timeout_s"]
 
 
 def test_nothing_but_the_serve_port_is_exposed(documents: list[dict[str, Any]], ray_service: dict[str, Any]) -> None:

@@ -60,7 +60,8 @@ def test_what_differs_on_the_cluster_is_only_size_place_and_bundle(ray_service: 
 
     ours, theirs = leaves(here), leaves(there)
     differing = {path.rpartition(".")[2] for path in ours.keys() | theirs if ours.get(path) != theirs.get(path)}
-    assert differing == {"host", "bundle", "min_replicas", "max_replicas", "num_cpus", "memory"}
+    sizes = {"min_replicas", "max_replicas", "max_replicas_per_node", "num_cpus", "memory"}
+    assert differing == {"host", "keep_alive_timeout_s", "bundle", *sizes}
 
 
 @pytest.mark.parametrize("options", [{}, {"gpu": True}, {"redis": "10.0.0.3:6379"}])
