@@ -61,9 +61,15 @@ do_up() {
         --repo https://ray-project.github.io/kuberay-helm --namespace "$operator" --create-namespace --wait
     local number=PROJECT_NUMBER
     [[ -n $dry_run ]] || number=$(gcloud projects describe "$PROJECT" --format='value(projectNumber)')
-    # Nodes pull the image as this account, which in newer projects may do nothing unasked.
+    # Cloud Build builds, and nodes run and pull the image, as this account, which in newer projects may do nothing
+    # unasked. No pod is it: Workload Identity stands between.
+    local account=serviceAccount:$number-compute@developer.gserviceaccount.com
+    for role in cloudbuild.builds.builder container.defaultNodeServiceAccount; do
+        run gcloud projects add-iam-policy-binding "$PROJECT" --role="roles/$role" --member="$account" \
+            --condition=None --format=none
+    done
     run gcloud artifacts repositories add-iam-policy-binding "$REPOSITORY" --project="$PROJECT" --location="$REGION" \
-        --role=roles/artifactregistry.reader --member="serviceAccount:$number-compute@developer.gserviceaccount.com"
+        --role=roles/artifactregistry.reader --member="$account"
     # Workload Identity Federation: whatever runs in the namespace may read bundles, and nothing else.
     local pool=projects/$number/locations/global/workloadIdentityPools/$PROJECT.svc.id.goog
     run gcloud storage buckets add-iam-policy-binding "gs://$BUCKET" --role=roles/storage.objectViewer \

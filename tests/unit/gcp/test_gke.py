@@ -55,6 +55,9 @@ def test_from_nothing_and_back_to_nothing(gke: Gke, tmp_path: Path) -> None:
     gke("up")  # again: the stand-in refuses to make anything twice
     assert cloud()["things"] == made
     grants = [" ".join(call) for call in cloud()["calls"] if "add-iam-policy-binding" in call]
+    account = "serviceAccount:123-compute@developer.gserviceaccount.com"
+    for role in ("cloudbuild.builds.builder", "container.defaultNodeServiceAccount", "artifactregistry.reader"):
+        assert any(f"--role=roles/{role} --member={account}" in grant for grant in grants), role
     assert grants[-1].endswith(
         "/projects/123/locations/global/workloadIdentityPools/p.svc.id.goog/namespace/caption-ray"
     )
