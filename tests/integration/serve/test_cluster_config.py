@@ -40,3 +40,13 @@ def test_gateway_takes_away_every_header_that_serve_obeys() -> None:
         *(constants.SERVE_SESSION_ID.replace("-", sign) for sign in "-_"),
     }
     assert set(header_filter["requestHeaderModifier"]["remove"]) == obeyed
+
+
+def test_autoscaler_knows_the_variable_that_ends_its_wait_for_a_spot_machine() -> None:
+    import manifests
+    from ray.autoscaler.v2.instance_manager import config
+
+    service = next(d for d in manifests.render("i", "gs://b/x", "h.example.com") if d["kind"] == "RayService")
+    options = service["spec"]["rayClusterConfig"]["autoscalerOptions"]
+    (name,) = (variable["name"] for variable in options["env"] if variable["name"] != "HOME")
+    assert f'"{name}"' in Path(config.__file__).read_text()

@@ -97,6 +97,13 @@ def test_spot_workers_are_on_spot_machines_alone(ray_service: dict[str, Any]) ->
     groups = groups_of(ray_service)
     spot = {name for name, g in groups.items() if "gke-spot" in str(g["template"]["spec"].get("nodeSelector"))}
     assert spot == {"cpu-spot"}
+    # They are asked for first, and where none comes, the others before a load has gone by.
+    assert groups["cpu-spot"]["priority"] > max(
+        g.get("priority", 0) for g in groups.values() if g != groups["cpu-spot"]
+    )
+    options = ray_service["spec"]["rayClusterConfig"]["autoscalerOptions"]
+    variables = {variable["name"]: variable["value"] for variable in options["env"]}
+    assert 300 <= int(variables["RAY_AUTOSCALER_RECONCILE_ALLOCATE_STATUS_TIMEOUT_S"]) <= 900
     for group in groups.values():  # what a spot machine is given, in seconds, is 25
         lifecycle = container_of(group).get("lifecycle")
         assert lifecycle is None or int(lifecycle["preStop"]["exec"]["command"][1]) < 25
