@@ -163,3 +163,25 @@ def test_roll_out_changes_the_bundle_alone_and_roll_back_undoes_it(ray_service: 
     live = applied(manifests.roll_back(live))
     assert live["spec"]["serveConfigV2"] == ray_service["spec"]["serveConfigV2"]
     assert live["metadata"]["annotations"]["caption-ray/previous-bundle"] == "gs://bucket/bundles/two"
+
+
+def test_deploy_remembers_the_bundle_that_answers_and_knows_no_other(ray_service: dict[str, Any]) -> None:
+    def previous(live: dict[str, Any] | None, bundle: str) -> str | None:
+        (service,) = (d for d in manifests.render("i", bundle, "h.example.com", live=live) if d["kind"] == "RayService")
+        found: str | None = service["metadata"]["annotations"].get("caption-ray/previous-bundle")
+        return found
+
+    assert previous(None, "gs://bucket/bundles/two") is None
+    assert previous(ray_service, "gs://bucket/bundles/two") == "gs://bucket/bundles/one"
+    assert previous(ray_service, "gs://bucket/bundles/one") is None
+    before = changed(ray_service, ("metadata", "annotations", "caption-ray/previous-bundle"), "gs://bucket/bundles/nil")
+    assert previous(before, "gs://bucket/bundles/one") == "gs://bucket/bundles/nil"
+
+
+def test_new_key_changes_every_worker_s_template_and_nothing_else(ray_service: dict[str, Any]) -> None:
+    patch = manifests.new_key(ray_service, "0123456789ab")
+    groups = patch["spec"]["rayClusterConfig"]["workerGroupSpecs"]
+    assert len(groups) == 3
+    for group, before in zip(groups, ray_service["spec"]["rayClusterConfig"]["workerGroupSpecs"], strict=True):
+        assert group["template"]["metadata"]["annotations"] == {"caption-ray/keys": "0123456789ab"}
+        assert changed(group, ("template", "metadata", "annotations", "caption-ray/keys"), "") == before
