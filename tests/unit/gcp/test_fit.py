@@ -44,6 +44,11 @@ def test_with_gpus_too() -> None:
     groups = groups_of(service)
     ingresses, captioners = replicas_of(yaml.safe_load(service["spec"]["serveConfigV2"]), "max_replicas")
     assert captioners[0]["num_gpus"] == 1
+    machine = groups["gpu-l4"]["template"]["spec"]["nodeSelector"]
+    assert machine == {
+        "cloud.google.com/gke-accelerator": "nvidia-l4",
+        "cloud.google.com/gke-gpu-driver-version": "latest",  # the default one may be too old for the image's CUDA
+    }
     assert num_pods(captioners, capacity(groups["gpu-l4"])) == len(captioners) == groups["gpu-l4"]["maxReplicas"]
     assert num_pods(ingresses[:1], capacity(groups["cpu"])) == 1
     assert len(ingresses) <= groups["cpu"]["maxReplicas"], "one on a pod, wherever the captioners are"
