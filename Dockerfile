@@ -46,6 +46,7 @@ RUN apt-get update \
     && useradd --uid 1000 --user-group --create-home ray \
     && ln -s /opt/venv/bin/ray /opt/venv/bin/serve /usr/local/bin/
 COPY --from=dependencies /opt/venv /opt/venv
+COPY gcp/drain_worker.sh /usr/local/bin/drain-worker
 # GKE mounts a GPU's driver and nvidia-smi under /usr/local/nvidia, and leaves it to the image to look there.
 ENV PATH=/opt/venv/bin:$PATH:/usr/local/nvidia/bin \
     LD_LIBRARY_PATH=/usr/local/nvidia/lib64 \

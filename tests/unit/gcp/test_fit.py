@@ -109,9 +109,6 @@ def test_spot_workers_are_on_spot_machines_alone(ray_service: dict[str, Any]) ->
     options = ray_service["spec"]["rayClusterConfig"]["autoscalerOptions"]
     variables = {variable["name"]: variable["value"] for variable in options["env"]}
     assert 300 <= int(variables["RAY_AUTOSCALER_RECONCILE_ALLOCATE_STATUS_TIMEOUT_S"]) <= 900
-    for group in groups.values():  # what a spot machine is given, in seconds, is 25
-        lifecycle = container_of(group).get("lifecycle")
-        assert lifecycle is None or int(lifecycle["preStop"]["exec"]["command"][1]) < 25
 
 
 def test_load_balancer_waits_longer_than_the_service(
@@ -131,8 +128,13 @@ def test_load_balancer_waits_longer_than_the_service(
         assert document["spec"]["targetRef"]["name"] == f"{ray_service['metadata']['name']}-serve-svc"
 
 
-def test_what_has_begun_is_answered_before_a_replica_or_a_worker_ends(ray_service: dict[str, Any]) -> None:
+def test_what_has_begun_is_answered_before_a_replica_or_a_worker_ends(
+    documents: list[dict[str, Any]], ray_service: dict[str, Any]
+) -> None:
     limits = Limits()
+    (policy,) = of_kind(documents, "HealthCheckPolicy")
+    check = policy["spec"]["default"]
+    unhealthy_s = check["checkIntervalSec"] * check["unhealthyThreshold"]
     ingress, captioner = yaml.safe_load(ray_service["spec"]["serveConfigV2"])["applications"][0]["deployments"]
     assert ingress["name"] == "Ingress"
     assert ingress["graceful_shutdown_timeout_s"] >= limits.body_timeout_s + limits.deadline_s
@@ -140,8 +142,12 @@ def test_what_has_begun_is_answered_before_a_replica_or_a_worker_ends(ray_servic
     groups = groups_of(ray_service)
     del groups["head"]
     for group in groups.values():
-        grace_s = group["template"]["spec"]["terminationGracePeriodSeconds"]
-        assert grace_s >= 15 + ingress["graceful_shutdown_timeout_s"]
+        command, least_s, most_s = container_of(group)["lifecycle"]["preStop"]["exec"]["command"]
+        assert f"/usr/local/bin/{command}\n" in (manifests.GCP.parent / "Dockerfile").read_text()
+        assert int(most_s) >= int(least_s) + ingress["graceful_shutdown_timeout_s"]
+        assert int(least_s) > unhealthy_s
+        assert int(least_s) + 5 <= 25, "all that a spot machine has"
+        assert group["template"]["spec"]["terminationGracePeriodSeconds"] >= int(most_s) + 10
 
 
 def test_nothing_but_the_serve_port_is_exposed(documents: list[dict[str, Any]], ray_service: dict[str, Any]) -> None:

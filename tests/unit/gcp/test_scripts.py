@@ -45,6 +45,7 @@ def dry(arguments: str) -> list[str]:
 
 def test_shell_scripts_have_no_flaw_that_shellcheck_knows() -> None:
     scripts = [ROOT / "gcp" / "gke.sh", ROOT / "gcp" / "steps.sh"]  # the first of them reads waits.sh
+    scripts.append(ROOT / "gcp" / "drain_worker.sh")
     shellcheck = Path(sys.executable).with_name("shellcheck")
     done = subprocess.run([shellcheck, "-x", *scripts], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
