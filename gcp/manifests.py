@@ -37,6 +37,8 @@ _ON_CLUSTER: dict[str, dict[str, Any]] = {
         "user_config": {"bundle": "${BUNDLE}"},
     },
 }
+# One at the least, since a GPU that waits costs more than all else: where it is lost there are no captions until
+# another machine is there, which takes minutes.
 _ON_GPUS: dict[str, dict[str, Any]] = {
     "CaptionerReplica": {
         "autoscaling_config": {"min_replicas": 1, "max_replicas": 4},

@@ -1,5 +1,7 @@
 """What the manifests say to each other, to the app, and to the machines: by arithmetic and by name."""
 
+import json
+import re
 from typing import Any
 
 import manifests
@@ -51,6 +53,11 @@ def test_with_gpus_too() -> None:
     }
     assert num_pods(captioners, capacity(groups["gpu-l4"])) == len(captioners) == groups["gpu-l4"]["maxReplicas"]
     assert num_pods(ingresses[:1], capacity(groups["cpu"])) == 1
+    config = yaml.safe_load(service["spec"]["serveConfigV2"])
+    ingress, captioner = config["applications"][0]["deployments"]
+    # Unlike on CPUs, there may be none for minutes: one GPU that waits is what most would pay for, not two.
+    assert captioner["autoscaling_config"]["min_replicas"] == 1
+    assert ingress["autoscaling_config"]["min_replicas"] == 2
     assert len(ingresses) <= groups["cpu"]["maxReplicas"], "one on a pod, wherever the captioners are"
 
 
@@ -175,6 +182,33 @@ def test_keys_come_from_a_secret(ray_service: dict[str, Any]) -> None:
         assert keys["valueFrom"] == {"secretKeyRef": {"name": "caption-ray-api-keys", "key": "keys"}}
 
 
+def test_what_the_dashboard_draws_is_collected(documents: list[dict[str, Any]], ray_service: dict[str, Any]) -> None:
+    (monitoring,) = of_kind(documents, "PodMonitoring")
+    ((endpoint,), selector) = monitoring["spec"]["endpoints"], monitoring["spec"]["selector"]["matchLabels"]
+    (policy,) = (d for d in of_kind(documents, "NetworkPolicy") if d["metadata"]["name"] == "metrics")
+    (rule,) = policy["spec"]["ingress"]
+    for group in groups_of(ray_service).values():
+        assert selector.items() <= group["template"]["metadata"]["labels"].items()
+        (port,) = (p["containerPort"] for p in container_of(group)["ports"] if p["name"] == endpoint["port"])
+        assert rule["ports"] == [{"protocol": "TCP", "port": port}]
+    (kept,) = endpoint["metricRelabeling"]
+    dashboard = json.loads((manifests.GCP / "grafana-dashboard.json").read_text())
+    (prefix,) = (v for v in dashboard["templating"]["list"] if v["name"] == "prefix")
+    assert re.fullmatch(kept["regex"], f"{prefix['current']['value']}_requests_total")
+    assert not re.fullmatch(kept["regex"], "ray_node_cpu_utilization")
+
+
+def test_names_are_found_and_nothing_else_is_reached_by_name(documents: list[dict[str, Any]]) -> None:
+    (ray,) = (d for d in of_kind(documents, "NetworkPolicy") if d["metadata"]["name"] == "ray")
+    servers = {
+        to.get("ipBlock", {}).get("cidr", "kube-system")
+        for rule in ray["spec"]["egress"]
+        for to in rule["to"]
+        if {"protocol": "UDP", "port": 53} in rule.get("ports", [])
+    }
+    assert servers == {"kube-system", "169.254.20.10/32", "169.254.169.254/32"}, "kube-dns, its cache, Cloud DNS"
+
+
 def test_policies_and_budgets_select_pods_that_there_are(
     documents: list[dict[str, Any]], ray_service: dict[str, Any]
 ) -> None:
@@ -194,6 +228,6 @@ def test_policies_and_budgets_select_pods_that_there_are(
     assert [budget["spec"]["minAvailable"] for budget in budgets] == [1, 1]
     assert groups_of(ray_service)["cpu"]["minReplicas"] > 1, "else no worker could ever be moved"
     selected = {policy["metadata"]["name"]: num_selected(policy["spec"]["podSelector"]) for policy in policies}
-    assert selected == {"deny": 4, "ray": 4, "load-balancer": 3}
+    assert selected == {"deny": 4, "ray": 4, "metrics": 4, "load-balancer": 3}
     accounts = {account["metadata"]["name"] for account in of_kind(documents, "ServiceAccount")}
     assert {g["template"]["spec"]["serviceAccountName"] for g in groups_of(ray_service).values()} == accounts

@@ -9,7 +9,7 @@ import kubernetes_validate
 import manifests
 import pytest
 import yaml
-from gateway_schema import GATEWAY_KINDS
+from google_schema import GOOGLE_KINDS
 from operator_rules import violations
 
 KUBERNETES = "1.34"
@@ -116,7 +116,7 @@ def test_what_the_operator_would_refuse_is_found(
 
 
 def test_kubernetes_own_kinds_have_its_schema(documents: list[dict[str, Any]], ray_service: dict[str, Any]) -> None:
-    core = [d for d in documents if d["kind"] not in ("RayService", *GATEWAY_KINDS)]
+    core = [d for d in documents if d["kind"] not in ("RayService", *GOOGLE_KINDS)]
     assert sorted({d["kind"] for d in core}) == ["Namespace", "NetworkPolicy", "PodDisruptionBudget", "ServiceAccount"]
     cluster = ray_service["spec"]["rayClusterConfig"]
     groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
@@ -127,14 +127,15 @@ def test_kubernetes_own_kinds_have_its_schema(documents: list[dict[str, Any]], r
         kubernetes_validate.validate(changed(pods[0], ("spec", "restartPolcy"), "Never"), KUBERNETES, strict=True)
 
 
-def test_gateway_kinds_have_their_fields(documents: list[dict[str, Any]]) -> None:
-    found = [d for d in documents if d["kind"] in GATEWAY_KINDS]
-    assert [d["kind"] for d in found] == ["Gateway", "HTTPRoute", "HTTPRoute", "HealthCheckPolicy", "GCPBackendPolicy"]
+def test_google_s_kinds_have_their_fields(documents: list[dict[str, Any]]) -> None:
+    found = [d for d in documents if d["kind"] in GOOGLE_KINDS]
+    gateway = ["Gateway", "HTTPRoute", "HTTPRoute", "HealthCheckPolicy", "GCPBackendPolicy"]
+    assert [d["kind"] for d in found] == ["PodMonitoring", *gateway]
     for document in found:
-        jsonschema.validate(document, GATEWAY_KINDS[document["kind"]])
+        jsonschema.validate(document, GOOGLE_KINDS[document["kind"]])
     for typo in (("spec", "default", "timeoutSecs"), ("spec", "targetRef", "kind")):
         with pytest.raises(jsonschema.ValidationError):
-            jsonschema.validate(changed(found[-1], typo, 75), GATEWAY_KINDS["GCPBackendPolicy"])
+            jsonschema.validate(changed(found[-1], typo, 75), GOOGLE_KINDS["GCPBackendPolicy"])
 
 
 def test_variable_that_nothing_fills_in_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
