@@ -133,9 +133,9 @@ def page(captions_per_s: float) -> str:
         f"{prices.gib_h:.4f} $ a GiB and hour, spot at {prices.spot_cpu_h / prices.cpu_h:.1f} of that. In it are a "
         f"head of {sizes.head_cpus:g} CPUs, the autoscaler, the operator, the cluster, the load balancer, its traffic "
         f"({sizes.picture_bytes / 1e3:.0f} kB a picture), logs, and two images in the registry. Not in it: bundles in "
-        f"the bucket (cents), metrics (a few $), and Redis, if there is one ({redis:.0f} $ for a GiB of Memorystore, basic tier). While "
-        f"an image is changed there are two clusters. Small loads pay for what is always there: {sizes.num_always} "
-        "workers and a head. There is no row for GPUs: the service was not measured on an L4.",
+        f"the bucket (cents), metrics (a few $), and Redis, if there is one ({redis:.0f} $ for a GiB of Memorystore, "
+        "basic tier). While an image is changed there are two clusters. Small loads pay for what is always there: "
+        f"{sizes.num_always} workers and a head. There is no row for GPUs: the service was not measured on an L4.",
     )
     text = "\n\n".join(textwrap.fill(paragraph, 118) for paragraph in paragraphs)
     return f"`python gcp/costs.py{option} --write`:\n\n{table(captions_per_s)}\n{text}\n"
