@@ -115,7 +115,8 @@ do_deploy() {
     [[ -z $gpu ]] || render+=(--gpu)
     [[ -z $REDIS ]] || render+=(--redis "$REDIS")
     use_cluster
-    run kubectl apply --filename=gcp/cluster.yaml
+    # For the Secret; not later, because with Redis the policy that stands in the file is not all of it.
+    ensure kubectl get namespace "$namespace" -- kubectl apply --filename=gcp/cluster.yaml
     ensure kubectl get secret caption-ray-api-keys --namespace="$namespace" -- make_key
     if [[ -z $dry_run ]]; then
         keys=$(keys_digest)

@@ -67,9 +67,15 @@ def kubectl(cloud: dict[str, Any], words: list[str]) -> int:
         elif output:
             say(b64encode(cloud["keys"].encode()).decode())
     elif words[:2] == ["create", "secret"]:
+        if "namespace" not in cloud:
+            return 1
         cloud["keys"] = sys.stdin.read().strip()
     elif words[:2] == ["patch", "secret"]:
         cloud["keys"] = json.load(sys.stdin)["stringData"]["keys"]
+    elif words[:2] == ["get", "namespace"]:
+        return 0 if "namespace" in cloud else 1
+    elif words[:2] == ["apply", "--filename=gcp/cluster.yaml"]:
+        cloud["namespace"] = words[1]
     elif words[0] == "apply" and "--filename=-" in words:
         import yaml  # here, because most calls have no need of it, and there are hundreds
 

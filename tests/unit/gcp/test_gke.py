@@ -100,7 +100,9 @@ def test_from_nothing_and_back_to_nothing(gke: Gke, cloud: Cloud) -> None:
     assert gke("key").stdout.strip() == key
     assert answering(cloud()) == ONE
     generation = cloud()["generation"]
+    cloud(calls=[])
     gke("deploy", ONE)
+    assert ["kubectl", "apply", "--filename=gcp/cluster.yaml"] not in cloud()["calls"], "it would shut Redis out"
     assert cloud()["keys"] == key
     assert "pending" not in cloud()
     assert cloud()["active"]["name"] == "cluster-1"
