@@ -168,5 +168,5 @@ def test_same_image_is_head_and_worker(container: Container, tiny_bundle: Path, 
     cpus = sorted(node["resources_total"].get("CPU", 0) for node in json.loads(nodes.stdout))
     assert cpus == [0, 2]
     # Before a pod ends. Head and worker share this one: the first node that is found is told that it will be gone.
-    drained = container.run("drain-worker", "1", "2", **settings)
+    drained = container.run("drain-worker", "2", "1", **settings)
     assert drained.returncode == 0, drained.stdout + drained.stderr

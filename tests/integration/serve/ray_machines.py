@@ -87,9 +87,8 @@ class RayMachines:
         wait_until(lambda: self.application()["status"] == "RUNNING", 180, lambda: json.dumps(self.application()))
 
     def application(self) -> dict[str, Any]:
-        """Return what Serve says of the one application."""
-        (application,) = self._ask("GET")["applications"].values()
-        assert isinstance(application, dict)
+        """Return what Serve says of the application."""
+        application: dict[str, Any] = self._ask("GET")["applications"].get("captions", {"status": "absent"})
         return application
 
     def places(self, deployment: str) -> list[str]:
@@ -128,6 +127,6 @@ class RayMachines:
             data=None if body is None else json.dumps(body).encode(),
             headers={"Authorization": f"Bearer {os.environ['RAY_AUTH_TOKEN']}", "Content-Type": "application/json"},
         )
-        with urllib.request.urlopen(request, timeout=60) as answer:
+        with urllib.request.urlopen(request, timeout=120) as answer:
             content = answer.read()
         return json.loads(content) if content else None

@@ -149,12 +149,12 @@ def test_what_has_begun_is_answered_before_a_replica_or_a_worker_ends(
     groups = groups_of(ray_service)
     del groups["head"]
     for group in groups.values():
-        command, least_s, most_s = container_of(group)["lifecycle"]["preStop"]["exec"]["command"]
+        command, replicas_s, balancer_s = container_of(group)["lifecycle"]["preStop"]["exec"]["command"]
         assert f"/usr/local/bin/{command}\n" in (manifests.GCP.parent / "Dockerfile").read_text()
-        assert int(most_s) >= int(least_s) + ingress["graceful_shutdown_timeout_s"]
-        assert int(least_s) > unhealthy_s
-        assert int(least_s) + 5 <= 25, "all that a spot machine has"
-        assert group["template"]["spec"]["terminationGracePeriodSeconds"] >= int(most_s) + 10
+        assert int(replicas_s) >= ingress["graceful_shutdown_timeout_s"] >= captioner["graceful_shutdown_timeout_s"]
+        assert unhealthy_s < int(balancer_s) <= 20, "with 5 s for replicas, all that a spot machine has"
+        grace_s = group["template"]["spec"]["terminationGracePeriodSeconds"]
+        assert grace_s >= int(replicas_s) + int(balancer_s) + 10
 
 
 def test_nothing_but_the_serve_port_is_exposed(documents: list[dict[str, Any]], ray_service: dict[str, Any]) -> None:
