@@ -12,10 +12,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 from ports import free_port
 from serving import ROOT, wait_until
 
-BRIDGE, NETWORK = "crserve0", "10.77.0"
+BRIDGE, NETWORK = "crserve0", "10.78.0"
 _INIT = """
 until ip link show eth0 > /dev/null 2>&1; do sleep 0.05; done
 ip link set lo up && ip address add "$ADDRESS/24" dev eth0 && ip link set eth0 up && exec "$@"
@@ -37,6 +38,10 @@ class RayMachines:
             "RAY_ADDRESS": f"{NETWORK}.1:{self._port}",  # as KubeRay tells its pods
         }
         self.workers: dict[str, subprocess.Popen[bytes]] = {}
+        self._head: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start the head."""
         for words in (f"add {BRIDGE} type bridge", f"set {BRIDGE} up"):
             subprocess.run(["ip", "link", *words.split()], check=True)
         subprocess.run(["ip", "address", "add", f"{NETWORK}.1/24", "dev", BRIDGE], check=True)
@@ -44,11 +49,11 @@ class RayMachines:
             f"--port={self._port}",
             f"--dashboard-port={self._dashboard}",
             "--num-cpus=0",
-            f"--temp-dir={folder}/r",
+            f"--temp-dir={self._folder}/r",
         ]
         head = {key: value for key, value in self._environment.items() if key != "RAY_ADDRESS"}
         self._head = self._start("head", [*self._start_command(f"{NETWORK}.1"), "--head", *command], head)
-        wait_until(lambda: "Ray runtime started" in self.log("head"), 60, lambda: self.log("head"))
+        wait_until(lambda: "Ray runtime started" in self.log("head"), 90, lambda: self.log("head"))
 
     def start_worker(self, number: int, num_cpus: int) -> str:
         """Start a worker and return its address."""
@@ -63,7 +68,7 @@ class RayMachines:
         peer = ["peer", "name", "eth0", "netns", str(worker.pid)]
         subprocess.run(["ip", "link", "add", link, "type", "veth", *peer], check=True)
         subprocess.run(["ip", "link", "set", link, "master", BRIDGE, "up"], check=True)
-        wait_until(lambda: "Ray runtime started" in self.log(address), 60, lambda: self.log(address))
+        wait_until(lambda: "Ray runtime started" in self.log(address), 90, lambda: self.log(address))
         return address
 
     def run(self, address: str, *command: str | Path) -> subprocess.CompletedProcess[str]:
@@ -104,14 +109,14 @@ class RayMachines:
         """End everything, the head last."""
         for address in list(self.workers):
             self.kill(address)
-        with suppress(ProcessLookupError):
-            os.killpg(self._head.pid, 15)
-        with suppress(subprocess.TimeoutExpired):
-            self._head.wait(20)
-        with suppress(ProcessLookupError):
-            os.killpg(self._head.pid, 9)
-        self._head.wait()
-        subprocess.run(["ip", "link", "delete", BRIDGE], check=True)
+        if self._head is not None:
+            with suppress(psutil.NoSuchProcess):
+                for member in psutil.Process(self._head.pid).children(recursive=True):
+                    with suppress(psutil.NoSuchProcess):
+                        member.kill()
+            self._head.kill()
+            self._head.wait()
+        subprocess.run(["ip", "link", "delete", BRIDGE], check=False)
 
     def _start_command(self, address: str) -> list[str]:
         return [self._ray, "start", "--block", f"--node-ip-address={address}", f"--object-store-memory={100 << 20}"]

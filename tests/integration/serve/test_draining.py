@@ -32,6 +32,7 @@ def machines(bundle_a: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         pytest.skip("machines made of namespaces take root, and iproute2")
     machines = RayMachines(tmp_path_factory.mktemp("m"), {"CAPTION_RAY_BUNDLE": bundle_a})
     try:
+        machines.start()
         yield machines
     finally:
         machines.end()
