@@ -35,7 +35,9 @@ class RayMachines:
             **environment,
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
             "PYTHONPATH": str(ROOT),
-            "RAY_ADDRESS": f"{NETWORK}.1:{self._port}",  # as KubeRay tells its pods
+            # As KubeRay tells its pods.
+            "RAY_ADDRESS": f"{NETWORK}.1:{self._port}",
+            "RAY_AUTH_MODE": "token",
         }
         self.workers: dict[str, subprocess.Popen[bytes]] = {}
         self._head: subprocess.Popen[bytes] | None = None
