@@ -10,13 +10,15 @@ ARG PYTHON_IMAGE=docker.io/library/python:3.11-slim-bookworm
 FROM ${PYTHON_IMAGE} AS dependencies
 SHELL ["/bin/bash", "-euo", "pipefail", "-c"]
 ARG VARIANT=cpu
+# The build of torch for VARIANT=cuda, one that PyTorch's index has for TORCH_VERSION. cu130 needs a driver from 580 on.
+ARG CUDA_BUILD=cu130
 ARG RAY_VERSION=2.60.0
 ARG TORCH_VERSION=2.14.1
 ARG TORCHVISION_VERSION=0.29.1
 ARG TORCH_INDEX=https://download.pytorch.org/whl
 ENV PATH=/opt/venv/bin:$PATH PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
-# The local version (+cpu, +cu130) makes it an error if an index offers another build than the variant asks for.
-RUN case "$VARIANT" in cpu) build=cpu ;; cuda) build=cu130 ;; *) echo "VARIANT is cpu or cuda, not '$VARIANT'"; exit 2 ;; esac \
+# The local version (+cpu, +cu...) makes it an error if an index offers another build than the variant asks for.
+RUN case "$VARIANT" in cpu) build=cpu ;; cuda) build=$CUDA_BUILD ;; *) echo "VARIANT is cpu or cuda, not '$VARIANT'"; exit 2 ;; esac \
     && python -m venv /opt/venv \
     && printf 'torch==%s+%s\ntorchvision==%s+%s\nray==%s\n' \
         "$TORCH_VERSION" "$build" "$TORCHVISION_VERSION" "$build" "$RAY_VERSION" > /opt/pinned.txt \
@@ -44,7 +46,10 @@ RUN apt-get update \
     && useradd --uid 1000 --user-group --create-home ray \
     && ln -s /opt/venv/bin/ray /opt/venv/bin/serve /usr/local/bin/
 COPY --from=dependencies /opt/venv /opt/venv
-ENV PATH=/opt/venv/bin:$PATH \
+COPY gcp/drain_worker.sh /usr/local/bin/drain-worker
+# GKE mounts a GPU's driver and nvidia-smi under /usr/local/nvidia, and leaves it to the image to look there.
+ENV PATH=/opt/venv/bin:$PATH:/usr/local/nvidia/bin \
+    LD_LIBRARY_PATH=/usr/local/nvidia/lib64 \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \
     RAY_USAGE_STATS_ENABLED=0 \

@@ -8,6 +8,7 @@
 #   gcp/gke.sh roll-out URI         has the running service answer with another bundle, without a restart
 #   gcp/gke.sh roll-back            and with the one before
 #   gcp/gke.sh status | key         how it is; the API key
+#   gcp/gke.sh new-key              makes another; the one before is good until the next, all others are not
 #   gcp/gke.sh down                 deletes all of it; --bundles: the bucket too
 #
 # --dry-run prints the commands instead. Each may be repeated: what is there already is left as it is.
@@ -15,10 +16,11 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source gcp/steps.sh
+source gcp/waits.sh
 
 : "${REGION:=us-central1}" "${CLUSTER:=caption-ray}" "${REPOSITORY:=caption-ray}" "${KUBERAY:=1.7.0}"
 : "${REDIS:=}" # IP:PORT, to outlive a lost head; see "Fault tolerance" in gcp/README.md
-: "${PYTHON:=python}" "${ANSWERS:=20}"
+: "${PYTHON:=python}" "${ANSWERS:=10}" "${SECONDS_BETWEEN:=2}"
 readonly namespace=caption-ray service=caption-ray operator=kuberay-system
 dry_run='' gpu='' bundles=''
 
@@ -37,9 +39,9 @@ main() {
     : "${BUCKET:=$PROJECT-caption-ray}" "${TAG:=$(git rev-parse --short HEAD 2> /dev/null || echo latest)}"
     image=$REGION-docker.pkg.dev/$PROJECT/$REPOSITORY/caption-ray:$TAG${gpu:+-cuda}
     case ${words[*]:0:1} in
-        up | image | roll-back | status | key | down) takes 0 "${words[@]}" ;;
+        up | image | roll-back | status | key | new-key | down) takes 0 "${words[@]}" ;;
         upload | deploy | roll-out) takes 1 "${words[@]}" ;;
-        *) fail "up, image, upload, deploy, roll-out, roll-back, status, key or down? See the head of gcp/gke.sh" ;;
+        *) fail "up, image, upload, deploy, roll-out, roll-back, status, key, new-key or down? See the head of gcp/gke.sh" ;;
     esac
     "do_${words[0]//-/_}" "${words[@]:1}"
 }
@@ -61,23 +63,37 @@ do_up() {
         --repo https://ray-project.github.io/kuberay-helm --namespace "$operator" --create-namespace --wait
     local number=PROJECT_NUMBER
     [[ -n $dry_run ]] || number=$(gcloud projects describe "$PROJECT" --format='value(projectNumber)')
-    # Nodes pull the image as this account, which in newer projects may do nothing unasked.
+    # Cloud Build builds, and nodes run and pull the image, as this account, which in newer projects may do nothing
+    # unasked. No pod is it: Workload Identity stands between.
+    local account=serviceAccount:$number-compute@developer.gserviceaccount.com
+    for role in cloudbuild.builds.builder container.defaultNodeServiceAccount; do
+        run gcloud projects add-iam-policy-binding "$PROJECT" --role="roles/$role" --member="$account" \
+            --condition=None --format=none
+    done
     run gcloud artifacts repositories add-iam-policy-binding "$REPOSITORY" --project="$PROJECT" --location="$REGION" \
-        --role=roles/artifactregistry.reader --member="serviceAccount:$number-compute@developer.gserviceaccount.com"
+        --role=roles/artifactregistry.reader --member="$account"
     # Workload Identity Federation: whatever runs in the namespace may read bundles, and nothing else.
     local pool=projects/$number/locations/global/workloadIdentityPools/$PROJECT.svc.id.goog
     run gcloud storage buckets add-iam-policy-binding "gs://$BUCKET" --role=roles/storage.objectViewer \
         --member="principalSet://iam.googleapis.com/$pool/namespace/$namespace"
     ensure gcloud compute addresses describe "$service" --project="$PROJECT" --global -- \
         gcloud compute addresses create "$service" --project="$PROJECT" --global
+    # Shown to be ours by a record in the DNS, so the certificate is there before the load balancer is.
+    ensure gcloud certificate-manager dns-authorizations describe "$service" --project="$PROJECT" -- \
+        gcloud certificate-manager dns-authorizations create "$service" --project="$PROJECT" --domain="$HOST"
     ensure gcloud certificate-manager certificates describe "$service" --project="$PROJECT" -- \
-        gcloud certificate-manager certificates create "$service" --project="$PROJECT" --domains="$HOST"
+        gcloud certificate-manager certificates create "$service" --project="$PROJECT" --domains="$HOST" \
+        --dns-authorizations="$service"
+    must_be_for_host
     ensure gcloud certificate-manager maps describe "$service" --project="$PROJECT" -- \
         gcloud certificate-manager maps create "$service" --project="$PROJECT"
     ensure gcloud certificate-manager maps entries describe "$service" --project="$PROJECT" --map="$service" -- \
         gcloud certificate-manager maps entries create "$service" --project="$PROJECT" --map="$service" \
         --certificates="$service" --hostname="$HOST"
-    say "now point $HOST in the DNS to this address; the certificate comes some minutes after"
+    say "now add two records to the DNS: this one, for the certificate, which comes some minutes after,"
+    run gcloud certificate-manager dns-authorizations describe "$service" --project="$PROJECT" \
+        --format='value(dnsResourceRecord.name,dnsResourceRecord.type,dnsResourceRecord.data)'
+    say "and one of type A, from $HOST to this address"
     run gcloud compute addresses describe "$service" --project="$PROJECT" --global --format='value(address)'
 }
 
@@ -85,6 +101,7 @@ do_image() {
     local variant=cpu
     [[ -z $gpu ]] || variant=cuda
     run gcloud builds submit . --project="$PROJECT" --region="$REGION" --config=gcp/cloudbuild.yaml \
+        --gcs-source-staging-dir="gs://$BUCKET/source" \
         --substitutions="_IMAGE=$image,_VARIANT=$variant,_REVISION=$TAG"
 }
 
@@ -93,39 +110,62 @@ do_upload() {
 }
 
 do_deploy() {
-    local render=("$PYTHON" gcp/manifests.py render --image "$image" --bundle "$1" --host "$HOST")
+    must_end_in_digest "$1"
+    local render=("$PYTHON" gcp/manifests.py render --image "$image" --bundle "$1" --host "$HOST") before='' keys=KEYS
     [[ -z $gpu ]] || render+=(--gpu)
     [[ -z $REDIS ]] || render+=(--redis "$REDIS")
     use_cluster
-    run kubectl apply --filename=gcp/cluster.yaml
+    # For the Secret; not later, because with Redis the policy that stands in the file is not all of it.
+    ensure kubectl get namespace "$namespace" -- kubectl apply --filename=gcp/cluster.yaml
     ensure kubectl get secret caption-ray-api-keys --namespace="$namespace" -- make_key
-    pipe "${render[@]}" -- kubectl apply --filename=-
-    run kubectl wait rayservice/"$service" --namespace="$namespace" --for=condition=Ready --timeout=30m
+    if [[ -z $dry_run ]]; then
+        keys=$(keys_digest)
+        before=$(kubectl get rayservice "$service" --namespace="$namespace" --ignore-not-found --output=json)
+    fi
+    say "the RayService on the cluster, if there is one, says which bundle to go back to"
+    pipe "${render[@]}" --keys "$keys" -- kubectl apply --filename=- <<< "$before"
+    await_upgrade "$image"
+    await_certificate
     await_bundle "$1"
 }
 
 do_roll_out() {
-    change_bundle roll-out "$1"
+    must_end_in_digest "$1"
+    change_service roll-out "$1"
     await_bundle "$1"
 }
 
 do_roll_back() {
-    change_bundle roll-back
+    change_service roll-back
     local now=URI
-    [[ -n $dry_run ]] || now=$(kubectl get rayservice "$service" --namespace="$namespace" \
-        --output='jsonpath={.metadata.annotations.caption-ray/bundle}')
+    [[ -n $dry_run ]] || now=$(live '{.metadata.annotations.caption-ray/bundle}')
     await_bundle "$now"
 }
 
 do_status() {
     use_cluster
     run kubectl get rayservice,pods,gateway --namespace="$namespace"
-    ask /v1/model
+    say "curl https://$HOST/v1/model"
+    [[ -n $dry_run ]] || ask /v1/model "$(api_key)"
 }
 
 do_key() {
     use_cluster
-    run kubectl get secret caption-ray-api-keys --namespace="$namespace" --output='go-template={{.data.keys | base64decode}}'
+    say "the first of the keys in the Secret caption-ray-api-keys"
+    [[ -n $dry_run ]] || api_key
+}
+
+do_new_key() {
+    use_cluster
+    say "kubectl patch secret caption-ray-api-keys: a new key, and the newest of those before"
+    local digest=KEYS
+    if [[ -z $dry_run ]]; then
+        kubectl patch secret caption-ray-api-keys --namespace="$namespace" --type=merge --patch-file=/dev/stdin \
+            <<< "{\"stringData\": {\"keys\": \"$(openssl rand -hex 24),$(api_key)\"}}"
+        digest=$(keys_digest)
+    fi
+    change_service new-key "$digest"
+    await_upgrade
 }
 
 do_down() {
@@ -141,6 +181,8 @@ do_down() {
         gcloud certificate-manager maps delete "$service" --project="$PROJECT" --quiet
     remove gcloud certificate-manager certificates describe "$service" --project="$PROJECT" -- \
         gcloud certificate-manager certificates delete "$service" --project="$PROJECT" --quiet
+    remove gcloud certificate-manager dns-authorizations describe "$service" --project="$PROJECT" -- \
+        gcloud certificate-manager dns-authorizations delete "$service" --project="$PROJECT" --quiet
     remove gcloud compute addresses describe "$service" --project="$PROJECT" --global -- \
         gcloud compute addresses delete "$service" --project="$PROJECT" --global --quiet
     remove gcloud artifacts repositories describe "$REPOSITORY" --project="$PROJECT" --location="$REGION" -- \
@@ -151,6 +193,10 @@ do_down() {
     else
         say "gs://$BUCKET is kept, and costs what it stores; --bundles deletes it too"
     fi
+    say "left in $PROJECT, of this or of others: services and roles, which cost nothing, and these disks, rules and buckets"
+    run gcloud compute disks list --project="$PROJECT" --format='value(name,zone)'
+    run gcloud compute forwarding-rules list --project="$PROJECT" --format='value(name,IPAddress)'
+    run gcloud storage buckets list --project="$PROJECT" --format='value(name)'
 }
 
 use_cluster() {
@@ -162,37 +208,21 @@ make_key() { # a key that is in no command line
         kubectl create secret generic caption-ray-api-keys --namespace="$namespace" --from-file=keys=/dev/stdin
 }
 
-change_bundle() {
+# Pods read the keys when they start, so the workers' template names them, by a digest that tells nothing.
+keys_digest() {
+    kubectl get secret caption-ray-api-keys --namespace="$namespace" --output='jsonpath={.data.keys}' |
+        openssl dgst -sha256 -r | cut -c -12
+}
+
+change_service() {
     use_cluster
-    local live='' patch=''
+    local before='' patch=''
     say "$PYTHON gcp/manifests.py $*, from and to the RayService on the cluster"
     if [[ -z $dry_run ]]; then
-        live=$(kubectl get rayservice "$service" --namespace="$namespace" --output=json)
-        patch=$("$PYTHON" gcp/manifests.py "$@" <<< "$live")
+        before=$(kubectl get rayservice "$service" --namespace="$namespace" --output=json)
+        patch=$("$PYTHON" gcp/manifests.py "$@" <<< "$before")
     fi
     run kubectl patch rayservice "$service" --namespace="$namespace" --type=merge --patch-file=/dev/stdin <<< "$patch"
-}
-
-# A bundle's folder ends in the first twelve digits of its digest, with which the id of the model begins. Each replica
-# changes by itself, so $ANSWERS answers in a row must come from it.
-await_bundle() {
-    local digest=${1##*-} answers=0 model=''
-    say "waiting until $ANSWERS answers in a row come from $digest"
-    [[ -z $dry_run ]] || return 0
-    for ((attempt = 0; attempt < 300 && answers < ANSWERS; attempt++)); do
-        model=$(ask /v1/model || true)
-        if [[ $model == *'"id":"'"$digest"* ]]; then answers=$((answers + 1)); else answers=0 && sleep 2; fi
-    done
-    ((answers == ANSWERS)) || fail "$HOST does not answer with $1; its last word was: ${model:-none}"
-}
-
-ask() {
-    say "curl https://$HOST$1"
-    [[ -z $dry_run ]] || return 0
-    local key
-    key=$(kubectl get secret caption-ray-api-keys --namespace="$namespace" --output='go-template={{.data.keys | base64decode}}')
-    curl --silent --show-error --fail --max-time 30 --config - <<< "url = \"https://$HOST$1\"
-header = \"X-API-Key: $key\""
 }
 
 main "$@"

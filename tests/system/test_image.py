@@ -4,13 +4,14 @@ import json
 import re
 import subprocess
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from commands import ROOT
-from image_build import Buildah, make_wheels, reason_not_to_build
+from image_build import STAND_IN, Buildah, make_wheels, reason_not_to_build
 from image_run import Container
 
 from caption_ray.bundle import read_manifest
@@ -83,6 +84,11 @@ def test_image_says_what_it_is(config: dict[str, Any]) -> None:
     assert config["Cmd"][:3] == ["python", "-m", "caption_ray.serve.local"]
     assert config["Labels"]["org.opencontainers.image.revision"] == "0123abc"
     assert "/readyz" in " ".join(config["Healthcheck"]["Test"])
+    environment = dict(variable.split("=", 1) for variable in config["Env"])
+    assert environment["LD_LIBRARY_PATH"] == "/usr/local/nvidia/lib64"
+    path = environment["PATH"].split(":")
+    assert path[0] == "/opt/venv/bin"
+    assert path[-1] == "/usr/local/nvidia/bin"
 
 
 def test_image_holds_nothing_that_it_does_not_need(files: Path) -> None:
@@ -103,6 +109,27 @@ def test_image_holds_nothing_that_it_does_not_need(files: Path) -> None:
         "serve_config.yaml",
     ]
     assert list((files / "app" / "caption_ray").rglob("*.pyc")), "what cannot be written later is compiled in the image"
+
+
+def test_every_package_has_the_version_that_is_pinned(files: Path) -> None:
+    def normal(name: str) -> str:
+        return re.sub(r"[-_.]+", "-", name).lower()
+
+    lines = (ROOT / "gcp" / "constraints.txt").read_text().splitlines()
+    pinned = dict(line.split("==") for line in lines if not line.startswith("#"))
+    arguments = dict(re.findall(r"(?m)^ARG (\w+)_VERSION=(.*)$", (ROOT / "Dockerfile").read_text()))
+    pinned |= {normal(name): version for name, version in arguments.items()}
+    assert {"torch", "torchvision", "ray"} <= pinned.keys()
+    found = metadata.distributions(path=[str(files / "opt/venv/lib/python3.11/site-packages")])
+    installed = {normal(package.metadata["Name"]): package.version for package in found}
+    assert {"torch", "torchvision", "ray", "pillow", "starlette"} <= installed.keys()
+    assert installed["torch"].endswith("+cpu")
+    # What stands in where PyTorch's index is out of reach is another version of torch, and no other package.
+    differing = {
+        name: version for name, version in installed.items() if version.removesuffix("+cpu") != pinned.get(name)
+    }
+    stand_in = {"torch": f"{STAND_IN['TORCH_VERSION']}+cpu", "torchvision": f"{STAND_IN['TORCHVISION_VERSION']}+cpu"}
+    assert differing in ({}, stand_in)
 
 
 def test_container_serves_captions_and_the_page(
@@ -140,3 +167,6 @@ def test_same_image_is_head_and_worker(container: Container, tiny_bundle: Path, 
     nodes = container.run("ray", "list", "nodes", "--format=json", **settings)
     cpus = sorted(node["resources_total"].get("CPU", 0) for node in json.loads(nodes.stdout))
     assert cpus == [0, 2]
+    # Before a pod ends. Head and worker share this one: the first node that is found is told that it will be gone.
+    drained = container.run("drain-worker", "2", "1", **settings)
+    assert drained.returncode == 0, drained.stdout + drained.stderr

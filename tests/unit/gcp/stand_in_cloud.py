@@ -6,10 +6,9 @@ It refuses to make what there is, and to delete what there is not, as the real o
 import json
 import os
 import sys
+from base64 import b64encode
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 FILE = Path(os.environ["CLOUD"])
 
@@ -43,44 +42,116 @@ def gcloud(cloud: dict[str, Any], words: list[str]) -> int:
                 if is_there:
                     return 1
                 cloud["things"].append(thing)
+                if "certificates" in plain:
+                    domain = next(word.partition("=")[2] for word in words if word.startswith("--domains="))
+                    cloud["certificate"] = {"domain": domain, "state": "PROVISIONING"}
             elif not is_there:
                 return 1
             elif verb == "delete":
                 cloud["things"].remove(thing)
+    if words[-1].startswith("--format=value(managed."):
+        certificate = cloud["certificate"]
+        say(certificate["state" if "state" in words[-1] else "domain"])
+        if "state" in words[-1]:
+            certificate["state"] = "ACTIVE"  # time goes by
     return 0
 
 
 def kubectl(cloud: dict[str, Any], words: list[str]) -> int:
+    output = next((word.partition("=")[2] for word in words if word.startswith("--output=")), "")
     if words[:2] == ["get", "secret"]:
-        if "key" not in cloud:
+        if "keys" not in cloud:
             return 1
-        if any("go-template" in word for word in words):
-            say(cloud["key"])
+        if output.startswith("go-template"):
+            say(cloud["keys"])
+        elif output:
+            say(b64encode(cloud["keys"].encode()).decode())
     elif words[:2] == ["create", "secret"]:
-        cloud["key"] = sys.stdin.read().strip()
+        if "namespace" not in cloud:
+            return 1
+        cloud["keys"] = sys.stdin.read().strip()
+    elif words[:2] == ["patch", "secret"]:
+        cloud["keys"] = json.load(sys.stdin)["stringData"]["keys"]
+    elif words[:2] == ["get", "namespace"]:
+        return 0 if "namespace" in cloud else 1
+    elif words[:2] == ["apply", "--filename=gcp/cluster.yaml"]:
+        cloud["namespace"] = words[1]
     elif words[0] == "apply" and "--filename=-" in words:
+        import yaml  # here, because most calls have no need of it, and there are hundreds
+
         documents = {document["kind"]: document for document in yaml.safe_load_all(sys.stdin)}
+        before = cloud.get("service", {}).get("metadata", {}).get("annotations", {})
         cloud["service"] = documents["RayService"]
+        # What kubectl patch wrote stays, where what is applied says nothing about it.
+        cloud["service"]["metadata"]["annotations"] = before | cloud["service"]["metadata"]["annotations"]
+        start_cluster(cloud)
     elif words[:2] == ["get", "rayservice"]:
-        if "--output=json" in words:
-            say(json.dumps(cloud["service"]))
-        elif "--output=jsonpath={.metadata.annotations.caption-ray/bundle}" in words:
-            say(cloud["service"]["metadata"]["annotations"]["caption-ray/bundle"])
-    elif words[0] == "patch":
+        if "service" not in cloud:
+            return 0 if "--ignore-not-found" in words else 1
+        say(json.dumps(cloud["service"]) if output == "json" else read(cloud, output))
+    elif words[:2] == ["get", "raycluster"]:
+        if words[2] != cloud["active"]["name"]:
+            return 1
+        say(cloud["active"]["image"])
+    elif words[:2] == ["get", "pods"]:
+        say("pod/one\npod/two")
+    elif words[:2] == ["patch", "rayservice"]:
         patch, service = json.load(sys.stdin), cloud["service"]
-        service["metadata"]["annotations"] |= patch["metadata"]["annotations"]
-        service["spec"] |= patch["spec"]
+        service["metadata"]["annotations"] |= patch.get("metadata", {}).get("annotations", {})
+        service["spec"] |= {k: v for k, v in patch["spec"].items() if k != "rayClusterConfig"}
+        service["spec"]["rayClusterConfig"] |= patch["spec"].get("rayClusterConfig", {})
+        start_cluster(cloud)
+    elif words[0] == "wait":
+        return wait(cloud, next(word.partition("=")[2] for word in words if word.startswith("--for=")))
     return 0
 
 
+def start_cluster(cloud: dict[str, Any]) -> None:
+    """As the operator does where a cluster would be another: one beside the one that answers, until it is ready."""
+    config = cloud["service"]["spec"]["rayClusterConfig"]
+    cloud["generation"] = cloud.get("generation", 0) + 1
+    if config == cloud.get("active", {}).get("config"):
+        return
+    image = config["headGroupSpec"]["template"]["spec"]["containers"][0]["image"]
+    cluster = {"name": f"cluster-{cloud['generation']}", "image": image, "config": config, "keys": cloud["keys"]}
+    cloud["pending" if "active" in cloud else "active"] = cluster
+
+
+def wait(cloud: dict[str, Any], condition: str) -> int:
+    """Time goes by: the operator sees what was applied, and a cluster that was started is ready, unless "stuck"."""
+    if condition.startswith("jsonpath="):
+        return 0 if condition == f"jsonpath={{.status.observedGeneration}}={cloud['generation']}" else 1
+    if condition == "condition=UpgradeInProgress=False" and "pending" in cloud:
+        if cloud.get("stuck"):
+            return 1
+        cloud["active"] = cloud.pop("pending")
+    return 0
+
+
+def read(cloud: dict[str, Any], output: str) -> object:
+    return {
+        "jsonpath={.metadata.annotations.caption-ray/bundle}": cloud["service"]["metadata"]["annotations"][
+            "caption-ray/bundle"
+        ],
+        "jsonpath={.metadata.generation}": cloud["generation"],
+        "jsonpath={.status.activeServiceStatus.rayClusterName}": cloud["active"]["name"],
+    }[output]
+
+
 def curl(cloud: dict[str, Any], words: list[str]) -> int:
+    """Answer from the bundle that was asked for, but for one that is "damaged": that is refused."""
     asked = sys.stdin.read()
     assert words[-2:] == ["--config", "-"], words
-    if 'url = "https://captions.example.com/v1/model"' not in asked or f'"X-API-Key: {cloud["key"]}"' not in asked:
+    keys = cloud["active"]["keys"].split(",")
+    if 'url = "https://captions.example.com/v1/model"' not in asked:
         return 22
-    config = yaml.safe_load(cloud["service"]["spec"]["serveConfigV2"])
-    bundle = config["applications"][0]["deployments"][1]["user_config"]["bundle"]
-    say(json.dumps({"id": bundle.rpartition("-")[2] + "0" * 52}, separators=(",", ":")))
+    if not any(f'"X-API-Key: {key}"' in asked for key in keys) or cloud["certificate"]["state"] != "ACTIVE":
+        return 22
+    user_config = cloud["service"]["spec"]["serveConfigV2"].partition(" user_config:")[2]
+    bundle = user_config.partition(" bundle: ")[2].split()[0]
+    refused = f"{bundle}/model.safetensors: not what manifest.json says" if "damaged" in bundle else None
+    digest = "0" * 12 if refused else bundle.rpartition("-")[2]
+    say(json.dumps({"id": digest + "0" * 52, "refused": refused}, separators=(",", ":")))
     return 0
 
 

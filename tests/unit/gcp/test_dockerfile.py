@@ -1,4 +1,5 @@
 import fnmatch
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -34,6 +35,15 @@ def test_everything_that_is_copied_is_let_through_and_nothing_else() -> None:
     assert any(fnmatch.fnmatch("caption_ray/__pycache__", rule) for rule in rules[1:])
 
 
+def test_gpu_driver_is_found_where_gke_mounts_it_and_is_new_enough() -> None:
+    final_stage = DOCKERFILE.rpartition("\nFROM ")[2]
+    assert "LD_LIBRARY_PATH=/usr/local/nvidia/lib64" in final_stage
+    assert "PATH=/opt/venv/bin:$PATH:/usr/local/nvidia/bin" in final_stage
+    (build,) = re.findall(r"(?m)^ARG CUDA_BUILD=(cu\d+)$", DOCKERFILE)
+    assert "cuda) build=$CUDA_BUILD" in DOCKERFILE
+    assert f"{build} needs a driver from" in DOCKERFILE
+
+
 def test_image_pins_what_the_package_allows() -> None:
     arguments = dict(line.split()[1].split("=", 1) for line in DOCKERFILE.splitlines() if line.startswith("ARG "))
     tomllib = pytest.importorskip("tomllib", reason="Python 3.10 has none")
@@ -43,5 +53,7 @@ def test_image_pins_what_the_package_allows() -> None:
         least, most = bounds.partition(">=")[2].split(",<")
         pinned = [int(part) for part in arguments[f"{name.upper()}_VERSION"].split(".")]
         assert [int(part) for part in least.split(".")] <= pinned < [int(part) for part in most.split(".")]
+    (version,) = re.findall(r'(?m)^version = "(.*)"$', (ROOT / "pyproject.toml").read_text())
+    assert arguments["VERSION"] == version, "what the image's label says"
     rayservice = (ROOT / "gcp" / "rayservice.yaml").read_text()
     assert f'rayVersion: "{arguments["RAY_VERSION"]}"' in rayservice

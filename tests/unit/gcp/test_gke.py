@@ -13,66 +13,108 @@ import yaml
 
 ROOT = Path(__file__).parents[3]
 ONE, TWO = "gs://p-caption-ray/bundles/one-0123456789ab", "gs://p-caption-ray/bundles/two-ba9876543210"
+THREE = "gs://p-caption-ray/bundles/three-333333333333"
 
 Gke = Callable[..., subprocess.CompletedProcess[str]]
+Cloud = Callable[..., dict[str, Any]]
 
 
-@pytest.fixture
-def gke(tmp_path: Path) -> Gke:
+def gke_on(folder: Path) -> Gke:
     for tool in ("gcloud", "kubectl", "helm", "curl"):
-        script = tmp_path / tool
+        script = folder / tool
         script.write_text(f"#!{sys.executable}\n{Path(__file__).with_name('stand_in_cloud.py').read_text()}")
         script.chmod(0o755)
     environment = {
-        "PATH": f"{tmp_path}:{os.environ['PATH']}",
-        "CLOUD": str(tmp_path / "cloud.json"),
+        "PATH": f"{folder}:{os.environ['PATH']}",
+        "CLOUD": str(folder / "cloud.json"),
         "PYTHON": sys.executable,
-        **{"PROJECT": "p", "HOST": "captions.example.com", "TAG": "abc1234", "ANSWERS": "3"},
+        **{"PROJECT": "p", "HOST": "captions.example.com", "TAG": "abc1234", "ANSWERS": "3", "SECONDS_BETWEEN": "0"},
     }
 
-    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    def run(*arguments: str, code: int = 0, **changes: str) -> subprocess.CompletedProcess[str]:
         command = [ROOT / "gcp" / "gke.sh", *arguments]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
+        settings = {**environment, **changes}
+        done = subprocess.run(command, env=settings, capture_output=True, text=True, check=False)
+        assert done.returncode == code, done.stderr
         return done
 
     return run
 
 
-def test_from_nothing_and_back_to_nothing(gke: Gke, tmp_path: Path) -> None:
-    def cloud() -> dict[str, Any]:
-        state: dict[str, Any] = json.loads((tmp_path / "cloud.json").read_text())
-        return state
+@pytest.fixture
+def gke(tmp_path: Path) -> Gke:
+    return gke_on(tmp_path)
 
-    def answering() -> str:
-        config = yaml.safe_load(cloud()["service"]["spec"]["serveConfigV2"])
-        bundle: str = config["applications"][0]["deployments"][1]["user_config"]["bundle"]
-        return bundle
 
+@pytest.fixture(scope="module")
+def with_one(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Return a cloud that answers with the bundle ONE."""
+    folder = tmp_path_factory.mktemp("cloud")
+    for arguments in (("up",), ("deploy", ONE)):
+        gke_on(folder)(*arguments)
+    return (folder / "cloud.json").read_text()
+
+
+@pytest.fixture
+def service(gke: Gke, with_one: str, tmp_path: Path) -> Gke:
+    (tmp_path / "cloud.json").write_text(with_one)
+    return gke
+
+
+@pytest.fixture
+def cloud(tmp_path: Path) -> Callable[..., dict[str, Any]]:
+    def state(**changes: object) -> dict[str, Any]:
+        """Return the cloud as it is, once it has been changed."""
+        file = tmp_path / "cloud.json"
+        found: dict[str, Any] = json.loads(file.read_text()) | changes
+        file.write_text(json.dumps(found))
+        return found
+
+    return state
+
+
+def answering(cloud: dict[str, Any]) -> str:
+    config = yaml.safe_load(cloud["service"]["spec"]["serveConfigV2"])
+    bundle: str = config["applications"][0]["deployments"][1]["user_config"]["bundle"]
+    return bundle
+
+
+def test_from_nothing_and_back_to_nothing(gke: Gke, cloud: Cloud) -> None:
     gke("up")
     made = cloud()["things"]
-    assert len(made) == 7
+    assert len(made) == 8
     gke("up")  # again: the stand-in refuses to make anything twice
     assert cloud()["things"] == made
     grants = [" ".join(call) for call in cloud()["calls"] if "add-iam-policy-binding" in call]
+    account = "serviceAccount:123-compute@developer.gserviceaccount.com"
+    for role in ("cloudbuild.builds.builder", "container.defaultNodeServiceAccount", "artifactregistry.reader"):
+        assert any(f"--role=roles/{role} --member={account}" in grant for grant in grants), role
     assert grants[-1].endswith(
         "/projects/123/locations/global/workloadIdentityPools/p.svc.id.goog/namespace/caption-ray"
     )
 
-    gke("deploy", ONE)
-    key = cloud()["key"]
+    gke("deploy", ONE)  # answers nothing before its certificate is there, so that was waited for
+    key = cloud()["keys"]
     assert len(key) == 48
     assert key not in str(cloud()["calls"])
     assert gke("key").stdout.strip() == key
-    assert answering() == ONE
+    assert answering(cloud()) == ONE
+    generation = cloud()["generation"]
+    cloud(calls=[])
     gke("deploy", ONE)
-    assert cloud()["key"] == key
+    assert ["kubectl", "apply", "--filename=gcp/cluster.yaml"] not in cloud()["calls"], "it would shut Redis out"
+    assert cloud()["keys"] == key
+    assert "pending" not in cloud()
+    assert cloud()["active"]["name"] == "cluster-1"
+    assert cloud()["generation"] == generation + 1
 
+    cloud(calls=[])
     done = gke("roll-out", TWO)
-    assert "3 answers in a row come from ba9876543210" in done.stderr
-    assert answering() == TWO
+    assert "3 answers in a row for each worker come from ba9876543210" in done.stderr
+    assert sum(tool == "curl" for tool, *_ in cloud()["calls"]) == 6, "there are two workers"
+    assert answering(cloud()) == TWO
     gke("roll-back")
-    assert answering() == ONE
+    assert answering(cloud()) == ONE
     assert '"id":"0123456789ab' in gke("status").stdout
 
     gke("down")
@@ -80,3 +122,61 @@ def test_from_nothing_and_back_to_nothing(gke: Gke, tmp_path: Path) -> None:
     gke("down", "--bundles")
     assert cloud()["things"] == []
     gke("down", "--bundles")  # again: there is nothing to delete
+
+
+def test_roll_back_goes_to_the_bundle_before_whatever_brought_the_one_after(service: Gke, cloud: Cloud) -> None:
+    service("roll-out", TWO)
+    service("deploy", THREE)
+    service("deploy", THREE)  # repeated, it forgets nothing
+    service("roll-back")
+    assert answering(cloud()) == TWO
+    service("roll-back")
+    assert answering(cloud()) == THREE
+
+
+def test_bundle_that_is_refused_ends_the_roll_out_at_once(service: Gke, cloud: Cloud) -> None:
+    cloud(calls=[])
+    damaged = ONE.replace("one-", "damaged-")
+    done = service("roll-out", damaged, code=2)
+    assert f"{damaged} was refused" in done.stderr
+    assert "not what manifest.json says" in done.stderr
+    assert sum(tool == "curl" for tool, *_ in cloud()["calls"]) == 1
+    service("roll-back")
+    cloud(calls=[])
+    for command in ("deploy", "roll-out"):
+        assert "a bundle's URI ends in its digest" in service(command, "gs://b/bundles/one", code=2).stderr
+    assert cloud()["calls"] == []
+
+
+def test_deploy_of_another_image_ends_when_that_answers(service: Gke, cloud: Cloud) -> None:
+    service("deploy", ONE, TAG="def5678")
+    assert cloud()["active"]["image"].endswith(":def5678")
+    cloud(stuck=True)
+    done = service("deploy", ONE, TAG="bad0000", code=2)
+    assert "the new cluster does not become ready, and the old one goes on" in done.stderr
+    assert cloud()["active"]["image"].endswith(":def5678")
+    assert '"id":"0123456789ab' in service("status").stdout
+
+
+def test_another_host_needs_another_certificate(service: Gke) -> None:
+    said = "the certificate is for captions.example.com, not for HOST=other.example.com"
+    assert said in service("up", HOST="other.example.com", code=2).stderr
+    assert said in service("deploy", ONE, HOST="other.example.com", code=2).stderr
+
+
+def test_new_key_is_good_at_once_and_the_one_before_until_the_next(service: Gke, cloud: Cloud) -> None:
+    first = service("key").stdout.strip()
+    service("new-key")
+    second = service("key").stdout.strip()
+    assert len(second) == 48
+    assert second != first
+    assert cloud()["active"]["keys"] == f"{second},{first}", "the workers that answer were started with both"
+    assert '"id":"0123456789ab' in service("status").stdout
+    name = cloud()["active"]["name"]
+    service("deploy", ONE)  # the same keys are no reason for another cluster
+    assert cloud()["active"]["name"] == name
+    service("new-key")
+    third = service("key").stdout.strip()
+    assert cloud()["active"]["keys"] == f"{third},{second}"
+    for key in (first, second, third):
+        assert key not in str(cloud()["calls"])

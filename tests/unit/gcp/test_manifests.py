@@ -9,7 +9,7 @@ import kubernetes_validate
 import manifests
 import pytest
 import yaml
-from gateway_schema import GATEWAY_KINDS
+from google_schema import GOOGLE_KINDS
 from operator_rules import violations
 
 KUBERNETES = "1.34"
@@ -60,7 +60,8 @@ def test_what_differs_on_the_cluster_is_only_size_place_and_bundle(ray_service: 
 
     ours, theirs = leaves(here), leaves(there)
     differing = {path.rpartition(".")[2] for path in ours.keys() | theirs if ours.get(path) != theirs.get(path)}
-    assert differing == {"host", "bundle", "min_replicas", "max_replicas", "num_cpus", "memory"}
+    sizes = {"min_replicas", "max_replicas", "max_replicas_per_node", "num_cpus", "memory"}
+    assert differing == {"host", "keep_alive_timeout_s", "bundle", *sizes}
 
 
 @pytest.mark.parametrize("options", [{}, {"gpu": True}, {"redis": "10.0.0.3:6379"}])
@@ -115,7 +116,7 @@ def test_what_the_operator_would_refuse_is_found(
 
 
 def test_kubernetes_own_kinds_have_its_schema(documents: list[dict[str, Any]], ray_service: dict[str, Any]) -> None:
-    core = [d for d in documents if d["kind"] not in ("RayService", *GATEWAY_KINDS)]
+    core = [d for d in documents if d["kind"] not in ("RayService", *GOOGLE_KINDS)]
     assert sorted({d["kind"] for d in core}) == ["Namespace", "NetworkPolicy", "PodDisruptionBudget", "ServiceAccount"]
     cluster = ray_service["spec"]["rayClusterConfig"]
     groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
@@ -126,14 +127,15 @@ def test_kubernetes_own_kinds_have_its_schema(documents: list[dict[str, Any]], r
         kubernetes_validate.validate(changed(pods[0], ("spec", "restartPolcy"), "Never"), KUBERNETES, strict=True)
 
 
-def test_gateway_kinds_have_their_fields(documents: list[dict[str, Any]]) -> None:
-    found = [d for d in documents if d["kind"] in GATEWAY_KINDS]
-    assert [d["kind"] for d in found] == ["Gateway", "HTTPRoute", "HTTPRoute", "HealthCheckPolicy", "GCPBackendPolicy"]
+def test_google_s_kinds_have_their_fields(documents: list[dict[str, Any]]) -> None:
+    found = [d for d in documents if d["kind"] in GOOGLE_KINDS]
+    gateway = ["Gateway", "HTTPRoute", "HTTPRoute", "HealthCheckPolicy", "GCPBackendPolicy"]
+    assert [d["kind"] for d in found] == ["PodMonitoring", *gateway]
     for document in found:
-        jsonschema.validate(document, GATEWAY_KINDS[document["kind"]])
+        jsonschema.validate(document, GOOGLE_KINDS[document["kind"]])
     for typo in (("spec", "default", "timeoutSecs"), ("spec", "targetRef", "kind")):
         with pytest.raises(jsonschema.ValidationError):
-            jsonschema.validate(changed(found[-1], typo, 75), GATEWAY_KINDS["GCPBackendPolicy"])
+            jsonschema.validate(changed(found[-1], typo, 75), GOOGLE_KINDS["GCPBackendPolicy"])
 
 
 def test_variable_that_nothing_fills_in_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -162,3 +164,25 @@ def test_roll_out_changes_the_bundle_alone_and_roll_back_undoes_it(ray_service: 
     live = applied(manifests.roll_back(live))
     assert live["spec"]["serveConfigV2"] == ray_service["spec"]["serveConfigV2"]
     assert live["metadata"]["annotations"]["caption-ray/previous-bundle"] == "gs://bucket/bundles/two"
+
+
+def test_deploy_remembers_the_bundle_that_answers_and_knows_no_other(ray_service: dict[str, Any]) -> None:
+    def previous(live: dict[str, Any] | None, bundle: str) -> str | None:
+        (service,) = (d for d in manifests.render("i", bundle, "h.example.com", live=live) if d["kind"] == "RayService")
+        found: str | None = service["metadata"]["annotations"].get("caption-ray/previous-bundle")
+        return found
+
+    assert previous(None, "gs://bucket/bundles/two") is None
+    assert previous(ray_service, "gs://bucket/bundles/two") == "gs://bucket/bundles/one"
+    assert previous(ray_service, "gs://bucket/bundles/one") is None
+    before = changed(ray_service, ("metadata", "annotations", "caption-ray/previous-bundle"), "gs://bucket/bundles/nil")
+    assert previous(before, "gs://bucket/bundles/one") == "gs://bucket/bundles/nil"
+
+
+def test_new_key_changes_every_worker_s_template_and_nothing_else(ray_service: dict[str, Any]) -> None:
+    patch = manifests.new_key(ray_service, "0123456789ab")
+    groups = patch["spec"]["rayClusterConfig"]["workerGroupSpecs"]
+    assert len(groups) == 3
+    for group, before in zip(groups, ray_service["spec"]["rayClusterConfig"]["workerGroupSpecs"], strict=True):
+        assert group["template"]["metadata"]["annotations"] == {"caption-ray/keys": "0123456789ab"}
+        assert changed(group, ("template", "metadata", "annotations", "caption-ray/keys"), "") == before

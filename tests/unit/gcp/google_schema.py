@@ -1,4 +1,4 @@
-"""Strict schemas of what the gateway's manifests use of the Gateway API (v1) and of GKE's policies for it.
+"""Strict schemas of what the manifests use of the Gateway API (v1), of GKE's policies for it, and of its PodMonitoring.
 
 The packages that hold Kubernetes' schemas hold those of its core alone. These know no more than the fields that are
 used here, by the API references: a typo, a wrong type or a value out of range is found, and another field must be added
@@ -33,6 +33,7 @@ def list_of(item: Schema) -> Schema:
 
 NAME, PATH, PORT = text("^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$"), text("^/"), whole(1, 65535)
 METADATA = record(("annotations",), name=NAME, namespace=NAME, annotations={"additionalProperties": text("")})
+HEADER = text(r"^[A-Za-z0-9!#$%&'*+\-.^_`|~]+$")
 SERVICE = record(group=one_of(""), kind=one_of("Service"), name=NAME)
 
 
@@ -50,10 +51,18 @@ RULE = record(
     ("matches", "filters", "backendRefs"),
     matches=list_of(record(path=record(type=one_of("Exact", "PathPrefix"), value=PATH))),
     filters=list_of(
-        record(
-            type=one_of("RequestRedirect"),
-            requestRedirect=record(scheme=one_of("https"), statusCode=one_of(301, 302)),
-        )
+        {
+            "oneOf": [
+                record(
+                    type=one_of("RequestRedirect"),
+                    requestRedirect=record(scheme=one_of("https"), statusCode=one_of(301, 302)),
+                ),
+                record(
+                    type=one_of("RequestHeaderModifier"),
+                    requestHeaderModifier=record(remove={**list_of(HEADER), "maxItems": 16, "uniqueItems": True}),
+                ),
+            ]
+        }
     ),
     backendRefs=list_of(record(name=NAME, port=PORT)),
 )
@@ -69,7 +78,12 @@ BACKEND = record(
     connectionDraining=record(drainingTimeoutSec=whole(0, 3600)),
     logging=record(enabled={"type": "boolean"}, sampleRate=whole(0, 1_000_000)),
 )
-GATEWAY_KINDS = {
+RELABELING = record(
+    action=one_of("keep", "drop"),
+    sourceLabels=list_of(text("^[a-zA-Z_]+$")),
+    regex={"type": "string", "format": "regex"},
+)
+GOOGLE_KINDS = {
     "Gateway": kind(
         "gateway.networking.k8s.io/v1",
         "Gateway",
@@ -87,6 +101,14 @@ GATEWAY_KINDS = {
             parentRefs=list_of(record(name=NAME, sectionName=NAME)),
             hostnames=list_of(text(r"^[a-z0-9.-]+\.[a-z]+$")),
             rules=list_of(RULE),
+        ),
+    ),
+    "PodMonitoring": kind(
+        "monitoring.googleapis.com/v1",
+        "PodMonitoring",
+        record(
+            selector=record(matchLabels={"additionalProperties": text("")}),
+            endpoints=list_of(record(port=NAME, interval=text("^[0-9]+s$"), metricRelabeling=list_of(RELABELING))),
         ),
     ),
     "HealthCheckPolicy": kind("networking.gke.io/v1", "HealthCheckPolicy", record(default=HEALTH, targetRef=SERVICE)),
