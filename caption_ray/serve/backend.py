@@ -1,6 +1,6 @@
 """What the app needs of whoever computes captions: this process (`local`) or Ray Serve's replicas (`deployment`)."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -52,7 +52,7 @@ class CaptionBackend(Protocol):
     async def caption(self, pictures: Sequence[Square], beam_width: int | None) -> list[CaptionedPicture]:
         """Return each picture's captions, as many as the beam is wide; by default the bundle's own width."""
 
-    def stream(self, picture: Square) -> AsyncIterator[GreedyWord | CaptionedPicture]:
+    def stream(self, picture: Square) -> AsyncGenerator[GreedyWord | CaptionedPicture, None]:
         """Yield the greedy caption's words as they are found, and at last the whole."""
 
     async def model(self) -> ModelAnswer:

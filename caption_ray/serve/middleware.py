@@ -82,10 +82,14 @@ class RecordMiddleware:
             self._count(record, scope["method"])
 
     def _count(self, record: RequestRecord, method: str) -> None:
-        record.status = record.status or 499  # cancelled before there was an answer
+        if not record.status:  # cancelled before there was an answer
+            record.status, record.code = 499, record.code or "client_gone"
         # Whoever sends requests chooses the method; it must not choose how many series there are.
         method = method if method in ("GET", "HEAD", "POST") else "other"
         self.metrics.requests.labels(record.route, method, str(record.status)).inc()
+        if record.code and method == "POST" and record.route.startswith("/v1/captions"):
+            # What was refused before its pictures were read counts as one.
+            self.metrics.captions.labels(record.code).inc(max(record.num_pictures, 1) - record.num_answered)
         self.metrics.request_seconds.labels(record.route).observe(time.perf_counter() - record.started)
         access_log.info("%s", record.line(method))
 

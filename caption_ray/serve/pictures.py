@@ -36,23 +36,29 @@ class PictureDecoder:
         self._limits = limits
         self._max_unfinished = num_threads + max_waiting
         self._num_unfinished = 0
-        self._turns = asyncio.Semaphore(num_threads)
         self._pool = ThreadPoolExecutor(num_threads, "decode")
 
     async def decode(self, data: bytes, side: int) -> DecodedPicture:
         """Return the picture in `data` as a square of `side` pixels.
 
         Raises PictureError, by the header alone where there are too many pixels, and OverloadedError.
-        Cancelled while it waits, it is not decoded.
+        Cancelled while it waits, it is not decoded; cancelled later, it counts until its thread is free.
         """
         if self._num_unfinished >= self._max_unfinished:
             raise OverloadedError(self._limits.retry_after_s)
         self._num_unfinished += 1
+        future = self._pool.submit(self._decode, data, side)
         try:
-            async with self._turns:
-                return await asyncio.get_running_loop().run_in_executor(self._pool, self._decode, data, side)
+            return await asyncio.wrap_future(future)
         finally:
-            self._num_unfinished -= 1
+            if future.done() or future.cancel():
+                self._num_unfinished -= 1
+            else:
+                loop = asyncio.get_running_loop()
+                future.add_done_callback(lambda _: loop.is_closed() or loop.call_soon_threadsafe(self._count_out))
+
+    def _count_out(self) -> None:
+        self._num_unfinished -= 1
 
     def _decode(self, data: bytes, side: int) -> DecodedPicture:
         started = time.perf_counter()

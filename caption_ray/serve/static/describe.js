@@ -3,7 +3,7 @@
 import { ApiError, fetchCaptions, streamCaption } from "./api.js";
 import { prefersStillness } from "./attention.js";
 import { announce } from "./dom.js";
-import { knownModel } from "./model.js";
+import { describeModel, knownModel } from "./model.js";
 import { pause } from "./pause.js";
 import { MAX_BYTES, formatBytes, isSurelyNoPicture, shrink } from "./picture.js";
 import { PictureProblem, hideProblem, tellWait } from "./problems.js";
@@ -100,7 +100,9 @@ async function captionOnce(run, picture) {
 
 /** Fetch what else the beam considered. The caption stands already, so a failure here is only noted. */
 async function addAlternatives(run, picture, { captions }) {
-  const count = Math.min(MAX_ALTERNATIVES, knownModel()?.beam_width ?? MAX_ALTERNATIVES);
+  if (!knownModel()) await describeModel();
+  run.signal.throwIfAborted();
+  const count = Math.min(MAX_ALTERNATIVES, knownModel()?.beam_width ?? 1);
   if (captions.length < 2 && count > 1) {
     try {
       ({ captions } = await fetchCaptions(picture, count, run.signal));
