@@ -20,11 +20,15 @@ from caption_ray.config import AskedPrecision
 from caption_ray.inference import Captioner
 from caption_ray.serve.backend import CaptionedPicture, GreedyWord, Square
 from caption_ray.serve.compute import describe, load_captioner, model_id
-from caption_ray.serve.engine import BatchOptions, BatchRecord, Engine
+from caption_ray.serve.engine import BatchOptions, BatchRecord, Engine, MaxQueued
+from caption_ray.serve.places import Places
 from caption_ray.serve.schemas import ModelAnswer
 from caption_ray.serve.siblings import load_as_siblings
 
 logger = logging.getLogger(__name__)
+
+_MAX_BATCH_S = 120.0
+"""A batch that takes longer will not end: whoever asked for it has been told so long ago."""
 
 _MAX_FAILURES = 3
 """Failed batches in a row at which a replica says that it is unhealthy: a GPU may be beyond repair for its process."""
@@ -37,6 +41,10 @@ class CaptionerConfig(BatchOptions):
         None, description="The bundle to answer with, a folder or URI; by default that of the application's `args`."
     )
     precision: AskedPrecision = Field("auto", description="Of the encoder; 'auto' takes bf16 where that is faster.")
+    max_queued: MaxQueued = Field(
+        64,
+        description="Pictures that may be in the model or wait for it; Serve counts requests, of which some bring 16.",
+    )
 
 
 @serve.deployment
@@ -52,6 +60,7 @@ class CaptionerReplica:
         self._refused: str | None = None
         self._swap: asyncio.Task[None] | None = None
         self._metrics = _Metrics()
+        self._places = Places(CaptionerConfig().max_queued)
 
     async def reconfigure(self, user_config: dict[str, object]) -> None:
         """Take over new settings at once, and a new bundle when it has been loaded and verified.
@@ -65,6 +74,7 @@ class CaptionerReplica:
                 raise
             self._refuse(f"user_config: {error}")
             return
+        self._places.max_pictures = config.max_queued
         if self._engine is None:
             captioner = await self._load_first(config)
             self._engine, self._loaded_at = Engine(captioner, config, self._metrics.observe), _now()
@@ -76,13 +86,15 @@ class CaptionerReplica:
         self._swap = asyncio.create_task(self._replace(config))
 
     async def caption(self, pictures: Sequence[Square], beam_width: int | None) -> list[CaptionedPicture]:
-        """Return each picture's captions."""
-        return await self._running().caption(pictures, beam_width)
+        """Return each picture's captions. Raises OverloadedError."""
+        with self._places.taken_by(len(pictures)):
+            return await self._running().caption(pictures, beam_width)
 
     async def stream(self, picture: Square) -> AsyncIterator[GreedyWord | CaptionedPicture]:
-        """Yield the greedy caption's words as they are found, and at last the whole."""
-        async for event in self._running().stream(picture):
-            yield event
+        """Yield the greedy caption's words as they are found, and at last the whole. Raises OverloadedError."""
+        with self._places.taken_by(1):
+            async for event in self._running().stream(picture):
+                yield event
 
     async def model(self) -> ModelAnswer:
         """Describe the model that answers now."""
@@ -94,6 +106,8 @@ class CaptionerReplica:
             return
         if not self._engine.is_running:
             raise RuntimeError("the thread that computes captions has ended")
+        if self._engine.busy_s > _MAX_BATCH_S:
+            raise RuntimeError(f"a batch has been computed for {self._engine.busy_s:.0f} s and has not ended")
         if self._engine.num_failures >= _MAX_FAILURES:
             raise RuntimeError(f"the last {self._engine.num_failures} batches failed; see the errors before this one")
 

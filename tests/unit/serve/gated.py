@@ -27,12 +27,13 @@ class Gated(Captioner):
         self.computing = threading.Event()
         self.inside = threading.Semaphore(0)
         self.fails = False
+        self.fails_on: Square | None = None
 
     def caption_each(self, pictures: Sequence[Square], options: Sequence[DecodeOptions]) -> list[list[Caption]]:
         self.computing.set()
         self.inside.release()
         assert self.gate.wait(30)
-        if self.fails:
+        if self.fails or any(picture is self.fails_on for picture in pictures):
             raise RuntimeError("out of memory")
         return super().caption_each(pictures, options)
 
