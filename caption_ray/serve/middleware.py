@@ -13,6 +13,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.routing import Match, Mount, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from caption_ray.errors import UsageError
 from caption_ray.serve.access_log import RequestRecord, access_log, keep_record, record_of
 from caption_ray.serve.errors import UnauthorisedError, refuse
 from caption_ray.serve.metrics import ServiceMetrics
@@ -129,5 +130,16 @@ class ApiKeyMiddleware:
 
 
 def api_keys_from_environment() -> list[str]:
-    """Return the keys in CAPTION_RAY_API_KEYS, separated by commas; for the processes that start an app."""
-    return [key.strip() for key in os.environ.get(KEYS_VARIABLE, "").split(",") if key.strip()]
+    """Return the keys in CAPTION_RAY_API_KEYS, separated by commas; for the processes that start an app.
+
+    Raises UsageError where the variable is set and has none: whoever set it did not mean to open the service to all.
+    """
+    given = os.environ.get(KEYS_VARIABLE)
+    if given is None:
+        logger.warning("no API keys: who reaches this service may use it (%s)", KEYS_VARIABLE)
+        return []
+    keys = [key.strip() for key in given.split(",") if key.strip()]
+    if not keys:
+        raise UsageError(f"{KEYS_VARIABLE} is set and has no key; name keys in it, apart by commas, or unset it")
+    logger.info("API keys: %d", len(keys))
+    return keys
