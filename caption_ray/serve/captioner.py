@@ -7,8 +7,9 @@ seconds; and a replica whose `reconfigure` raises is stopped, so a bad bundle wo
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import datetime, timezone
+from typing import ParamSpec, TypeVar
 
 from pydantic import Field, ValidationError
 from ray import serve
@@ -26,6 +27,11 @@ from caption_ray.serve.schemas import ModelAnswer
 from caption_ray.serve.siblings import load_as_siblings
 
 logger = logging.getLogger(__name__)
+P = ParamSpec("P")
+Result = TypeVar("Result")
+
+_TRIES_AFTER_S = (1.0, 5.0, 25.0)
+"""When a bundle is read again whose storage failed: else one replica of several would go on with another model."""
 
 _MAX_BATCH_S = 120.0
 """A batch that takes longer will not end: whoever asked for it has been told so long ago."""
@@ -119,9 +125,9 @@ class CaptionerReplica:
         """Load the bundle that is asked for, or, where that is refused, what those that have refused it answer with."""
         self._precision = config.precision
         if config.bundle is None:
-            return await asyncio.to_thread(load_captioner, self._default_bundle, config.precision)
+            return await _patiently(load_captioner, self._default_bundle, config.precision)
         try:
-            return await asyncio.to_thread(load_captioner, config.bundle, config.precision)
+            return await _patiently(load_captioner, config.bundle, config.precision)
         except Exception as error:  # as in _replace
             captioner = await load_as_siblings(self._default_bundle, config.precision)
             self._refuse(f"{str(error) or type(error).__name__}; started with {captioner.bundle.location} instead")
@@ -131,10 +137,10 @@ class CaptionerReplica:
         engine, bundle = self._running(), storage.absolute(config.bundle or self._default_bundle)
         try:
             # By digest, not by name: a run trained anew leaves its bundle where the old one was.
-            manifest = await asyncio.to_thread(read_manifest, bundle)
+            manifest = await _patiently(read_manifest, bundle)
             if (manifest.digest, config.precision) == (model_id(engine.captioner), self._precision):
                 return
-            captioner = await asyncio.to_thread(load_captioner, bundle, config.precision)
+            captioner = await _patiently(load_captioner, bundle, config.precision)
         except Exception as error:  # whatever is wrong with the new one, the old one goes on
             self._refuse(str(error) or type(error).__name__)
             return
@@ -148,6 +154,17 @@ class CaptionerReplica:
     def __del__(self) -> None:
         if getattr(self, "_engine", None) is not None:
             self._running().close()
+
+
+async def _patiently(call: Callable[P, Result], *args: P.args, **kwargs: P.kwargs) -> Result:
+    """Return the result of a call in a thread, made again a few times where it raises OSError: storage has failed."""
+    for wait_s in _TRIES_AFTER_S:
+        try:
+            return await asyncio.to_thread(call, *args, **kwargs)
+        except OSError as error:
+            logger.warning("%s; trying again in %g s", error, wait_s)
+        await asyncio.sleep(wait_s)
+    return await asyncio.to_thread(call, *args, **kwargs)
 
 
 class _Metrics:
