@@ -1,6 +1,7 @@
 """The HTTP app: routes over a backend of which it knows the protocol alone, so that it runs with and without Ray."""
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -30,6 +31,8 @@ from caption_ray.serve.schemas import BatchAnswer, ErrorAnswer, HealthAnswer, Li
 from caption_ray.serve.service import CaptionService
 from caption_ray.serve.streaming import EventStream
 
+logger = logging.getLogger(__name__)
+
 STATIC = Path(__file__).parent / "static"
 _QUERY = frozenset({"beam_width", "num_captions", "attention"})
 _STREAM_QUERY = frozenset({"attention"})
@@ -54,6 +57,7 @@ def create_app(
     over either is refused as overload.
     """
     limits, metrics = limits or Limits(), metrics or ServiceMetrics()
+    logger.info("%d API keys%s", len(api_keys), "" if api_keys else ": whoever reaches the service may use it")
     decoder = PictureDecoder(limits, decode_threads, max_waiting)
     routes = _Routes(
         CaptionService(backend, decoder, limits, metrics),

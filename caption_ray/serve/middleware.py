@@ -1,10 +1,12 @@
 """What happens to every request: an id, a line in the log, security headers, the API key, an answer to every fault."""
 
+import asyncio
 import hashlib
 import hmac
 import logging
 import os
 import re
+import sys
 import time
 import uuid
 from collections.abc import Sequence
@@ -65,12 +67,15 @@ class RecordMiddleware:
                 headers["X-Request-ID"] = record.request_id
                 for name, value in SECURITY_HEADERS.items():
                     headers.setdefault(name, value)
-                headers.setdefault("Cache-Control", "no-store")
-            await send(message)
+                # The page's parts are kept, and asked for by their ETag: they change with the service's version.
+                headers.setdefault("Cache-Control", "no-cache" if record.route == "/static" else "no-store")
+            await _send_in_time(send, message, record.started + 2 * self.limits.deadline_s - time.perf_counter())
 
         self.metrics.in_flight.inc()
         try:
             await self.app(scope, receive, send_with_headers)
+        except _UnreadError:
+            record.code = record.code or "client_gone"  # and what was sent of the answer is all that is sent
         except Exception as error:
             if record.status:  # the answer is under way; all that is left is to break it off
                 raise
@@ -93,6 +98,30 @@ class RecordMiddleware:
             self.metrics.captions.labels(record.code).inc(max(record.num_pictures, 1) - record.num_answered)
         self.metrics.request_seconds.labels(record.route).observe(time.perf_counter() - record.started)
         access_log.info("%s", record.line(method))
+
+
+class _UnreadError(Exception):
+    """The client does not take its answer."""
+
+
+async def _send_in_time(send: Send, message: Message, limit_s: float) -> None:
+    """Send a part of an answer. Raises _UnreadError where the client has not read what was sent before for so long.
+
+    By a timer, not by `wait_for`: that would make a task of each sending, and nearly all of them do not wait at all.
+    """
+    task, loop = asyncio.current_task(), asyncio.get_running_loop()
+    assert task is not None
+    timer = loop.call_later(max(limit_s, 0.0), task.cancel)
+    try:
+        await send(message)
+    except asyncio.CancelledError:
+        if loop.time() < timer.when():
+            raise  # somebody else's doing
+        if sys.version_info >= (3, 11):
+            task.uncancel()
+        raise _UnreadError from None
+    finally:
+        timer.cancel()
 
 
 class ApiKeyMiddleware:
@@ -136,10 +165,8 @@ def api_keys_from_environment() -> list[str]:
     """
     given = os.environ.get(KEYS_VARIABLE)
     if given is None:
-        logger.warning("no API keys: who reaches this service may use it (%s)", KEYS_VARIABLE)
         return []
     keys = [key.strip() for key in given.split(",") if key.strip()]
     if not keys:
         raise UsageError(f"{KEYS_VARIABLE} is set and has no key; name keys in it, apart by commas, or unset it")
-    logger.info("API keys: %d", len(keys))
     return keys
