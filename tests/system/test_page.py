@@ -53,6 +53,10 @@ def test_chosen_picture_is_shown_and_captioned(open_page: OpenPage, captioner: C
     weights = np.exp([caption.log_probability for caption in (best, *others)])
     shares = [float(text.split()[0]) for text in visit.page.locator("#alternatives .share").all_text_contents()]
     assert shares == pytest.approx(100 * weights / weights.sum(), abs=0.51)
+    for row, caption in zip(rows.all(), (best, *others), strict=True):
+        printed = re.search(r"probability ([\d.,]+) %", row.inner_text())
+        assert printed
+        assert float(printed[1]) == pytest.approx(100 * np.exp(caption.log_probability), rel=0.06)
     assert f"log-probability {best.log_probability:.2f}" in (rows.first.get_attribute("title") or "")
     assert visit.failed_answers == 0
 
@@ -148,6 +152,10 @@ def test_keyboard_alone_is_enough(open_page: OpenPage, photo: bytes) -> None:
     page.keyboard.press("Tab")
     assert (focused.text_content(), np.array(visit.overlay()).any()) == (first, True)
     page.keyboard.press("ArrowRight")
+    assert focused.text_content() == second
+    page.keyboard.press("Tab")  # all words are one stop, where one goes on when one comes back
+    expect(focused).to_have_text("Copy caption")
+    page.keyboard.press("Shift+Tab")
     assert focused.text_content() == second
     page.keyboard.press("Enter")
     expect(focused).to_have_attribute("aria-pressed", "true")

@@ -5,7 +5,7 @@ import { prefersStillness } from "./attention.js";
 import { announce } from "./dom.js";
 import { describeModel, knownModel } from "./model.js";
 import { pause } from "./pause.js";
-import { MAX_BYTES, formatBytes, isSurelyNoPicture, shrink } from "./picture.js";
+import { MAX_BYTES, formatBytes, isOfAnotherKind, isSurelyNoPicture, shrink } from "./picture.js";
 import { PictureProblem, hideProblem, tellWait } from "./problems.js";
 import * as view from "./view.js";
 
@@ -27,7 +27,7 @@ export async function describe(file) {
     const answer = await captionPatiently(run, picture);
     await addAlternatives(run, picture, answer);
   } catch (error) {
-    if (!run.signal.aborted) view.showProblem(error);
+    if (!run.signal.aborted) view.showProblem(inWords(error, file));
   } finally {
     if (!run.signal.aborted) view.setBusy(false);
   }
@@ -117,6 +117,12 @@ async function addAlternatives(run, picture, { captions }) {
   view.showAlternatives(captions);
   const after = view.shownSentence();
   if (after !== before) announce(`On second thought: ${after}`);
+}
+
+/** Tell a picture of another kind, as HEIC is, from what is none; both are the same to the service. */
+function inWords(error, file) {
+  if (error.status !== 415 || !isOfAnotherKind(file)) return error;
+  return new PictureProblem("This kind of picture is not read here", `Save ${file.name || "it"} as JPEG or PNG first.`);
 }
 
 /** Scale the picture down to what the service takes, and say so. */
