@@ -18,8 +18,11 @@ class OverloadedError(RuntimeError):
     """The backend takes no more now; the request may be sent again after `retry_after_s`."""
 
     def __init__(self, retry_after_s: int) -> None:
-        super().__init__(f"overloaded; try again in {retry_after_s} s")
+        super().__init__(retry_after_s)  # what it is made of anew in another process
         self.retry_after_s = retry_after_s
+
+    def __str__(self) -> str:
+        return f"overloaded; try again in {self.retry_after_s} s"
 
 
 class BackendUnavailableError(RuntimeError):
