@@ -9,10 +9,11 @@ from caption_ray.data.images import open_picture, to_square
 from caption_ray.serve.backend import OverloadedError, Square
 from caption_ray.serve.schemas import Limits, PictureSize
 
-FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 """What is decoded, by Pillow's names: of its other readers some start programs (EPS), most are of no use here.
 
-Icons are no photographs, and decoded as they are opened, before anything could be checked.
+Icons are no photographs, and decoded as they are opened, before anything could be checked. AVIF says one size in its
+header and may have another in its stream: one of 1 kB that said 16x16 took 5 s and 240 MB, and could have taken more.
 """
 
 
@@ -28,8 +29,8 @@ class DecodedPicture:
 class PictureDecoder:
     """Decodes pictures, `num_threads` at a time; at most `max_waiting` wait for their turn.
 
-    A thread holds a picture of up to `limits.max_pixels`, at 9 bytes a pixel; 14 and 19 where AVIF and WebP have alpha,
-    and 23 of JPEG 2000, by what their decoders hold besides.
+    A thread holds a picture of up to `limits.max_pixels`, at 9 bytes a pixel; 19 where WebP has alpha, and 23 of
+    JPEG 2000, by what their decoders hold besides.
     """
 
     def __init__(self, limits: Limits, num_threads: int, max_waiting: int) -> None:

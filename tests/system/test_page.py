@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 from browsing import Visit
-from PIL import Image
+from PIL import Image, features
 from playwright.sync_api import Browser, expect
 
 from caption_ray.inference import Captioner
@@ -173,6 +173,17 @@ def test_large_photo_is_scaled_down_first(open_page: OpenPage) -> None:
     assert visit.caption()
     assert visit.page.locator("#note").inner_text().startswith("Scaled down from 11.4 MB to ")
     assert visit.failed_answers == 0
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="this Pillow writes no AVIF")
+def test_kind_that_only_the_browser_reads_is_sent_as_a_jpeg(open_page: OpenPage, photo: bytes) -> None:
+    file = io.BytesIO()
+    Image.open(io.BytesIO(photo)).save(file, "AVIF")
+    visit = open_page()
+    visit.choose("dog.avif", file.getvalue(), "image/avif")
+    assert visit.caption()
+    expect(visit.page.locator("#note")).to_have_text(re.compile("^Sent as a JPEG"))
+    expect(visit.page.locator("#others")).to_be_visible()
 
 
 def test_accessible_names_and_landmarks(open_page: OpenPage, photo: bytes) -> None:

@@ -23,11 +23,11 @@ export async function describe(file) {
     if (isSurelyNoPicture(file)) {
       throw new PictureProblem("That is not a picture", `${file.name || "The file"} is of another kind.`);
     }
-    const picture = file.size > MAX_BYTES ? await smaller(run, MAX_BYTES) : file;
-    const answer = await captionPatiently(run, picture);
+    const first = file.size > MAX_BYTES ? await smaller(run, MAX_BYTES) : file;
+    const { picture, answer } = await captionPatiently(run, first);
     await addAlternatives(run, picture, answer);
   } catch (error) {
-    if (!run.signal.aborted) view.showProblem(inWords(error, file));
+    if (!run.signal.aborted) view.showProblem(error);
   } finally {
     if (!run.signal.aborted) view.setBusy(false);
   }
@@ -64,15 +64,20 @@ function callOff() {
   current = null;
 }
 
-/** Caption a picture; wait where the service is busy, and scale the picture down where it is too large for it. */
+/**
+ * Caption a picture; wait where the service is busy, scale the picture down where it is too large for it, and make a
+ * JPEG of it where it is of a kind that is not read there. Return the answer, and the picture as it was sent.
+ */
 async function captionPatiently(run, picture) {
   for (let waits = 0; ; ) {
     try {
-      return await captionOnce(run, picture);
+      return { picture, answer: await captionOnce(run, picture) };
     } catch (error) {
       run.signal.throwIfAborted();
       if (isTooLarge(error) && picture === run.file) {
         picture = await smaller(run, error.status === 413 ? error.limit : MAX_BYTES);
+      } else if (error.status === 415 && picture === run.file && isOfAnotherKind(picture)) {
+        picture = await converted(run);
       } else if (error.isPassing && waits++ < MAX_WAITS) {
         await waitVisibly(run, error, error.retryAfter ?? DEFAULT_WAIT_S);
       } else {
@@ -119,10 +124,18 @@ async function addAlternatives(run, picture, { captions }) {
   if (after !== before) announce(`On second thought: ${after}`);
 }
 
-/** Tell a picture of another kind, as HEIC is, from what is none; both are the same to the service. */
-function inWords(error, file) {
-  if (error.status !== 415 || !isOfAnotherKind(file)) return error;
-  return new PictureProblem("This kind of picture is not read here", `Save ${file.name || "it"} as JPEG or PNG first.`);
+/** Make a JPEG of a picture that the browser reads and the service does not. */
+async function converted(run) {
+  let picture;
+  try {
+    picture = await shrink(run.file, MAX_BYTES);
+  } catch {
+    const text = `Save ${run.file.name || "it"} as JPEG or PNG first.`;
+    throw new PictureProblem("This kind of picture is not read here", text);
+  }
+  run.signal.throwIfAborted();
+  view.note("Sent as a JPEG: the service does not read this kind of picture.");
+  return picture;
 }
 
 /** Scale the picture down to what the service takes, and say so. */

@@ -10,9 +10,9 @@ export function isSurelyNoPicture(file) {
   return file.type !== "" && !file.type.startsWith("image/");
 }
 
-/** Whether it is a picture of a kind that the service does not read, if it could not read it. */
+/** Whether it is a picture, AVIF or HEIC perhaps, of a kind that the service does not read. */
 export function isOfAnotherKind({ name, type }) {
-  const isRead = /^image\/(avif|bmp|gif|jpeg|jp2|png|tiff|webp|x-portable-)/.test(type);
+  const isRead = /^image\/(bmp|gif|jpeg|jp2|png|tiff|webp|x-portable-)/.test(type);
   return (type.startsWith("image/") && !isRead) || /\.hei[cf]$/i.test(name);
 }
 

@@ -179,8 +179,6 @@ def good_pictures() -> dict[str, tuple[bytes, tuple[int, int]]]:
         exif[0x0112] = orientation
         size = plain.size if orientation < 5 else plain.size[::-1]
         found[f"jpeg, orientation {orientation}"] = (encode(plain, "JPEG", exif=exif), size)
-    if features.check("avif"):
-        found["avif"] = (encode(plain, "AVIF"), plain.size)
     if features.check("jpg_2000"):
         found["jpeg 2000"] = (encode(plain, "JPEG2000"), plain.size)
     return found
@@ -235,6 +233,8 @@ def bad_pictures() -> dict[str, tuple[bytes, str]]:
         "png, crc wrong": (png()[:40] + b"\x00" + png()[41:], broken),
         "riff that is no webp": (b"RIFF" + struct.pack("<I", 100) + b"WEBPVP8 " + bytes(100), broken),
     }  # fmt: skip
+    if features.check("avif"):
+        found["avif, not among the kinds"] = (encode(plain, "AVIF"), no_picture)
     for kind, file in (
         ("jpeg", jpeg),
         ("png", png()),
