@@ -113,8 +113,7 @@ class Service:
 
     def resident_bytes(self) -> int:
         """Return the memory of Ray's proxy, through which all that is sent goes, and of all replicas together."""
-        ours = psutil.Process(self.process.pid).children(recursive=True)
-        proxies = [process.pid for process in ours if "".join(process.cmdline()[:1]).startswith("ray::ProxyActor")]
+        proxies = [child.pid for child in psutil.Process(self.process.pid).children(recursive=True) if _is_proxy(child)]
         assert len(proxies) == 1
         pids = [*proxies, *self.replicas("Ingress").values(), *self.replicas("CaptionerReplica").values()]
         return sum(psutil.Process(pid).memory_info().rss for pid in pids)
@@ -143,6 +142,12 @@ class Service:
             data=None if body is None else json.dumps(body).encode(),
             headers={"Authorization": f"Bearer {os.environ['RAY_AUTH_TOKEN']}", "Content-Type": "application/json"},
         )
+
+
+def _is_proxy(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return "".join(process.cmdline()[:1]).startswith("ray::ProxyActor")
+    return False
 
 
 def wait_until(holds: Callable[[], bool], timeout_s: float, tell: Callable[[], str] = str) -> None:

@@ -81,7 +81,7 @@ def test_storage_that_fails_for_a_moment_leaves_no_replica_behind(
     def models() -> list[dict[str, Any]]:
         return [service.get("/v1/model") for _ in range(40)]
 
-    wait_until(lambda: {model["location"] for model in models()} == {str(late)}, 30)
+    wait_until(lambda: {model["location"] for model in models()} == {str(late)}, 45)
     found = models()
     assert len({model["loaded_at"] for model in found}) == 2
     assert {model.get("refused") for model in found} == {None}
