@@ -7,16 +7,16 @@ scaling and normalisation belong to the encoder, so that they happen on its devi
 import hashlib
 import io
 import re
-import struct
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from caption_ray import storage
+from caption_ray.data.picture_limits import check_is_compiled, check_parts, check_pixels
 from caption_ray.errors import NotAPictureError, PictureError, TooManyPixelsError, UsageError
 
 PREPROCESSING = "exif-upright, rgb over white, bilinear antialiased square resize, uint8; v1"
@@ -25,10 +25,19 @@ PREPROCESSING = "exif-upright, rgb over white, bilinear antialiased square resiz
 MAX_PIXELS = 178_956_970
 """Pictures with more pixels are refused from their header (Pillow's own limit against decompression bombs)."""
 
-_ICON = b"\0\0\1\0"
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What turns a picture upright, by EXIF's tag of orientation."""
 
-_MAX_SCANS = 20
-"""Times that a progressive JPEG may go over the largest picture's pixels; cameras and converters go 10 times."""
+_STRIP_PIXELS = 1 << 18
+"""Pixels that are converted at once, where converting takes several times their memory."""
 
 CROP_MARGIN = 1 / 8
 """Augmentation resizes to a side larger by this share, then takes a random crop."""
@@ -40,7 +49,8 @@ def open_picture(data: bytes, *, max_pixels: int = MAX_PIXELS, formats: tuple[st
     """Decode a picture of any kind that Pillow reads: upright by EXIF, RGB, alpha laid over white, first frame.
 
     Palette, CMYK, grey and 16-bit grey pictures come out as RGB. May run on many threads at once.
-    formats: Pillow's names of those to read, by default all.
+    formats: Pillow's names of those to read, and then none of their variants that it decodes in Python, which would
+    hold up all other threads; by default all.
     Raises PictureError with a one-line reason: NotAPictureError by the first bytes, TooManyPixelsError by the header,
     before anything is decoded.
     """
@@ -48,13 +58,15 @@ def open_picture(data: bytes, *, max_pixels: int = MAX_PIXELS, formats: tuple[st
         raise NotAPictureError("the file is empty")
     try:
         _silence_pillow()
-        if data.startswith(_ICON):  # Pillow decodes it as soon as it opens it
-            _check_pixels(_sizes_in_icon(data), max_pixels)
-        image = Image.open(io.BytesIO(data), formats=formats)
-        _check_pixels([image.size], max_pixels)
-        _check_scans(image, data, max_pixels)
+        image: Image.Image = Image.open(io.BytesIO(data), formats=formats)
+        check_pixels(*image.size, max_pixels)
+        check_parts(image, data, max_pixels)
+        if formats is not None:
+            check_is_compiled(image)
         image.load()
-        ImageOps.exif_transpose(image, in_place=True)
+        turn = _turn(image)
+        if turn is not None:
+            image = image.transpose(turn)
         return _to_rgb(image)
     except PictureError:
         raise
@@ -66,38 +78,6 @@ def open_picture(data: bytes, *, max_pixels: int = MAX_PIXELS, formats: tuple[st
         raise (NotAPictureError if unknown else PictureError)(
             f"not a picture that can be decoded ({reason.split(' <_io')[0]})"
         ) from error
-
-
-def _check_pixels(sizes: Iterable[tuple[int, int]], max_pixels: int) -> None:
-    for width, height in sizes:
-        if width * height > max_pixels:
-            raise TooManyPixelsError(f"{width}x{height} pixels are over the limit of {max_pixels:,}")
-
-
-def _check_scans(image: Image.Image, data: bytes, max_pixels: int) -> None:
-    """Refuse a progressive JPEG that goes over its pixels too often: each scan may be a few bytes long."""
-    if image.format in ("JPEG", "MPO") and image.info.get("progressive"):
-        # Within a scan's own data there is no such mark.
-        num_scans = data.count(b"\xff\xda")
-        if num_scans * image.width * image.height > _MAX_SCANS * max_pixels:
-            raise TooManyPixelsError(
-                f"{num_scans} scans of {image.width}x{image.height} pixels are over the limit of "
-                f"{_MAX_SCANS} of {max_pixels:,}"
-            )
-
-
-def _sizes_in_icon(data: bytes) -> Iterator[tuple[int, int]]:
-    """Yield the sizes that the pictures in an icon say of themselves; its directory says at most 256x256 of each."""
-    (num_pictures,) = struct.unpack_from("<H", data, len(_ICON))
-    for entry in range(6, 6 + 16 * num_pictures, 16):
-        (start,) = struct.unpack_from("<I", data, entry + 12)
-        if start + 24 > len(data):
-            continue  # cut off; Pillow may read the others
-        if data.startswith(b"\x89PNG", start):
-            yield struct.unpack_from(">II", data, start + 16)
-        else:
-            width, height = struct.unpack_from("<ii", data, start + 4)
-            yield abs(width), abs(height) // 2  # a bitmap; its mask is in the height too
 
 
 def _has_signature(data: bytes, formats: tuple[str, ...] | None) -> bool:
@@ -138,18 +118,49 @@ def load_picture(location: str) -> Image.Image:
         raise PictureError(f"{location}: cannot be read ({error.strerror or error})") from error
 
 
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    """Return what turns the picture upright, by one tag: whatever else is in its EXIF may be broken without harm."""
+    try:
+        return _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # as in open_picture
+        return None
+
+
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
-        # Pillow's own conversion clips 16-bit values at 255, which turns such pictures white.
-        values = np.nan_to_num(np.asarray(image, dtype=np.float64))
-        # "I" and "F" do not say what their white is.
-        top = 65535.0 if image.mode.startswith("I;16") or values.max(initial=0) > 255 else 255.0
-        return Image.fromarray((values.clip(0, top) * (255.0 / top)).astype(np.uint8)).convert("RGB")
+    if image.mode.startswith("I;16"):
+        return _convert_strips(image, lambda strip: _scale(strip, 65535.0))
+    if image.mode in ("I", "F"):
+        # They do not say what their white is.
+        brightest = max(np.nan_to_num(np.asarray(strip, np.float64)).max(initial=0) for _, strip in _strips(image))
+        return _convert_strips(image, lambda strip: _scale(strip, 65535.0 if brightest > 255 else 255.0))
     if image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        canvas = Image.new("RGBA", rgba.size, "white")
-        return Image.alpha_composite(canvas, rgba).convert("RGB")
+        return _convert_strips(image, _lay_over_white)
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _scale(image: Image.Image, top: float) -> Image.Image:
+    """Return grey of up to `top` at 8 bits. Pillow's own conversion clips at 255, which turns such pictures white."""
+    values = np.nan_to_num(np.asarray(image, dtype=np.float64))
+    return Image.fromarray((values.clip(0, top) * (255.0 / top)).astype(np.uint8))
+
+
+def _lay_over_white(image: Image.Image) -> Image.Image:
+    rgba = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+
+
+def _convert_strips(image: Image.Image, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
+    """Convert a picture to RGB a few rows at a time, so that what lies in between takes no memory to speak of."""
+    whole = Image.new("RGB", image.size)
+    for top, strip in _strips(image):
+        whole.paste(convert(strip).convert("RGB"), (0, top))
+    return whole
+
+
+def _strips(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
+    num_rows = max(_STRIP_PIXELS // image.width, 1)
+    for top in range(0, image.height, num_rows):
+        yield top, image.crop((0, top, image.width, min(top + num_rows, image.height)))
 
 
 def inspect_picture(data: bytes) -> tuple[int, int]:

@@ -32,6 +32,7 @@ class RequestRecord:
     status: int = 0
     code: str | None = None
     num_pictures: int = 0
+    num_answered: int = 0  # with captions, or an error of their own in a batch
     picture_bytes: int = 0
     picture_pixels: int = 0
     model_id: str | None = None

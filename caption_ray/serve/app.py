@@ -1,9 +1,10 @@
 """The HTTP app: routes over a backend of which it knows the protocol alone, so that it runs with and without Ray."""
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,7 +18,7 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from caption_ray.serve.access_log import RequestRecord, record_of
-from caption_ray.serve.backend import CaptionBackend
+from caption_ray.serve.backend import CaptionBackend, OverloadedError
 from caption_ray.serve.errors import TABLE, ClientGoneError, DeadlineError, refuse
 from caption_ray.serve.lingering import LingerMiddleware
 from caption_ray.serve.metrics import CONTENT_TYPE, ServiceMetrics
@@ -29,6 +30,8 @@ from caption_ray.serve.reading import BufferBudget, parse_query, read_picture, r
 from caption_ray.serve.schemas import BatchAnswer, ErrorAnswer, HealthAnswer, Limits
 from caption_ray.serve.service import CaptionService
 from caption_ray.serve.streaming import EventStream
+
+logger = logging.getLogger(__name__)
 
 STATIC = Path(__file__).parent / "static"
 _QUERY = frozenset({"beam_width", "num_captions", "attention"})
@@ -54,6 +57,7 @@ def create_app(
     over either is refused as overload.
     """
     limits, metrics = limits or Limits(), metrics or ServiceMetrics()
+    logger.info("%d API keys%s", len(api_keys), "" if api_keys else ": whoever reaches the service may use it")
     decoder = PictureDecoder(limits, decode_threads, max_waiting)
     routes = _Routes(
         CaptionService(backend, decoder, limits, metrics),
@@ -108,6 +112,7 @@ class _Routes:
     async def caption(self, request: Request) -> Response:
         """Caption one picture."""
         query, record = parse_query(request, self._limits, _QUERY), record_of(request.scope)
+        await self._service.check(query)
         decoded, started = await self._read_and_decode(request, record)
         work = self._service.caption([decoded], query, record, started)
         (answer,) = await self._while_connected(request, work)
@@ -116,10 +121,12 @@ class _Routes:
     async def batch(self, request: Request) -> Response:
         """Caption several pictures."""
         query, record = parse_query(request, self._limits, _QUERY), record_of(request.scope)
+        await self._service.check(query)
         with self._budget.share() as share:
             sent = await read_pictures(request, self._limits, share)
             started = time.perf_counter()
             names = [picture.name for picture in sent]
+            record.num_pictures = len(sent)
             decoded = await self._while_connected(request, self._service.decode_all(sent, record))
             del sent
         work = self._service.batch(names, decoded, query, record, started)
@@ -138,6 +145,7 @@ class _Routes:
         """Return a request's one picture, and when its body had arrived; the body's memory is free again by then."""
         with self._budget.share() as share:
             sent = await read_picture(request, self._limits, share)
+            record.num_pictures = 1
             started = time.perf_counter()
             return await self._while_connected(request, self._service.decode(sent, record)), started
 
@@ -145,7 +153,6 @@ class _Routes:
         def refuse_midway(error: Exception) -> ErrorAnswer:
             refused = refuse(error, self._limits, record.request_id)
             record.code = refused.detail.code
-            self._metrics.captions.labels(refused.detail.code).inc()
             return refused.answer
 
         return refuse_midway
@@ -153,7 +160,7 @@ class _Routes:
     async def model(self, request: Request) -> Response:
         """Describe the model."""
         parse_query(request, self._limits, frozenset())
-        return _json(await self._while_connected(request, self._service.model()))
+        return _json(await self._while_connected(request, self._service.model.now()))
 
     async def healthz(self, request: Request) -> Response:
         """Say that the process lives."""
@@ -161,9 +168,10 @@ class _Routes:
         return _json(HealthAnswer(status="ok"))
 
     async def readyz(self, request: Request) -> Response:
-        """Say whether there is a model to answer."""
+        """Say whether there is a model to answer; one that has too much to do is one."""
         parse_query(request, self._limits, frozenset())
-        await self._while_connected(request, self._service.model())
+        with suppress(OverloadedError):
+            await self._while_connected(request, self._service.model.now())
         return _json(HealthAnswer(status="ready"))
 
     async def metrics(self, _: Request) -> Response:
@@ -187,8 +195,6 @@ class _Routes:
         record = record_of(request.scope)
         refused = refuse(error, self._limits, record.request_id)
         record.code = refused.detail.code
-        if record.route.startswith("/v1/captions"):
-            self._metrics.captions.labels(refused.detail.code).inc()
         return refused.response()
 
     def _remaining_s(self, record: RequestRecord) -> float:

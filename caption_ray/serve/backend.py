@@ -1,6 +1,6 @@
 """What the app needs of whoever computes captions: this process (`local`) or Ray Serve's replicas (`deployment`)."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -18,8 +18,11 @@ class OverloadedError(RuntimeError):
     """The backend takes no more now; the request may be sent again after `retry_after_s`."""
 
     def __init__(self, retry_after_s: int) -> None:
-        super().__init__(f"overloaded; try again in {retry_after_s} s")
+        super().__init__(retry_after_s)  # what it is made of anew in another process
         self.retry_after_s = retry_after_s
+
+    def __str__(self) -> str:
+        return f"overloaded; try again in {self.retry_after_s} s"
 
 
 class BackendUnavailableError(RuntimeError):
@@ -52,7 +55,7 @@ class CaptionBackend(Protocol):
     async def caption(self, pictures: Sequence[Square], beam_width: int | None) -> list[CaptionedPicture]:
         """Return each picture's captions, as many as the beam is wide; by default the bundle's own width."""
 
-    def stream(self, picture: Square) -> AsyncIterator[GreedyWord | CaptionedPicture]:
+    def stream(self, picture: Square) -> AsyncGenerator[GreedyWord | CaptionedPicture, None]:
         """Yield the greedy caption's words as they are found, and at last the whole."""
 
     async def model(self) -> ModelAnswer:

@@ -7,8 +7,9 @@ seconds; and a replica whose `reconfigure` raises is stopped, so a bad bundle wo
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import datetime, timezone
+from typing import ParamSpec, TypeVar
 
 from pydantic import Field, ValidationError
 from ray import serve
@@ -20,11 +21,20 @@ from caption_ray.config import AskedPrecision
 from caption_ray.inference import Captioner
 from caption_ray.serve.backend import CaptionedPicture, GreedyWord, Square
 from caption_ray.serve.compute import describe, load_captioner, model_id
-from caption_ray.serve.engine import BatchOptions, BatchRecord, Engine
+from caption_ray.serve.engine import BatchOptions, BatchRecord, Engine, MaxQueued
+from caption_ray.serve.places import Places
 from caption_ray.serve.schemas import ModelAnswer
 from caption_ray.serve.siblings import load_as_siblings
 
 logger = logging.getLogger(__name__)
+P = ParamSpec("P")
+Result = TypeVar("Result")
+
+_TRIES_AFTER_S = (1.0, 5.0, 25.0)
+"""When a bundle is read again whose storage failed: else one replica of several would go on with another model."""
+
+_MAX_BATCH_S = 120.0
+"""A batch that takes longer will not end: whoever asked for it has been told so long ago."""
 
 _MAX_FAILURES = 3
 """Failed batches in a row at which a replica says that it is unhealthy: a GPU may be beyond repair for its process."""
@@ -37,6 +47,10 @@ class CaptionerConfig(BatchOptions):
         None, description="The bundle to answer with, a folder or URI; by default that of the application's `args`."
     )
     precision: AskedPrecision = Field("auto", description="Of the encoder; 'auto' takes bf16 where that is faster.")
+    max_queued: MaxQueued = Field(
+        64,
+        description="Pictures that may be in the model or wait for it; Serve counts requests, of which some bring 16.",
+    )
 
 
 @serve.deployment
@@ -52,6 +66,7 @@ class CaptionerReplica:
         self._refused: str | None = None
         self._swap: asyncio.Task[None] | None = None
         self._metrics = _Metrics()
+        self._places = Places(CaptionerConfig().max_queued)
 
     async def reconfigure(self, user_config: dict[str, object]) -> None:
         """Take over new settings at once, and a new bundle when it has been loaded and verified.
@@ -65,6 +80,7 @@ class CaptionerReplica:
                 raise
             self._refuse(f"user_config: {error}")
             return
+        self._places.max_pictures = config.max_queued
         if self._engine is None:
             captioner = await self._load_first(config)
             self._engine, self._loaded_at = Engine(captioner, config, self._metrics.observe), _now()
@@ -76,13 +92,15 @@ class CaptionerReplica:
         self._swap = asyncio.create_task(self._replace(config))
 
     async def caption(self, pictures: Sequence[Square], beam_width: int | None) -> list[CaptionedPicture]:
-        """Return each picture's captions."""
-        return await self._running().caption(pictures, beam_width)
+        """Return each picture's captions. Raises OverloadedError."""
+        with self._places.taken_by(len(pictures)):
+            return await self._running().caption(pictures, beam_width)
 
     async def stream(self, picture: Square) -> AsyncIterator[GreedyWord | CaptionedPicture]:
-        """Yield the greedy caption's words as they are found, and at last the whole."""
-        async for event in self._running().stream(picture):
-            yield event
+        """Yield the greedy caption's words as they are found, and at last the whole. Raises OverloadedError."""
+        with self._places.taken_by(1):
+            async for event in self._running().stream(picture):
+                yield event
 
     async def model(self) -> ModelAnswer:
         """Describe the model that answers now."""
@@ -94,6 +112,8 @@ class CaptionerReplica:
             return
         if not self._engine.is_running:
             raise RuntimeError("the thread that computes captions has ended")
+        if self._engine.busy_s > _MAX_BATCH_S:
+            raise RuntimeError(f"a batch has been computed for {self._engine.busy_s:.0f} s and has not ended")
         if self._engine.num_failures >= _MAX_FAILURES:
             raise RuntimeError(f"the last {self._engine.num_failures} batches failed; see the errors before this one")
 
@@ -105,9 +125,9 @@ class CaptionerReplica:
         """Load the bundle that is asked for, or, where that is refused, what those that have refused it answer with."""
         self._precision = config.precision
         if config.bundle is None:
-            return await asyncio.to_thread(load_captioner, self._default_bundle, config.precision)
+            return await _patiently(load_captioner, self._default_bundle, config.precision)
         try:
-            return await asyncio.to_thread(load_captioner, config.bundle, config.precision)
+            return await _patiently(load_captioner, config.bundle, config.precision)
         except Exception as error:  # as in _replace
             captioner = await load_as_siblings(self._default_bundle, config.precision)
             self._refuse(f"{str(error) or type(error).__name__}; started with {captioner.bundle.location} instead")
@@ -117,10 +137,10 @@ class CaptionerReplica:
         engine, bundle = self._running(), storage.absolute(config.bundle or self._default_bundle)
         try:
             # By digest, not by name: a run trained anew leaves its bundle where the old one was.
-            manifest = await asyncio.to_thread(read_manifest, bundle)
+            manifest = await _patiently(read_manifest, bundle)
             if (manifest.digest, config.precision) == (model_id(engine.captioner), self._precision):
                 return
-            captioner = await asyncio.to_thread(load_captioner, bundle, config.precision)
+            captioner = await _patiently(load_captioner, bundle, config.precision)
         except Exception as error:  # whatever is wrong with the new one, the old one goes on
             self._refuse(str(error) or type(error).__name__)
             return
@@ -134,6 +154,17 @@ class CaptionerReplica:
     def __del__(self) -> None:
         if getattr(self, "_engine", None) is not None:
             self._running().close()
+
+
+async def _patiently(call: Callable[P, Result], *args: P.args, **kwargs: P.kwargs) -> Result:
+    """Return the result of a call in a thread, made again a few times where it raises OSError: storage has failed."""
+    for wait_s in _TRIES_AFTER_S:
+        try:
+            return await asyncio.to_thread(call, *args, **kwargs)
+        except OSError as error:
+            logger.warning("%s; trying again in %g s", error, wait_s)
+        await asyncio.sleep(wait_s)
+    return await asyncio.to_thread(call, *args, **kwargs)
 
 
 class _Metrics:

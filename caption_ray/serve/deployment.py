@@ -18,13 +18,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from caption_ray import storage
 from caption_ray.bundle import read_manifest
 from caption_ray.config import Settings
-from caption_ray.errors import BundleError
+from caption_ray.errors import BundleError, UsageError
 from caption_ray.serve.access_log import configure_access_log
 from caption_ray.serve.app import create_app
 from caption_ray.serve.captioner import CaptionerConfig, CaptionerReplica, log_through_serve
 from caption_ray.serve.handle import ServeBackend
 from caption_ray.serve.metrics import ServiceMetrics
-from caption_ray.serve.middleware import api_keys_from_environment
+from caption_ray.serve.middleware import KEYS_VARIABLE, api_keys_from_environment
 from caption_ray.serve.ray_metrics import RayExporter
 from caption_ray.serve.schemas import Limits
 
@@ -41,6 +41,9 @@ class ServeArguments(Settings):
         description=f"Folder or URI of the bundle; by default what {BUNDLE_VARIABLE} names, else the quick start's.",
     )
     limits: Limits = Field(default_factory=Limits)
+    require_api_keys: bool = Field(
+        False, description=f"Refuse to start an ingress that finds no API keys: {KEYS_VARIABLE} must be where it runs."
+    )
 
 
 @serve.deployment
@@ -48,17 +51,19 @@ class ServeArguments(Settings):
 class Ingress:
     """Speaks HTTP: checks and decodes pictures, asks a replica, words the answer."""
 
-    def __init__(self, captioner: DeploymentHandle, limits: Limits) -> None:
+    def __init__(self, captioner: DeploymentHandle, limits: Limits, keys_expected: bool) -> None:
         log_through_serve()
         configure_access_log()
         self._captioner = captioner
         self._limits = limits
+        self._keys_expected = keys_expected
 
     def __serve_build_asgi_app__(self) -> Starlette:
         """Build the app in the replica's own process; the keys come from its environment and pass through no config."""
+        keys = find_api_keys(self._keys_expected)
         backend = ServeBackend(self._captioner, self._limits.retry_after_s)
         metrics = ServiceMetrics(RayExporter())
-        app = create_app(backend, self._limits, api_keys=api_keys_from_environment(), metrics=metrics)
+        app = create_app(backend, self._limits, api_keys=keys, metrics=metrics)
         app.add_middleware(_RequestIdOnce)
         return app
 
@@ -87,8 +92,22 @@ def build_app(args: ServeArguments) -> Application:
     """Return the application. Raises BundleError where the bundle is absent, before any process is started for it."""
     bundle = find_bundle(args.bundle)
     captioner = CaptionerReplica.options(user_config=CaptionerConfig().model_dump())  # type: ignore[attr-defined]
-    application: Application = Ingress.bind(captioner.bind(bundle), args.limits)  # type: ignore[attr-defined]
+    keys_expected = args.require_api_keys or KEYS_VARIABLE in os.environ
+    application: Application = Ingress.bind(  # type: ignore[attr-defined]
+        captioner.bind(bundle), args.limits, keys_expected
+    )
     return application
+
+
+def find_api_keys(expected: bool) -> list[str]:
+    """Return the keys in this process' environment. Raises UsageError where they are expected and not there."""
+    keys = api_keys_from_environment()
+    if expected and not keys:
+        raise UsageError(
+            f"an ingress finds no {KEYS_VARIABLE}; set it where Ray is started on each node (before `ray start`, or in "
+            "the pod): what is set in the shell of `serve run` does not reach a Ray that runs already"
+        )
+    return keys
 
 
 def find_bundle(asked: str | None) -> str:

@@ -13,6 +13,7 @@ neither holds up the other for long.
 """
 
 import asyncio
+import logging
 import math
 import threading
 import time
@@ -30,10 +31,13 @@ from caption_ray.inference import Captioner
 from caption_ray.serve.backend import BackendUnavailableError, CaptionedPicture, GreedyWord, Square
 from caption_ray.serve.compute import caption_batch, stream_words
 
+logger = logging.getLogger(__name__)
+
 StreamEvent = GreedyWord | CaptionedPicture
 
 # Bounds that a command line shares with the settings that it gives.
 BatchSize = Annotated[int, Field(ge=1, le=1024)]
+MaxQueued = Annotated[int, Field(ge=1)]
 NumThreads = Annotated[int, Field(ge=1, le=64)]
 
 
@@ -82,7 +86,7 @@ class _Stream:
 class Engine:
     """Computes captions on threads of its own. `captioner` and `options` may be replaced at any time, by assignment.
 
-    num_failures: batches in a row, up to now, that raised.
+    num_failures: batches in a row, up to now, that raised for every picture, also by itself.
     observe: told of each batch, on the thread that has computed it.
     """
 
@@ -99,6 +103,7 @@ class Engine:
         self._closed = False
         self._threads: list[threading.Thread] = []
         self._idle: set[int] = set()  # threads, by number, that have no batch
+        self._begun: dict[int, float] = {}  # when the others were given what they do
         self._start_threads()
 
     @property
@@ -117,6 +122,12 @@ class Engine:
     def is_running(self) -> bool:
         """Whether the threads are alive."""
         return all(thread.is_alive() for thread in self._threads)
+
+    @property
+    def busy_s(self) -> float:
+        """For how long the thread that has been at it longest has computed what it does now, seconds."""
+        now = time.monotonic()
+        return max((now - begun for begun in list(self._begun.values())), default=0.0)
 
     def _num_threads(self) -> int:
         return self._options.num_threads if self.captioner.device.type == "cpu" else 1
@@ -189,9 +200,11 @@ class Engine:
         while True:
             with self._changed:
                 self._idle.add(number)
+                self._begun.pop(number, None)
                 self._changed.wait_for(lambda: self._closed or self._has_work(number))
                 if self._closed:
                     return
+                self._begun[number] = time.monotonic()
             if number == 0:
                 self._use_threads(1)
                 self._advance_streams()
@@ -236,19 +249,31 @@ class Engine:
         return batch, self._num_threads() if is_shared else 1
 
     def _compute(self, batch: list[_Waiting]) -> None:
+        errors = [self._answer(batch)]
+        if errors[0] is not None and len(batch) > 1:  # it may be one picture's doing
+            errors = [self._answer([item]) for item in batch]
+        if None not in errors:
+            self.num_failures += 1
+        for item, error in zip(batch, errors, strict=False):
+            if error is not None:
+                item.future.set_exception(error)
+
+    def _answer(self, batch: list[_Waiting]) -> Exception | None:
+        """Compute pictures together and answer them, or return the error where that fails."""
         started = time.monotonic()
         try:
             answers = caption_batch(self.captioner, [(item.picture, item.beam_width) for item in batch])
+        except Exception as error:  # whatever the model raises is its callers' to handle, not this thread's end
+            return error
+        try:
             if self._observe:
                 self._observe(BatchRecord(answers=answers, model_s=time.monotonic() - started))
-        except Exception as error:  # whatever the model raises is its callers' to handle, not this thread's end
-            self.num_failures += 1
-            for item in batch:
-                item.future.set_exception(error)
-            return
+        except Exception:
+            logger.exception("a batch has not been counted")
         self.num_failures = 0
         for item, answer in zip(batch, answers, strict=True):
             item.future.set_result(answer)
+        return None
 
     def _advance_streams(self) -> None:
         may_encode = True

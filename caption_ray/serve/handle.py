@@ -5,7 +5,7 @@ so twice is as good as once, and the router has left the lost one out by then.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
 import grpc
@@ -47,7 +47,7 @@ class ServeBackend:
         answer: list[CaptionedPicture] = await self._answered(self._caption.remote(list(pictures), beam_width))
         return answer
 
-    async def stream(self, picture: Square) -> AsyncIterator[GreedyWord | CaptionedPicture]:
+    async def stream(self, picture: Square) -> AsyncGenerator[GreedyWord | CaptionedPicture, None]:
         """See CaptionBackend. Closing it ends the work in the replica."""
         events, has_ended = self._stream.remote(picture), False
         try:
@@ -80,7 +80,7 @@ class ServeBackend:
 
     def _translated(self, error: Exception) -> Exception:
         """Return the app's error for one of Ray's; an error that the replica itself raised stays as it is."""
-        if isinstance(error, BackPressureError):
+        if isinstance(error, (BackPressureError, OverloadedError)):  # the router's refusal, or the replica's own
             return OverloadedError(self._retry_after_s)
         raised = isinstance(error, RayTaskError) and not isinstance(error, (BackendUnavailableError, RayActorError))
         if isinstance(error, _LOST) and not raised:

@@ -1,7 +1,6 @@
 """Captions computed in this process, without Ray: `python -m caption_ray.serve.local --bundle B`."""
 
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Callable, Sequence
 from datetime import datetime, timezone
 
 import uvicorn
@@ -12,11 +11,12 @@ from caption_ray.entry import run_job
 from caption_ray.inference import Captioner
 from caption_ray.serve.access_log import configure_access_log
 from caption_ray.serve.app import create_app
-from caption_ray.serve.backend import CaptionedPicture, GreedyWord, OverloadedError, Square
+from caption_ray.serve.backend import CaptionedPicture, GreedyWord, Square
 from caption_ray.serve.compute import describe, load_captioner
-from caption_ray.serve.engine import BatchOptions, BatchRecord, BatchSize, Engine, NumThreads
+from caption_ray.serve.engine import BatchOptions, BatchRecord, BatchSize, Engine, MaxQueued, NumThreads
 from caption_ray.serve.metrics import BatchMetrics, ServiceMetrics
 from caption_ray.serve.middleware import api_keys_from_environment
+from caption_ray.serve.places import Places
 from caption_ray.serve.schemas import Limits, ModelAnswer
 
 
@@ -37,16 +37,16 @@ class LocalBackend:
     ) -> None:
         self._engine = Engine(captioner, options or BatchOptions.model_validate({}), observe)
         self._model = describe(captioner, datetime.now(timezone.utc), None)
-        self._room, self._retry_after_s = max_queued, retry_after_s
+        self._places = Places(max_queued, retry_after_s)
 
     async def caption(self, pictures: Sequence[Square], beam_width: int | None) -> list[CaptionedPicture]:
         """Return each picture's captions. Cancelled while it waits, it is not computed."""
-        with self._place_for(len(pictures)):
+        with self._places.taken_by(len(pictures)):
             return await self._engine.caption(pictures, beam_width)
 
     async def stream(self, picture: Square) -> AsyncGenerator[GreedyWord | CaptionedPicture, None]:
         """Yield the greedy caption's words, and at last the whole; other work goes on between them."""
-        with self._place_for(1):
+        with self._places.taken_by(1):
             async for event in self._engine.stream(picture):
                 yield event
 
@@ -58,16 +58,6 @@ class LocalBackend:
         """End the computing."""
         self._engine.close()
 
-    @contextmanager
-    def _place_for(self, num_pictures: int) -> Iterator[None]:
-        if num_pictures > self._room:
-            raise OverloadedError(self._retry_after_s)
-        self._room -= num_pictures
-        try:
-            yield
-        finally:
-            self._room += num_pictures
-
 
 class Arguments(Settings):
     """Serve captions over HTTP, and a page, from this process alone."""
@@ -77,7 +67,7 @@ class Arguments(Settings):
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on.")
     max_batch_size: BatchSize = Field(16, description="Pictures computed together.")
     num_threads: NumThreads = Field(2, description="Threads that compute on a CPU, each on batches of its own.")
-    max_queued: int = Field(64, ge=1, description="Pictures that may wait for their batch.")
+    max_queued: MaxQueued = Field(64, description="Pictures that may be in the model or wait for it.")
     precision: AskedPrecision = Field("auto", description="Of the encoder; 'auto' takes bf16 where that is faster.")
 
 

@@ -1,10 +1,12 @@
 """What happens to every request: an id, a line in the log, security headers, the API key, an answer to every fault."""
 
+import asyncio
 import hashlib
 import hmac
 import logging
 import os
 import re
+import sys
 import time
 import uuid
 from collections.abc import Sequence
@@ -13,6 +15,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.routing import Match, Mount, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from caption_ray.errors import UsageError
 from caption_ray.serve.access_log import RequestRecord, access_log, keep_record, record_of
 from caption_ray.serve.errors import UnauthorisedError, refuse
 from caption_ray.serve.metrics import ServiceMetrics
@@ -64,12 +67,15 @@ class RecordMiddleware:
                 headers["X-Request-ID"] = record.request_id
                 for name, value in SECURITY_HEADERS.items():
                     headers.setdefault(name, value)
-                headers.setdefault("Cache-Control", "no-store")
-            await send(message)
+                # The page's parts are kept, and asked for by their ETag: they change with the service's version.
+                headers.setdefault("Cache-Control", "no-cache" if record.route == "/static" else "no-store")
+            await _send_in_time(send, message, record.started + 2 * self.limits.deadline_s - time.perf_counter())
 
         self.metrics.in_flight.inc()
         try:
             await self.app(scope, receive, send_with_headers)
+        except _UnreadError:
+            record.code = record.code or "client_gone"  # and what was sent of the answer is all that is sent
         except Exception as error:
             if record.status:  # the answer is under way; all that is left is to break it off
                 raise
@@ -82,12 +88,40 @@ class RecordMiddleware:
             self._count(record, scope["method"])
 
     def _count(self, record: RequestRecord, method: str) -> None:
-        record.status = record.status or 499  # cancelled before there was an answer
+        if not record.status:  # cancelled before there was an answer
+            record.status, record.code = 499, record.code or "client_gone"
         # Whoever sends requests chooses the method; it must not choose how many series there are.
         method = method if method in ("GET", "HEAD", "POST") else "other"
         self.metrics.requests.labels(record.route, method, str(record.status)).inc()
+        if record.code and method == "POST" and record.route.startswith("/v1/captions"):
+            # What was refused before its pictures were read counts as one.
+            self.metrics.captions.labels(record.code).inc(max(record.num_pictures, 1) - record.num_answered)
         self.metrics.request_seconds.labels(record.route).observe(time.perf_counter() - record.started)
         access_log.info("%s", record.line(method))
+
+
+class _UnreadError(Exception):
+    """The client does not take its answer."""
+
+
+async def _send_in_time(send: Send, message: Message, limit_s: float) -> None:
+    """Send a part of an answer. Raises _UnreadError where the client has not read what was sent before for so long.
+
+    By a timer, not by `wait_for`: that would make a task of each sending, and nearly all of them do not wait at all.
+    """
+    task, loop = asyncio.current_task(), asyncio.get_running_loop()
+    assert task is not None
+    timer = loop.call_later(max(limit_s, 0.0), task.cancel)
+    try:
+        await send(message)
+    except asyncio.CancelledError:
+        if loop.time() < timer.when():
+            raise  # somebody else's doing
+        if sys.version_info >= (3, 11):
+            task.uncancel()
+        raise _UnreadError from None
+    finally:
+        timer.cancel()
 
 
 class ApiKeyMiddleware:
@@ -125,5 +159,14 @@ class ApiKeyMiddleware:
 
 
 def api_keys_from_environment() -> list[str]:
-    """Return the keys in CAPTION_RAY_API_KEYS, separated by commas; for the processes that start an app."""
-    return [key.strip() for key in os.environ.get(KEYS_VARIABLE, "").split(",") if key.strip()]
+    """Return the keys in CAPTION_RAY_API_KEYS, separated by commas; for the processes that start an app.
+
+    Raises UsageError where the variable is set and has none: whoever set it did not mean to open the service to all.
+    """
+    given = os.environ.get(KEYS_VARIABLE)
+    if given is None:
+        return []
+    keys = [key.strip() for key in given.split(",") if key.strip()]
+    if not keys:
+        raise UsageError(f"{KEYS_VARIABLE} is set and has no key; name keys in it, apart by commas, or unset it")
+    return keys

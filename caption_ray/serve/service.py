@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 
 import numpy as np
@@ -11,54 +11,52 @@ import numpy.typing as npt
 from caption_ray.errors import PictureError
 from caption_ray.inference import Caption
 from caption_ray.serve.access_log import RequestRecord
-from caption_ray.serve.backend import BackendUnavailableError, CaptionBackend, CaptionedPicture, GreedyWord
-from caption_ray.serve.errors import TooLargeError, refuse
+from caption_ray.serve.backend import BackendUnavailableError, CaptionBackend, CaptionedPicture
+from caption_ray.serve.errors import QueryError, TooLargeError, refuse
 from caption_ray.serve.metrics import ServiceMetrics
+from caption_ray.serve.model_lookup import ModelLookup
 from caption_ray.serve.pictures import DecodedPicture, PictureDecoder
 from caption_ray.serve.reading import SentPicture
+from caption_ray.serve.retrying import spoken_twice, twice
 from caption_ray.serve.schemas import (
     BatchItem,
     CaptionAnswer,
     CaptionRequest,
     Limits,
-    ModelAnswer,
     PictureAnswer,
     StreamWord,
     Timing,
     Word,
 )
 
-_MODEL_AGE_S = 1.0
-"""How old the answer of `backend.model()` may be: it may be another process that has to be asked."""
-
-_SECOND_TRY_AFTER_S = 0.05
-"""Time for a router to learn that a replica has died."""
-
 
 class CaptionService:
-    """What the routes do, without HTTP."""
+    """What the routes do, without HTTP. model: describes the model that answers."""
 
     def __init__(
         self, backend: CaptionBackend, decoder: PictureDecoder, limits: Limits, metrics: ServiceMetrics
     ) -> None:
         self._backend, self._decoder, self._limits, self._metrics = backend, decoder, limits, metrics
-        self._model: tuple[float, ModelAnswer] | None = None
+        self.model = ModelLookup(backend, metrics.retries)
 
-    async def model(self, max_age_s: float = 0.0) -> ModelAnswer:
-        """Describe the model that answers. Raises BackendUnavailableError."""
-        if self._model is None or time.monotonic() - self._model[0] > max_age_s:
-            self._model = (time.monotonic(), await self._backend.model())
-        return self._model[1]
+    async def check(self, query: CaptionRequest) -> None:
+        """Raise QueryError where more captions are asked for than the model's own beam is wide."""
+        if query.beam_width is None and query.num_captions > 1:
+            width = (await self.model.recently()).beam_width
+            if query.num_captions > width:
+                raise QueryError(
+                    f"query parameter 'num_captions': at most the model's beam_width of {width}, where none is given",
+                    width,
+                )
 
     async def decode(self, sent: SentPicture, record: RequestRecord) -> DecodedPicture:
         """Return the picture as the model takes it. Raises PictureError, TooLargeError, OverloadedError."""
         if sent.data is None:
             limit = self._limits.max_bytes
             raise TooLargeError(f"the picture has more than {limit:,} bytes", limit)
-        record.num_pictures += 1
         record.picture_bytes += len(sent.data)
         self._metrics.picture_bytes.observe(len(sent.data))
-        model = await self.model(_MODEL_AGE_S)
+        model = await self.model.recently()
         decoded = await self._decoder.decode(sent.data, model.image_size)
         num_pixels = decoded.size.width * decoded.size.height
         record.picture_pixels += num_pixels
@@ -82,19 +80,23 @@ class CaptionService:
         ]
 
     async def _captioned(self, squares: list[npt.NDArray[np.uint8]], width: int | None) -> list[CaptionedPicture]:
-        try:
-            return await self._backend.caption(squares, width)
-        except BackendUnavailableError:
-            # Captioning changes nothing, so that it may be done twice; another replica may live.
-            self._metrics.retries.inc()
-            await asyncio.sleep(_SECOND_TRY_AFTER_S)
-            return await self._backend.caption(squares, width)
+        return await twice(lambda: self._backend.caption(squares, width), self._metrics.retries)
 
     async def decode_all(
         self, sent: Sequence[SentPicture], record: RequestRecord
     ) -> list[DecodedPicture | PictureError | TooLargeError]:
-        """Return each picture decoded, or what is wrong with it. Raises OverloadedError."""
-        return await asyncio.gather(*(self._try_decode(picture, record) for picture in sent))
+        """Return each picture decoded, or what is wrong with it.
+
+        Raises OverloadedError, and BackendUnavailableError; the others are not decoded then.
+        """
+        tasks = [asyncio.ensure_future(self._try_decode(picture, record)) for picture in sent]
+        try:
+            return await asyncio.gather(*tasks)
+        except BaseException:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            raise
 
     async def batch(
         self,
@@ -114,6 +116,7 @@ class CaptionService:
             else:
                 detail = refuse(outcome, self._limits, record.request_id).detail
                 self._metrics.captions.labels(detail.code).inc()
+                record.num_answered += 1
                 items.append(BatchItem(name=name, error=detail))
         return items
 
@@ -128,10 +131,10 @@ class CaptionService:
     async def stream(
         self, picture: DecodedPicture, query: CaptionRequest, record: RequestRecord, started: float
     ) -> AsyncGenerator[StreamWord | PictureAnswer, None]:
-        """Yield words as they are found, and at last the answer. What fails before the first word is repeated once."""
+        """Yield words as they are found, and at last the answer."""
         before = time.perf_counter()
         index = 0
-        async with aclosing(self._spoken(picture)) as spoken:
+        async with aclosing(spoken_twice(self._backend, picture.square, self._metrics.retries)) as spoken:
             async for item in spoken:
                 if isinstance(item, CaptionedPicture):
                     model_s = time.perf_counter() - before
@@ -143,25 +146,6 @@ class CaptionService:
                 index += 1
         raise BackendUnavailableError
 
-    async def _spoken(self, picture: DecodedPicture) -> AsyncGenerator[GreedyWord | CaptionedPicture, None]:
-        for attempt in (1, 2):
-            begun = False
-            stream: AsyncIterator[GreedyWord | CaptionedPicture] = self._backend.stream(picture.square)
-            try:
-                async for item in stream:
-                    begun = True
-                    yield item
-                return
-            except BackendUnavailableError:
-                if begun or attempt == 2:
-                    raise
-                self._metrics.retries.inc()
-                await asyncio.sleep(_SECOND_TRY_AFTER_S)
-            finally:
-                close = getattr(stream, "aclose", None)
-                if close is not None:
-                    await close()
-
     def _answer(
         self,
         decoded: DecodedPicture,
@@ -172,6 +156,7 @@ class CaptionService:
         started: float,
     ) -> PictureAnswer:
         self._metrics.observe_caption(captioned.captions[0])
+        record.num_answered += 1
         record.model_id = captioned.model_id
         return PictureAnswer(
             captions=[to_answer(caption, query.attention) for caption in captioned.captions[: query.num_captions]],

@@ -1,10 +1,12 @@
 """Server-sent events: words as they are found, then the answer, or an error if it fails half-way."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import aclosing
 
 from pydantic import BaseModel
 from starlette.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from caption_ray.serve.errors import DeadlineError
 from caption_ray.serve.schemas import ErrorAnswer, PictureAnswer, StreamWord
@@ -34,9 +36,9 @@ class EventStream:
         """Return the response; the stream ends with an error after what remains of the request's whole `deadline_s`."""
         # A proxy that buffers would bring all words at once.
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-        return StreamingResponse(self._events(remaining_s, deadline_s), headers=headers, media_type="text/event-stream")
+        return _EventResponse(self._events(remaining_s, deadline_s), headers)
 
-    async def _events(self, remaining_s: float, deadline_s: float) -> AsyncIterator[bytes]:
+    async def _events(self, remaining_s: float, deadline_s: float) -> AsyncGenerator[bytes, None]:
         loop = asyncio.get_running_loop()
         end = loop.time() + remaining_s
         item = self._first
@@ -51,6 +53,19 @@ class EventStream:
             yield _event("error", self._describe(error))
         finally:
             await self._source.aclose()
+
+
+class _EventResponse(StreamingResponse):
+    """Closes its events in any case: where sending ends in an error, Starlette leaves them as they are."""
+
+    def __init__(self, events: AsyncGenerator[bytes, None], headers: Mapping[str, str]) -> None:
+        super().__init__(events, headers=headers, media_type="text/event-stream")
+        self._events = events
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """See StreamingResponse."""
+        async with aclosing(self._events):
+            await super().__call__(scope, receive, send)
 
 
 def _event(name: str, data: BaseModel) -> bytes:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 from browsing import Visit
-from PIL import Image
+from PIL import Image, features
 from playwright.sync_api import Browser, expect
 
 from caption_ray.inference import Captioner
@@ -53,6 +53,10 @@ def test_chosen_picture_is_shown_and_captioned(open_page: OpenPage, captioner: C
     weights = np.exp([caption.log_probability for caption in (best, *others)])
     shares = [float(text.split()[0]) for text in visit.page.locator("#alternatives .share").all_text_contents()]
     assert shares == pytest.approx(100 * weights / weights.sum(), abs=0.51)
+    for row, caption in zip(rows.all(), (best, *others), strict=True):
+        printed = re.search(r"probability ([\d.,]+) %", row.inner_text())
+        assert printed
+        assert float(printed[1]) == pytest.approx(100 * np.exp(caption.log_probability), rel=0.06)
     assert f"log-probability {best.log_probability:.2f}" in (rows.first.get_attribute("title") or "")
     assert visit.failed_answers == 0
 
@@ -149,6 +153,10 @@ def test_keyboard_alone_is_enough(open_page: OpenPage, photo: bytes) -> None:
     assert (focused.text_content(), np.array(visit.overlay()).any()) == (first, True)
     page.keyboard.press("ArrowRight")
     assert focused.text_content() == second
+    page.keyboard.press("Tab")  # all words are one stop, where one goes on when one comes back
+    expect(focused).to_have_text("Copy caption")
+    page.keyboard.press("Shift+Tab")
+    assert focused.text_content() == second
     page.keyboard.press("Enter")
     expect(focused).to_have_attribute("aria-pressed", "true")
     page.keyboard.press("Escape")
@@ -165,6 +173,17 @@ def test_large_photo_is_scaled_down_first(open_page: OpenPage) -> None:
     assert visit.caption()
     assert visit.page.locator("#note").inner_text().startswith("Scaled down from 11.4 MB to ")
     assert visit.failed_answers == 0
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="this Pillow writes no AVIF")
+def test_kind_that_only_the_browser_reads_is_sent_as_a_jpeg(open_page: OpenPage, photo: bytes) -> None:
+    file = io.BytesIO()
+    Image.open(io.BytesIO(photo)).save(file, "AVIF")
+    visit = open_page()
+    visit.choose("dog.avif", file.getvalue(), "image/avif")
+    assert visit.caption()
+    expect(visit.page.locator("#note")).to_have_text(re.compile("^Sent as a JPEG"))
+    expect(visit.page.locator("#others")).to_be_visible()
 
 
 def test_accessible_names_and_landmarks(open_page: OpenPage, photo: bytes) -> None:

@@ -1,13 +1,15 @@
 """What the page says when something is wrong, and how it looks on a phone and in the dark."""
 
 import io
+import re
 from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
 
 import numpy as np
 import pytest
 from browsing import Visit, served
 from PIL import Image
-from playwright.sync_api import Browser, expect
+from playwright.sync_api import Browser, Error, Route, expect
 
 from caption_ray.inference import Captioner
 from caption_ray.serve.app import create_app
@@ -75,6 +77,8 @@ class BusyAtFirst:
     [
         ("cut.jpg", "image/jpeg", PHOTO[:3000], "This picture cannot be read"),
         ("noise.jpg", "image/jpeg", b"no picture at all", "That is not a picture"),
+        ("photo.heic", "image/heic", b"\0\0\0\x18ftypheic" + bytes(99), "This kind of picture is not read here"),
+        ("photo.HEIC", "", b"\0\0\0\x18ftypheic" + bytes(99), "This kind of picture is not read here"),
         ("notes.pdf", "application/pdf", b"%PDF-1.7", "That is not a picture"),
         ("huge.jpg", "image/jpeg", bytes(11 << 20), "The file is too large\n\nAt most 10 MB are taken."),
     ],
@@ -91,6 +95,34 @@ def test_bad_file_is_answered_in_words(
     assert visit.caption()
     expect(visit.page.locator("#problem")).to_be_hidden()
     assert visit.complaints == []
+
+
+def test_drop_without_a_file_is_told_to_all(browser: Browser, address: str) -> None:
+    visit = Visit(browser, address).open()
+    event = "new DragEvent('drop', { bubbles: true, dataTransfer: new DataTransfer() })"
+    visit.page.evaluate(f"() => document.body.dispatchEvent({event})")
+    expect(visit.page.locator("#warning")).to_have_text(re.compile("^That was no file"))
+    expect(visit.page.locator("#status")).to_have_text(re.compile("^That was no file"))
+    visit.choose("dog.jpg", PHOTO)
+    assert visit.caption()
+    expect(visit.page.locator("#warning")).to_be_hidden()
+
+
+def test_example_that_comes_late_replaces_nothing(browser: Browser, address: str) -> None:
+    visit = Visit(browser, address)
+    held: list[Route] = []
+    visit.open()
+    visit.page.route("**/static/examples/boat.jpg", held.append)
+    visit.page.locator('[data-example="boat.jpg"]').click()
+    visit.page.wait_for_timeout(300)
+    assert len(held) == 1
+    visit.choose("dog.jpg", PHOTO)
+    caption = visit.caption()
+    with suppress(Error):  # nobody waits for it any more
+        held[0].fulfill(body=PHOTO, content_type="image/jpeg")
+    visit.page.wait_for_timeout(300)
+    assert visit.caption() == caption
+    expect(visit.page.locator('[data-example="boat.jpg"]')).to_have_attribute("aria-pressed", "false")
 
 
 @pytest.mark.parametrize(("error", "num_words"), [(OverloadedError(2), 0), (BackendUnavailableError("died"), 3)])

@@ -21,6 +21,7 @@ TEXT = ("text.*",)
 DATA_FILES = ("data.captions", "data.caption_formats", "data.splits", "data.synthetic")
 DATA_TABLES = (
     "data.images",
+    "data.picture_limits",
     "data.shards",
     "data.output_folder",
     "data.batches",
@@ -43,11 +44,11 @@ TUNE = (
     *("tune.search", "tune.space", "tune.table"),
 )
 TUNE_ADAPTERS = ("tune.adapters", "tune.outcome", "tune.request", "tune.sweep", "tune.trial")
-SERVE_CONTRACT = ("serve.schemas", "serve.backend")
+SERVE_CONTRACT = ("serve.schemas", "serve.backend", "serve.places")
 SERVE_APP = (
     *("serve.access_log", "serve.app", "serve.errors", "serve.examples", "serve.lingering", "serve.metrics"),
-    *("serve.middleware", "serve.openapi", "serve.pages", "serve.pictures", "serve.reading", "serve.service"),
-    "serve.streaming",
+    *("serve.middleware", "serve.model_lookup", "serve.openapi", "serve.pages", "serve.pictures", "serve.reading"),
+    *("serve.retrying", "serve.service", "serve.streaming"),
 )
 SERVE_CONFIG = ("serve.config_file", "serve.rollout")
 SERVE_COMPUTE = ("serve.compute", "serve.engine")

@@ -6,14 +6,36 @@ import { clear, describe, retry } from "./describe.js";
 import { announce, byId } from "./dom.js";
 import { describeModel } from "./model.js";
 import { listenForPictures } from "./sources.js";
-import { markExample, shownSentence } from "./view.js";
+import { markExample, shownSentence, warn } from "./view.js";
 
+let fetching = new AbortController(); // of the example that was chosen last
+
+/** Describe an example once it is there, unless another picture has been chosen meanwhile. */
 async function describeExample(name) {
-  const response = await fetch(`static/examples/${name}`, { cache: "force-cache" }).catch(() => null);
-  const content = response?.ok ? await response.blob() : new Blob([]);
+  const { signal } = callOffExample();
+  const content = await fetch(`static/examples/${name}`, { signal })
+    .then((response) => (response.ok ? response.blob() : new Blob([])))
+    .catch(() => new Blob([]));
+  if (signal.aborted) return;
   const done = describe(new File([content], name, { type: "image/jpeg" }));
   markExample(name);
   await done;
+}
+
+function callOffExample() {
+  fetching.abort();
+  fetching = new AbortController();
+  return fetching;
+}
+
+function describeFile(file) {
+  callOffExample();
+  describe(file);
+}
+
+function clearAll() {
+  callOffExample();
+  clear();
 }
 
 async function copyCaption() {
@@ -33,15 +55,15 @@ function useKey(event) {
 }
 
 function start() {
-  listenForPictures(describe, () => announce("That was no file. Save the picture first, then drop its file here."));
+  listenForPictures(describeFile, () => warn("That was no file. Save the picture first, then drop its file here."));
   for (const button of document.querySelectorAll("[data-example]")) {
     button.addEventListener("click", () => describeExample(button.dataset.example));
   }
   byId("copy").addEventListener("click", copyCaption);
-  byId("clear").addEventListener("click", clear);
+  byId("clear").addEventListener("click", clearAll);
   byId("retry").addEventListener("click", retry);
   byId("key-form").addEventListener("submit", useKey);
-  document.addEventListener("keydown", ({ key }) => key === "Escape" && clear());
+  document.addEventListener("keydown", ({ key }) => key === "Escape" && clearAll());
   window.addEventListener("online", () => !byId("problem").hidden && !byId("retry").hidden && retry());
   describeModel();
 }

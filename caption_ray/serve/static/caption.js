@@ -15,7 +15,12 @@ export function percent(share) {
   return share >= 0.00005 ? `${(100 * share).toPrecision(1)} %` : "< 0.01 %";
 }
 
-/** The words of a caption as buttons. Tells `onLook` which word is looked at, or null. */
+/** "1.5 %", "0.00061 %": two digits of a probability, however small. */
+export function probability(value) {
+  return `${Number((100 * value).toPrecision(2)).toLocaleString("en", { maximumSignificantDigits: 2 })} %`;
+}
+
+/** The words of a caption as buttons, one of them in the order of tabs: arrows go on from there. Tells `onLook` which word is looked at, or null. */
 export class CaptionView {
   #root;
   #onLook;
@@ -61,6 +66,7 @@ export class CaptionView {
     button.type = "button";
     button.className = "word";
     button.textContent = word.text;
+    button.tabIndex = index ? -1 : 0;
     button.setAttribute("aria-pressed", "false");
     if (word.attention) button.setAttribute("aria-description", `looked at: ${describeGrid(word.attention).place}`);
     // A finger has no hovering: its tap is a click, which pins.
@@ -83,11 +89,13 @@ export class CaptionView {
   }
 
   #moveFocus(event) {
-    const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
     const buttons = [...this.#root.querySelectorAll(".word")];
-    const target = buttons[buttons.indexOf(document.activeElement) + step];
-    if (!step || !target) return;
+    const here = buttons.indexOf(document.activeElement);
+    const next = { ArrowRight: here + 1, ArrowLeft: here - 1, Home: 0, End: buttons.length - 1 }[event.key];
+    const target = buttons[next];
+    if (!target) return;
     event.preventDefault();
+    buttons.forEach((button) => (button.tabIndex = button === target ? 0 : -1));
     target.focus();
   }
 }
@@ -111,14 +119,16 @@ export class AlternativesView {
   #item(caption, share, index) {
     const button = document.createElement("button");
     button.type = "button";
-    button.title =
-      `log-probability ${caption.log_probability.toFixed(2)} (natural logarithm), ` +
-      `a probability of ${percent(Math.exp(caption.log_probability))}`;
+    button.title = `log-probability ${caption.log_probability.toFixed(2)} (natural logarithm)`;
     const text = Object.assign(document.createElement("span"), { className: "text", textContent: sentence(caption.words) });
     const value = Object.assign(document.createElement("span"), { className: "share", textContent: percent(share) });
+    const whole = Object.assign(document.createElement("span"), {
+      className: "probability",
+      textContent: `probability ${probability(Math.exp(caption.log_probability))}`,
+    });
     const bar = Object.assign(document.createElement("span"), { className: "bar" });
     bar.style.setProperty("--share", share);
-    button.append(text, " ", value, bar);
+    button.append(text, " ", value, bar, whole);
     button.addEventListener("click", () => {
       this.#mark(index);
       this.#onChoose(index);

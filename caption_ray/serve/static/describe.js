@@ -3,9 +3,9 @@
 import { ApiError, fetchCaptions, streamCaption } from "./api.js";
 import { prefersStillness } from "./attention.js";
 import { announce } from "./dom.js";
-import { knownModel } from "./model.js";
+import { describeModel, knownModel } from "./model.js";
 import { pause } from "./pause.js";
-import { MAX_BYTES, formatBytes, isSurelyNoPicture, shrink } from "./picture.js";
+import { MAX_BYTES, formatBytes, isOfAnotherKind, isSurelyNoPicture, shrink } from "./picture.js";
 import { PictureProblem, hideProblem, tellWait } from "./problems.js";
 import * as view from "./view.js";
 
@@ -23,8 +23,8 @@ export async function describe(file) {
     if (isSurelyNoPicture(file)) {
       throw new PictureProblem("That is not a picture", `${file.name || "The file"} is of another kind.`);
     }
-    const picture = file.size > MAX_BYTES ? await smaller(run, MAX_BYTES) : file;
-    const answer = await captionPatiently(run, picture);
+    const first = file.size > MAX_BYTES ? await smaller(run, MAX_BYTES) : file;
+    const { picture, answer } = await captionPatiently(run, first);
     await addAlternatives(run, picture, answer);
   } catch (error) {
     if (!run.signal.aborted) view.showProblem(error);
@@ -64,15 +64,20 @@ function callOff() {
   current = null;
 }
 
-/** Caption a picture; wait where the service is busy, and scale the picture down where it is too large for it. */
+/**
+ * Caption a picture; wait where the service is busy, scale the picture down where it is too large for it, and make a
+ * JPEG of it where it is of a kind that is not read there. Return the answer, and the picture as it was sent.
+ */
 async function captionPatiently(run, picture) {
   for (let waits = 0; ; ) {
     try {
-      return await captionOnce(run, picture);
+      return { picture, answer: await captionOnce(run, picture) };
     } catch (error) {
       run.signal.throwIfAborted();
       if (isTooLarge(error) && picture === run.file) {
         picture = await smaller(run, error.status === 413 ? error.limit : MAX_BYTES);
+      } else if (error.status === 415 && picture === run.file && isOfAnotherKind(picture)) {
+        picture = await converted(run);
       } else if (error.isPassing && waits++ < MAX_WAITS) {
         await waitVisibly(run, error, error.retryAfter ?? DEFAULT_WAIT_S);
       } else {
@@ -100,7 +105,9 @@ async function captionOnce(run, picture) {
 
 /** Fetch what else the beam considered. The caption stands already, so a failure here is only noted. */
 async function addAlternatives(run, picture, { captions }) {
-  const count = Math.min(MAX_ALTERNATIVES, knownModel()?.beam_width ?? MAX_ALTERNATIVES);
+  if (!knownModel()) await describeModel();
+  run.signal.throwIfAborted();
+  const count = Math.min(MAX_ALTERNATIVES, knownModel()?.beam_width ?? 1);
   if (captions.length < 2 && count > 1) {
     try {
       ({ captions } = await fetchCaptions(picture, count, run.signal));
@@ -115,6 +122,20 @@ async function addAlternatives(run, picture, { captions }) {
   view.showAlternatives(captions);
   const after = view.shownSentence();
   if (after !== before) announce(`On second thought: ${after}`);
+}
+
+/** Make a JPEG of a picture that the browser reads and the service does not. */
+async function converted(run) {
+  let picture;
+  try {
+    picture = await shrink(run.file, MAX_BYTES);
+  } catch {
+    const text = `Save ${run.file.name || "it"} as JPEG or PNG first.`;
+    throw new PictureProblem("This kind of picture is not read here", text);
+  }
+  run.signal.throwIfAborted();
+  view.note("Sent as a JPEG: the service does not read this kind of picture.");
+  return picture;
 }
 
 /** Scale the picture down to what the service takes, and say so. */

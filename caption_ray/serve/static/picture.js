@@ -10,6 +10,12 @@ export function isSurelyNoPicture(file) {
   return file.type !== "" && !file.type.startsWith("image/");
 }
 
+/** Whether it is a picture, AVIF or HEIC perhaps, of a kind that the service does not read. */
+export function isOfAnotherKind({ name, type }) {
+  const isRead = /^image\/(bmp|gif|jpeg|jp2|png|tiff|webp|x-portable-)/.test(type);
+  return (type.startsWith("image/") && !isRead) || /\.hei[cf]$/i.test(name);
+}
+
 /** Return the picture as a JPEG of at most `maxBytes`. Rejects if the browser cannot read it. */
 export async function shrink(file, maxBytes) {
   const bitmap = await createImageBitmap(file);

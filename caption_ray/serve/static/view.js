@@ -2,7 +2,7 @@
 
 import { AttentionOverlay, describeGrid, prefersStillness } from "./attention.js";
 import { AlternativesView, CaptionView, percent, sentence } from "./caption.js";
-import { byId } from "./dom.js";
+import { announce, byId } from "./dom.js";
 import { hideProblem, showProblemText } from "./problems.js";
 
 const LAST_LOOK_MS = 900; // how long the last word's map stays
@@ -125,6 +125,13 @@ export function note(text) {
   byId("note").hidden = false;
 }
 
+/** Say what is wrong with what was just done, whether or not there is a picture. */
+export function warn(text) {
+  byId("warning").textContent = text;
+  byId("warning").hidden = false;
+  announce(text);
+}
+
 export function setBusy(isBusy) {
   document.body.classList.toggle("busy", isBusy);
   byId("caption").setAttribute("aria-busy", String(isBusy));
@@ -144,7 +151,7 @@ function reset() {
   hideProblem();
   byId("alternatives").replaceChildren();
   byId("where").textContent = "";
-  for (const id of ["others", "note", "copy", "unseen"]) byId(id).hidden = true;
+  for (const id of ["others", "note", "copy", "unseen", "warning"]) byId(id).hidden = true;
   byId("frame").classList.remove("unshown", "hopeless");
   byId("picture").removeAttribute("src");
   byId("copy").textContent = "Copy caption";

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import copy
+import io
 import json
 import os
 import re
@@ -111,8 +112,10 @@ class Service:
         return {replica["replica_id"]: replica["pid"] for replica in found if replica["state"] == "RUNNING"}
 
     def resident_bytes(self) -> int:
-        """Return the memory of all replicas together."""
-        pids = [*self.replicas("Ingress").values(), *self.replicas("CaptionerReplica").values()]
+        """Return the memory of Ray's proxy, through which all that is sent goes, and of all replicas together."""
+        proxies = [child.pid for child in psutil.Process(self.process.pid).children(recursive=True) if _is_proxy(child)]
+        assert len(proxies) == 1
+        pids = [*proxies, *self.replicas("Ingress").values(), *self.replicas("CaptionerReplica").values()]
         return sum(psutil.Process(pid).memory_info().rss for pid in pids)
 
     def metrics_address(self) -> str:
@@ -141,6 +144,12 @@ class Service:
         )
 
 
+def _is_proxy(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return "".join(process.cmdline()[:1]).startswith("ray::ProxyActor")
+    return False
+
+
 def wait_until(holds: Callable[[], bool], timeout_s: float, tell: Callable[[], str] = str) -> None:
     deadline = time.monotonic() + timeout_s
     while not holds():
@@ -148,9 +157,14 @@ def wait_until(holds: Callable[[], bool], timeout_s: float, tell: Callable[[], s
         time.sleep(0.2)
 
 
-async def ask(session: aiohttp.ClientSession, url: str, picture: bytes) -> Reply:
+async def ask(session: aiohttp.ClientSession, url: str, picture: bytes, in_batches: int = 0) -> Reply:
+    """Send a picture, or as many in a batch."""
     asked = time.monotonic()
-    async with session.post(f"{url}/v1/captions", data=picture, headers=BYTES) as answer:
+    path, data, headers = "", picture, BYTES
+    if in_batches:
+        form = aiohttp.FormData([("pictures", io.BytesIO(picture)) for _ in range(in_batches)])
+        path, data, headers = "/batch", form(), {}
+    async with session.post(f"{url}/v1/captions{path}", data=data, headers=headers) as answer:
         content = await answer.read()
     is_json = answer.content_type == "application/json"
     return Reply(
@@ -168,6 +182,7 @@ def load(
     num_clients: int,
     seconds: float,
     meanwhile: Callable[[], Awaitable[None]] | None = None,
+    in_batches: int = 0,
 ) -> list[Reply]:
     """Have clients ask one after another for so long, each as soon as it is answered; one told to wait waits a little.
 
@@ -176,7 +191,7 @@ def load(
 
     async def client(session: aiohttp.ClientSession, end: float, replies: list[Reply]) -> None:
         while time.monotonic() < end:
-            replies.append(await ask(session, url, picture))
+            replies.append(await ask(session, url, picture, in_batches))
             if replies[-1].status != 200:
                 await asyncio.sleep(0.1)
 

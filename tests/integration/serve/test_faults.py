@@ -7,8 +7,9 @@ import signal
 import socket
 import time
 
+import aiohttp
 import pytest
-from serving import Service, load, median_s, statuses, wait_until
+from serving import BYTES, Service, load, median_s, statuses, wait_until
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +33,35 @@ def test_killed_replica_is_noticed_by_no_client_and_replaced(service: Service, p
     logger.info("%d requests of 4 clients in %d s, one of two replicas killed: all 200", len(replies), seconds)
     slowest = max(reply.seconds for reply in replies)
     logger.info("slowest %.2f s; two replicas again %.0f s after the load", slowest, time.monotonic() - started)
+
+
+def test_streams_outlive_their_replica(service: Service, picture: bytes) -> None:
+    service.deploy(num_replicas=2)
+    wait_until(lambda: len(service.replicas("CaptionerReplica")) == 2, 60)
+    before = service.replicas("CaptionerReplica")
+    killed = sorted(before)[0]
+    found: list[tuple[int, str]] = []
+
+    async def listen(session: aiohttp.ClientSession, end: float) -> None:
+        while time.monotonic() < end:
+            async with session.post(f"{service.url}/v1/captions/stream", data=picture, headers=BYTES) as answer:
+                found.append((answer.status, (await answer.read()).decode()))
+
+    async def run() -> None:
+        connector = aiohttp.TCPConnector(force_close=True)
+        async with aiohttp.ClientSession(connector=connector) as session:
+            tasks = [asyncio.create_task(listen(session, time.monotonic() + 8)) for _ in range(8)]
+            await asyncio.sleep(3)
+            os.kill(before[killed], signal.SIGKILL)
+            await asyncio.gather(*tasks)
+
+    asyncio.run(run())
+    assert {status for status, _ in found} == {200}
+    assert len({text.rpartition("event: ")[0] for _, text in found}) == 1  # each word once, whoever said it
+    assert all(text.rpartition("event: ")[2].startswith("caption") for _, text in found)
+    assert len(found) > 40
+    logger.info("%d streams of 8 clients, one of two replicas killed: all whole", len(found))
+    wait_until(lambda: len({*service.replicas("CaptionerReplica")} - {killed}) == 2, 60)
 
 
 def test_dawdling_and_vanishing_clients_hold_up_no_one(service: Service, picture: bytes) -> None:

@@ -6,9 +6,9 @@ import pytest
 import yaml
 from strict import problems
 
-from caption_ray.errors import BundleError
+from caption_ray.errors import BundleError, UsageError
 from caption_ray.serve import deployment
-from caption_ray.serve.deployment import ServeArguments, build_app, find_bundle
+from caption_ray.serve.deployment import ServeArguments, build_app, find_api_keys, find_bundle
 from caption_ray.serve.schemas import Limits
 
 ROOT = Path(__file__).parents[3]
@@ -92,6 +92,26 @@ def test_config_fits_two_cpus_even_scaled_up() -> None:
 def test_builder_refuses_a_bundle_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match=r"absent: no manifest\.json: not a bundle"):
         build_app(ServeArguments(bundle=str(tmp_path / "absent")))
+
+
+def test_ingress_that_misses_its_keys_does_not_open_the_service(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CAPTION_RAY_API_KEYS", raising=False)
+    assert find_api_keys(expected=False) == []
+    with pytest.raises(UsageError, match=r"an ingress finds no CAPTION_RAY_API_KEYS; .*before `ray start`"):
+        find_api_keys(expected=True)
+    monkeypatch.setenv("CAPTION_RAY_API_KEYS", "a,b")
+    assert find_api_keys(expected=True) == ["a", "b"]
+
+
+@pytest.mark.parametrize(("keys", "asked", "expected"), [(None, False, False), ("a", False, True), (None, True, True)])
+def test_keys_are_expected_where_there_are_some_or_some_are_required(
+    keys: str | None, asked: bool, expected: bool, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CAPTION_RAY_API_KEYS", raising=False)
+    if keys:
+        monkeypatch.setenv("CAPTION_RAY_API_KEYS", keys)
+    application = build_app(ServeArguments(bundle=str(tiny_bundle), require_api_keys=asked))
+    assert application._bound_deployment.init_args[2] is expected
 
 
 def test_bundle_is_asked_for_by_args_then_environment_then_quick_start(

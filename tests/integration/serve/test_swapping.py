@@ -2,7 +2,9 @@
 
 import asyncio
 import os
+import shutil
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +63,28 @@ def test_bad_bundle_is_refused_and_the_old_one_goes_on(
     # Corrected, it says no more that anything is wrong.
     service.deploy(user_config={"max_batch_size": 8})
     wait_until(lambda: service.get("/v1/model").get("refused") is None, 10)
+
+
+def test_storage_that_fails_for_a_moment_leaves_no_replica_behind(
+    service: Service, bundle_b: str, tmp_path: Path
+) -> None:
+    late = Path(shutil.copytree(bundle_b, tmp_path / "late"))
+    (late / "manifest.json").rename(tmp_path / "manifest.json")
+    (late / "manifest.json").mkdir()  # read, it is an OSError, as is what a bucket answers that cannot be reached
+    service.deploy(num_replicas=2)
+    wait_until(lambda: len(service.replicas("CaptionerReplica")) == 2, 60)
+    service.deploy(num_replicas=2, user_config={"bundle": str(late)})
+    time.sleep(0.5)  # both have tried, and try again in 1 s and 5 s
+    (late / "manifest.json").rmdir()
+    (tmp_path / "manifest.json").rename(late / "manifest.json")
+
+    def models() -> list[dict[str, Any]]:
+        return [service.get("/v1/model") for _ in range(40)]
+
+    wait_until(lambda: {model["location"] for model in models()} == {str(late)}, 45)
+    found = models()
+    assert len({model["loaded_at"] for model in found}) == 2
+    assert {model.get("refused") for model in found} == {None}
 
 
 def test_replica_that_starts_with_a_bad_bundle_answers_as_its_siblings(

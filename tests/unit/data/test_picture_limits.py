@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from caption_ray.data.images import _PILLOWS_WARNINGS, open_picture
+from caption_ray.data.picture_limits import _MAX_CODED_TILES, _MAX_TILES
 from caption_ray.errors import NotAPictureError, PictureError, TooManyPixelsError
 
 
@@ -42,14 +43,33 @@ def test_limit_of_pixels_counts_the_pixels_of_the_header() -> None:
         open_picture(encode(Image.new("RGB", (5, 5))), max_pixels=20)
 
 
-def test_limit_of_pixels_counts_each_scan_of_a_progressive_jpeg() -> None:
-    data = encode(Image.new("RGB", (64, 64)), "JPEG", progressive=True)
-    num_scans = data.count(b"\xff\xda")
-    assert 5 < num_scans <= 20
-    assert open_picture(data, max_pixels=64 * 64).size == (64, 64)
-    last = data.rindex(b"\xff\xda")
-    with pytest.raises(TooManyPixelsError, match="21 scans of 64x64 pixels"):
-        open_picture(data[:last] + data[last:-2] * (22 - num_scans) + data[-2:], max_pixels=64 * 64)
+SCAN, SIDE = b"\xff\xda", 320
+
+
+def with_scans(num_scans: int, side: int = SIDE) -> bytes:
+    """Return a progressive JPEG with its last scan as often as it takes."""
+    data = encode(Image.new("L", (side, side)), "JPEG", progressive=True)
+    last, missing = data.rindex(SCAN), num_scans - data.count(SCAN)
+    return data[:-2] + data[last:-2] * missing + data[-2:]
+
+
+def test_limit_of_pixels_counts_each_scan_of_a_jpeg() -> None:
+    assert open_picture(with_scans(20), max_pixels=SIDE * SIDE).size == (SIDE, SIDE)
+    with pytest.raises(TooManyPixelsError, match="more than 20 scans of 320x320 pixels"):
+        open_picture(with_scans(21), max_pixels=SIDE * SIDE)
+    assert open_picture(with_scans(21), max_pixels=SIDE * SIDE * 21 // 20).size == (SIDE, SIDE)
+
+
+def test_marks_of_scans_count_only_where_they_are_some() -> None:
+    data = encode(Image.new("L", (SIDE, SIDE)), "JPEG", comment=SCAN * 50)
+    film = SCAN * 50 + b"\xff\x00" * 10
+    assert open_picture(data + film, max_pixels=SIDE * SIDE).size == (SIDE, SIDE)
+
+
+def test_scans_of_a_small_picture_take_time_too() -> None:
+    assert open_picture(with_scans(1000, 8), max_pixels=5_000_000).size == (8, 8)
+    with pytest.raises(TooManyPixelsError, match="more than 1000 scans"):
+        open_picture(with_scans(1001, 8), max_pixels=5_000_000)
 
 
 def test_only_the_formats_that_are_asked_for_are_read() -> None:
@@ -57,6 +77,36 @@ def test_only_the_formats_that_are_asked_for_are_read() -> None:
     assert open_picture(data, formats=("GIF", "PNG")).size == (4, 4)
     with pytest.raises(NotAPictureError):
         open_picture(data, formats=("PNG",))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"P5 4 4 254 " + bytes(16),
+        b"P2 2 2 255 1 2 3 4",
+        b"P1 2 2 1 0 1 0",
+        encode(Image.new("L", (4, 4)), "BMP"),
+    ],
+    ids=["maxval 254", "plain grey", "plain bits", "RLE"],
+)
+def test_named_formats_are_read_only_where_that_is_compiled(data: bytes) -> None:
+    if data.startswith(b"BM"):  # a run of four pixels for each row, and the end
+        start = int.from_bytes(data[10:14], "little")
+        data = data[:30] + b"\1\0\0\0" + data[34:start] + b"\4\0\0\0" * 4 + b"\0\1"
+    assert open_picture(data).size[0] in (2, 4)
+    with pytest.raises(PictureError, match="is not read here; save it as PNG or JPEG"):
+        open_picture(data, formats=("BMP", "PPM"))
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "1"])
+def test_named_formats_are_read_as_they_are_mostly_written(mode: str) -> None:
+    for kind in ("BMP", "PPM"):
+        assert open_picture(encode(Image.new(mode, (4, 4)), kind), formats=(kind,)).size == (4, 4)
+
+
+@pytest.mark.parametrize("bound", [_MAX_TILES, _MAX_CODED_TILES])
+def test_bounds_of_tiles_leave_room_for_the_largest_pictures(bound: int) -> None:
+    assert bound * 64 * 64 > 50_000_000
 
 
 ODD = encode(Image.new("RGB", (64, 64)), "JPEG", exif=b"Exif\x00\x00II*\x00\x08\x00\x00\x00\x05\x00")  # cut off

@@ -2,10 +2,11 @@
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Generator, Sequence
 from contextlib import asynccontextmanager
 
 import numpy as np
+import torch
 
 from caption_ray.config import DecodeOptions
 from caption_ray.inference import Caption, Captioner
@@ -27,12 +28,26 @@ class Gated(Captioner):
         self.computing = threading.Event()
         self.inside = threading.Semaphore(0)
         self.fails = False
+        self.fails_on: Square | None = None
+        self.steps = threading.Semaphore(1 << 20)  # a permit for each word of a stream, and for its end
+        self.num_steps = 0
+
+    def stream(self, picture: Square, max_words: int) -> Generator[tuple[str, float, torch.Tensor], None, Caption]:
+        words = super().stream(picture, max_words)
+        while self.steps.acquire(timeout=30):
+            self.num_steps += 1
+            try:
+                word = next(words)
+            except StopIteration as end:
+                return end.value  # type: ignore[no-any-return]
+            yield word
+        raise AssertionError("nobody has permitted the next word")
 
     def caption_each(self, pictures: Sequence[Square], options: Sequence[DecodeOptions]) -> list[list[Caption]]:
         self.computing.set()
         self.inside.release()
         assert self.gate.wait(30)
-        if self.fails:
+        if self.fails or any(picture is self.fails_on for picture in pictures):
             raise RuntimeError("out of memory")
         return super().caption_each(pictures, options)
 

@@ -56,16 +56,70 @@ def ico_around(picture: bytes) -> bytes:
     return struct.pack("<HHHBBBBHHII", 0, 1, 1, 1, 1, 0, 0, 1, 32, len(picture), 22) + picture
 
 
-def bitmap(width: int, height: int, bits: int = 8) -> bytes:
-    """What an icon holds where it is no PNG: a header, and none of its pixels."""
-    return struct.pack("<IiiHHIIiiII", 40, width, 2 * height, 1, bits, 0, 0, 0, 0, 0, 0)
-
-
 def many_scans(side: int, num_scans: int) -> bytes:
     """A grey progressive JPEG whose last scan, some bytes long, is there many times over."""
     whole = encode(Image.new("L", (side, side), 128), "JPEG", progressive=True)
     start = whole.rindex(b"\xff\xda")
     return whole[:start] + whole[start:-2] * num_scans + b"\xff\xd9"
+
+
+def scans_by_channel(side: int, num_scans: int) -> bytes:
+    """A JPEG of three channels, not progressive, with scans of one channel each, and the last one over and over."""
+    grey = encode(Image.new("L", (side, side), 128), "JPEG")
+    frame, scan = grey.index(b"\xff\xc0"), grey.index(b"\xff\xda")
+    frame_of_three = b"\xff\xc0\0\x11" + grey[frame + 4 : frame + 9] + b"\3\1\x11\0\2\x11\0\3\x11\0"
+    scans = [b"\xff\xda\0\x08\1" + bytes([channel]) + grey[scan + 6 : -2] for channel in (1, 2, 3)]
+    more = scans[-1][:12] * (num_scans - 3)  # cut off, which is made up for by grey
+    return grey[:frame] + frame_of_three + grey[frame + 13 : scan] + b"".join(scans) + more + b"\xff\xd9"
+
+
+def tiff(width: int, height: int, data: bytes = b"", **tags: int | list[int]) -> bytes:
+    """A grey TIFF of 8 bits, with more tags, named as `tag_322`, before its data."""
+    plain = {256: width, 257: height, 258: 8, 259: 1, 262: 1, 277: 1}
+    table = plain | {int(name.removeprefix("tag_")): value for name, value in tags.items()}
+    start = 8 + 2 + 12 * len(table) + 4
+    directory, lists = struct.pack("<H", len(table)), b""
+    for tag, value in sorted(table.items()):
+        values = value if isinstance(value, list) else [value]
+        packed = struct.pack(f"<{len(values)}I", *values)
+        if len(values) > 1:
+            packed, lists = struct.pack("<I", start + len(lists)), lists + packed
+        directory += struct.pack("<HHI", tag, 4, len(values)) + packed
+    return struct.pack("<2sHI", b"II", 42, 8) + directory + bytes(4) + lists + data
+
+
+def tiff_with_a_tile(width: int, height: int, **tags: int) -> bytes:
+    """A TIFF of 16x16 whose only tile, of zeros and deflated, says another size. `tags` come beside or over its own."""
+    data = zlib.compress(bytes(width * height))
+    tags = {"tag_259": 8, "tag_322": width, "tag_323": height, "tag_324": 0, "tag_325": len(data)} | tags
+    start = len(tiff(16, 16, **tags))
+    return tiff(16, 16, data, **(tags | {"tag_324": start}))
+
+
+def jpeg_2000(width: int, height: int, tile: int, num_parts: int = 1) -> bytes:
+    """A file of 16x16 by its outer header, whose codestream says another size, of tiles and channels too."""
+    file = bytearray(encode(Image.new("L", (16, 16)), "JPEG2000"))
+    start = file.index(b"\xff\x4f\xff\x51") + 8
+    struct.pack_into(">IIIIIIIIH", file, start, width, height, 0, 0, tile, tile, 0, 0, num_parts)
+    return bytes(file)
+
+
+def with_orientation(tags: list[tuple[int, int, int, int]]) -> bytes:
+    """A JPEG that lies on its side by EXIF, whose other tags are (number, type, count, value or offset)."""
+    table = sorted([(0x0112, 3, 1, 6), *tags])
+    entries = b"".join(struct.pack("<HHII", *entry) for entry in table)
+    exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, len(table)) + entries + bytes(4)
+    return encode(noise(), "JPEG", exif=exif)
+
+
+ODD_TAGS = {
+    "a text that is none": (0x010E, 12, 1, 0),
+    "a fraction of whole numbers": (0x011A, 2, 4, 0),
+    "a place outside": (0x8769, 4, 1, 1 << 30),
+    "bytes outside": (0x927C, 7, 1 << 20, 1 << 20),
+    "a version that is a number": (0x9000, 4, 1, 1),
+}
+"""EXIF as cameras and their owners' programs write it, (number, type, count, value or offset)."""
 
 
 def good_pictures() -> dict[str, tuple[bytes, tuple[int, int]]]:
@@ -88,6 +142,7 @@ def good_pictures() -> dict[str, tuple[bytes, tuple[int, int]]]:
         "jpeg, comment of 60 kB": (encode(plain, "JPEG", comment=b"c" * 60_000), plain.size),
         "jpeg, then html": (jpeg + b"<html><script>alert(1)</script></html>", plain.size),
         "jpeg, then zip": (jpeg + b"PK\x03\x04" + bytes(100), plain.size),
+        "jpeg, a scan for each channel": (scans_by_channel(24, 3), (24, 24)),
         "mpo, two frames": (animate("MPO"), plain.size),
         "png": (png(), plain.size),
         "png, alpha": (encode(rgba, "PNG"), plain.size),
@@ -113,17 +168,17 @@ def good_pictures() -> dict[str, tuple[bytes, tuple[int, int]]]:
         ),
         "tiff, 32 bit float": (encode(Image.fromarray(np.ones((7, 9), np.float32)), "TIFF"), (9, 7)),
         "tiff, two pages": (animate("TIFF"), plain.size),
-        "ico": (encode(plain.resize((16, 16)), "ICO", sizes=[(16, 16)]), (16, 16)),
+        "tiff, tiles": (tiff(16, 16, bytes(256), tag_322=16, tag_323=16, tag_324=134, tag_325=256), (16, 16)),
         "ppm": (encode(plain, "PPM"), plain.size),
         "bytes before the end are missing": (png()[:-12], plain.size),
     }  # fmt: skip
+    for name, tag in ODD_TAGS.items():
+        found[f"jpeg on its side, exif with {name}"] = (with_orientation([tag]), plain.size[::-1])
     for orientation in range(1, 9):
         exif = Image.Exif()
         exif[0x0112] = orientation
         size = plain.size if orientation < 5 else plain.size[::-1]
         found[f"jpeg, orientation {orientation}"] = (encode(plain, "JPEG", exif=exif), size)
-    if features.check("avif"):
-        found["avif"] = (encode(plain, "AVIF"), plain.size)
     if features.check("jpg_2000"):
         found["jpeg 2000"] = (encode(plain, "JPEG2000"), plain.size)
     return found
@@ -154,12 +209,21 @@ def bad_pictures() -> dict[str, tuple[bytes, str]]:
         "png, header of 0x0": (png_header(0, 0), broken),
         "gif, header of 65535x65535": (_gif(65_535, 65_535), too_many),
         "bmp, header of 60000x60000": (_with_size(encode(plain, "BMP"), 60_000, 60_000), too_many),
-        "ico around 20000x20000": (ico_around(png_without_pixels(20_000, 20_000)), too_many),
-        "ico around 12000x12000, no pixels": (ico_around(png_without_pixels(12_000, 12_000)), too_many),
-        "ico around a bitmap of 8000x8000, no pixels": (ico_around(bitmap(8_000, 8_000)), too_many),
-        "ico around a bitmap, no pixels": (ico_around(bitmap(8, 8)), broken),
-        "ico, cut in its directory": (ico_around(png())[:15], broken),
+        "ico, not among the kinds": (encode(plain.resize((16, 16)), "ICO", sizes=[(16, 16)]), no_picture),
+        "ico around 20000x20000": (ico_around(png_without_pixels(20_000, 20_000)), no_picture),
         "jpeg of 4000 scans": (many_scans(2_000, 4_000), too_many),
+        "jpeg of 9000 scans, not progressive": (scans_by_channel(2_048, 9_000), too_many),
+        "tiff of one large tile": (tiff_with_a_tile(16_384, 12_288), too_many),
+        "tiff of strips and a tile's size": (tiff_with_a_tile(16_384, 12_288, tag_273=8, tag_279=8), too_many),
+        "tiff of 100,000 tiles": (
+            tiff(1000, 100, tag_322=1, tag_323=1, tag_324=[8] * 100_000, tag_325=[1] * 100_000), broken
+        ),
+        "jpeg 2000, 20000x20000 within": (jpeg_2000(20_000, 20_000, 20_000), too_many),
+        "jpeg 2000 of 65,025 tiles": (jpeg_2000(255, 255, 1), broken),
+        "jpeg 2000 of 9 channels": (jpeg_2000(16, 16, 16, 9), broken),
+        "ppm, written as text": (b"P3 2 2 255 " + b"9 " * 12, broken),
+        "ppm, up to 254": (b"P6 4 4 254 " + bytes(48), broken),
+        "bmp, run lengths": (_run_lengths(), broken),
         "png, text bomb": (
             png_header(4, 4)
             + chunk(b"zTXt", b"a\x00\x00" + zlib.compress(bytes(70 << 20), 9))
@@ -169,6 +233,8 @@ def bad_pictures() -> dict[str, tuple[bytes, str]]:
         "png, crc wrong": (png()[:40] + b"\x00" + png()[41:], broken),
         "riff that is no webp": (b"RIFF" + struct.pack("<I", 100) + b"WEBPVP8 " + bytes(100), broken),
     }  # fmt: skip
+    if features.check("avif"):
+        found["avif, not among the kinds"] = (encode(plain, "AVIF"), no_picture)
     for kind, file in (
         ("jpeg", jpeg),
         ("png", png()),
@@ -178,6 +244,12 @@ def bad_pictures() -> dict[str, tuple[bytes, str]]:
         for share in (0.02, 0.1, 0.3, 0.6, 0.9):
             found[f"{kind}, cut at {share:.0%}"] = (file[: round(len(file) * share)], broken)
     return found
+
+
+def _run_lengths() -> bytes:
+    plain = encode(Image.new("L", (4, 4)), "BMP")
+    start = struct.unpack_from("<I", plain, 10)[0]
+    return plain[:30] + struct.pack("<I", 1) + plain[34:start] + b"\4\0\0\0" * 4 + b"\0\1"
 
 
 def _with_size(bmp: bytes, width: int, height: int) -> bytes:

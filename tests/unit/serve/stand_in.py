@@ -38,7 +38,9 @@ class StandIn:
         self.seconds = seconds
         self.calls: list[int | None] = []
         self.num_cancelled = 0
-        self.fails_midway: Exception | None = None
+        self.failing_midway: list[Exception] = []  # raised after a stream's first word, one a call
+        self.failing_model: list[Exception] = []
+        self.num_questions = 0
         self.ready = True
 
     async def caption(self, pictures: Sequence[Square], beam_width: int | None) -> list[CaptionedPicture]:
@@ -49,12 +51,15 @@ class StandIn:
         await self._begin(1)
         for index, text in enumerate(CAPTION.words):
             yield GreedyWord(text=text, log_probability=-1.0, attention=GRID[index])
-            if self.fails_midway is not None:
-                raise self.fails_midway
+            if self.failing_midway and index == 0:
+                raise self.failing_midway.pop(0)
             await self._wait()
         yield CaptionedPicture(captions=(CAPTION,), model_id=MODEL.id)
 
     async def model(self) -> ModelAnswer:
+        self.num_questions += 1
+        if self.failing_model:
+            raise self.failing_model.pop(0)
         if not self.ready:
             raise BackendUnavailableError("none has been loaded from /secret/place")
         return MODEL

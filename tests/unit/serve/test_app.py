@@ -1,4 +1,5 @@
 import json
+import time
 
 import httpx
 import pytest
@@ -7,6 +8,7 @@ from odd_pictures import png
 from stand_in import MODEL, StandIn
 
 from caption_ray.serve.backend import BackendUnavailableError, OverloadedError
+from caption_ray.serve.metrics import ServiceMetrics
 from caption_ray.serve.schemas import BatchAnswer, ErrorAnswer, Limits, ModelAnswer, PictureAnswer, StreamWord
 
 
@@ -82,7 +84,7 @@ def test_model_is_described(client: httpx.Client) -> None:
     [
         ("beam_width=0", 1), ("beam_width=11", 10), ("beam_width=21", 20), ("beam_width=two", None),
         ("beam_width=", None), ("beam_width=1.0", None), ("beam_width=%C2%B2", None), ("num_captions=0", 1),
-        ("num_captions=3&beam_width=2", 2), ("attention=yes", None), ("attention=1", None),
+        ("num_captions=3&beam_width=2", 2), ("num_captions=5", 4), ("attention=yes", None), ("attention=1", None),
         ("beam_width=1&beam_width=1", None), ("url=http://127.0.0.1/x.jpg", None), ("=", None),
     ],
 )  # fmt: skip
@@ -186,12 +188,55 @@ def test_fault_of_ours_tells_nothing() -> None:
 
 def test_stream_that_fails_midway_ends_with_an_error() -> None:
     backend = StandIn()
-    backend.fails_midway = BackendUnavailableError("died")
+    backend.failing_midway = [BackendUnavailableError("died")] * 2
     with client_of(backend) as client:
         found = events(client.post("/v1/captions/stream", content=png()).text)
     assert [name for name, _ in found] == ["word", "error"]
     assert ErrorAnswer.model_validate(found[1][1]).error.code == "unavailable"  # as where it fails at once
-    assert len(backend.calls) == 1  # a word had been said
+    assert len(backend.calls) == 2
+
+
+def test_stream_whose_replica_dies_goes_on_where_it_was() -> None:
+    backend = StandIn()
+    backend.failing_midway = [BackendUnavailableError("died")]
+    with client_of(backend) as client:
+        found = events(client.post("/v1/captions/stream", content=png()).text)
+    assert [data.get("text") for _, data in found] == ["a", "dog", None]
+    assert found[-1][0] == "caption"
+    assert len(backend.calls) == 2
+
+
+def test_model_that_cannot_be_asked_now_is_taken_as_it_was() -> None:
+    backend = StandIn()
+    with client_of(backend) as client:
+        assert client.post("/v1/captions", content=png()).status_code == 200
+        backend.ready = False
+        for _ in range(2):
+            assert client.post("/v1/captions", content=png()).status_code == 200
+            time.sleep(1.1)  # as old as it may be without being asked for anew
+
+
+def test_too_busy_to_describe_the_model_is_ready() -> None:
+    backend = StandIn()
+    backend.failing_model = [OverloadedError(1), BackendUnavailableError("died"), OverloadedError(1)]
+    with client_of(backend) as client:
+        assert client.get("/readyz").json() == {"status": "ready"}
+        assert client.get("/v1/model").json()["error"]["code"] == "overloaded"  # after a second try
+        assert client.get("/v1/model").json()["id"] == MODEL.id
+        backend.failing_model = [OverloadedError(1)]
+        assert client.get("/v1/model").json()["id"] == MODEL.id
+
+
+def test_refused_batch_is_not_decoded_further() -> None:
+    metrics = ServiceMetrics()
+    with client_of(StandIn(), metrics=metrics, decode_threads=1, max_waiting=7) as client:
+        large = png(1500, 1500)
+        answer = client.post("/v1/captions/batch", files=[("p", large)] * 16)
+        assert code_of(answer) == (503, "overloaded")
+        assert client.post("/v1/captions", content=png()).status_code == 200  # after what a thread had begun
+        found = metrics.text().decode()
+    assert "caption_ray_decode_seconds_count 1.0" in found
+    assert 'caption_ray_captions_total{outcome="overloaded"} 16.0' in found
 
 
 def test_health_and_readiness() -> None:

@@ -4,13 +4,13 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 
 import httpx
 import pytest
 from live import client_of, running
 from odd_pictures import png
-from stand_in import StandIn
+from stand_in import GRID, StandIn
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.requests import Request
@@ -18,6 +18,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from caption_ray.serve.app import create_app
+from caption_ray.serve.backend import CaptionedPicture, GreedyWord, Square
 from caption_ray.serve.lingering import LingerMiddleware
 from caption_ray.serve.metrics import ProcessExporter, ServiceMetrics
 from caption_ray.serve.schemas import Limits
@@ -197,6 +198,28 @@ def test_deadline_within_a_stream() -> None:
     error = json.loads(answer.text.split("event: error\ndata: ")[1])["error"]
     assert (error["code"], error["message"], error["limit"]) == ("deadline_exceeded", "No answer within 0.3 s.", 0.3)
     assert backend.num_cancelled == 1
+
+
+class Chatty(StandIn):
+    """Says words without end, larger than the buffers between it and its client."""
+
+    async def stream(self, picture: Square) -> AsyncGenerator[GreedyWord | CaptionedPicture, None]:
+        try:
+            while True:
+                yield GreedyWord(text="x" * (1 << 20), log_probability=-1.0, attention=GRID[0])
+        finally:
+            self.num_cancelled += 1
+
+
+def test_client_that_does_not_read_is_given_up() -> None:
+    backend, metrics = Chatty(), ServiceMetrics()
+    with client_of(backend, Limits(deadline_s=1.0), metrics=metrics) as client, connect(client) as deaf:
+        deaf.sendall(head("/v1/captions/stream", f"Content-Length: {len(png())}") + png())
+        eventually(lambda: value(metrics, "caption_ray_requests_in_flight") == 1)
+        eventually(lambda: value(metrics, "caption_ray_requests_in_flight") == 0)
+        eventually(lambda: backend.num_cancelled == 1)
+        assert client.post("/v1/captions", content=png()).status_code == 200
+    assert value(metrics, "caption_ray_captions_total", outcome="client_gone") == 1
 
 
 def test_connection_serves_on_after_errors(client: httpx.Client) -> None:

@@ -209,3 +209,43 @@ def test_closing_answers_those_who_wait(gated: Gated) -> None:
     first, second = asyncio.run(ask())
     assert isinstance(first, list)
     assert isinstance(second, BackendUnavailableError)
+
+
+def test_a_picture_that_the_model_fails_on_spoils_no_other(engine: Engine, gated: Gated) -> None:
+    gated.fails_on = bad = noise(5)
+
+    async def ask() -> list[object]:
+        async with busy(engine, gated):
+            waiting = [asyncio.create_task(engine.caption([p], None)) for p in (noise(1), bad, noise(2))]
+            await asyncio.sleep(0.1)
+        return await asyncio.gather(*waiting, return_exceptions=True)
+
+    first, second, third = asyncio.run(ask())
+    assert isinstance(first, list)
+    assert isinstance(third, list)
+    assert isinstance(second, RuntimeError)
+    assert engine.num_failures == 0
+
+
+def test_batch_that_cannot_be_counted_is_answered(gated: Gated, caplog: pytest.LogCaptureFixture) -> None:
+    def observe(record: BatchRecord) -> None:
+        raise OSError("the metrics agent is gone")
+
+    engine = Engine(gated, BatchOptions(), observe)
+    try:
+        assert len(asyncio.run(engine.caption([noise(0)], None))) == 1
+        assert engine.num_failures == 0
+    finally:
+        engine.close()
+    assert "a batch has not been counted" in caplog.text
+
+
+def test_how_long_a_batch_has_been_computed(engine: Engine, gated: Gated) -> None:
+    async def ask() -> None:
+        async with busy(engine, gated):
+            await asyncio.sleep(0.1)
+            assert 0.1 <= engine.busy_s < 5
+
+    asyncio.run(ask())
+    time.sleep(0.05)
+    assert engine.busy_s == 0

@@ -1,9 +1,13 @@
 import asyncio
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from gated import Gated
+from live import client_of
+from odd_pictures import png
 
 from caption_ray.config import DecodeOptions
 from caption_ray.inference import Captioner
@@ -40,6 +44,19 @@ def test_many_at_once_get_what_each_would_get_alone(captioner: Captioner) -> Non
         assert [caption.log_probability for caption in one.captions] == pytest.approx(
             [caption.log_probability for caption in alone], abs=1e-4
         )
+
+
+def test_each_step_of_a_stream_is_read_before_the_next_is_computed(gated: Gated) -> None:
+    gated.steps = threading.Semaphore(1)
+    backend = LocalBackend(gated)
+    with client_of(backend) as client, client.stream("POST", "/v1/captions/stream", content=png()) as answer:
+        lines, names = answer.iter_lines(), []
+        while names[-1:] != ["event: caption"]:
+            names += [line for line in (next(lines), next(lines), next(lines)) if line.startswith("event:")]
+            assert gated.num_steps == len(names)
+            gated.steps.release()
+    backend.close()
+    assert len(names) >= 2
 
 
 def test_places_are_bounded_and_given_back(captioner: Captioner) -> None:

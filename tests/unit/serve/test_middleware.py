@@ -11,6 +11,7 @@ from stand_in import StandIn
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
+from caption_ray.errors import UsageError
 from caption_ray.serve.app import create_app
 from caption_ray.serve.middleware import SECURITY_HEADERS, api_keys_from_environment
 
@@ -53,6 +54,13 @@ def test_keys_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     assert api_keys_from_environment() == []
     monkeypatch.setenv("CAPTION_RAY_API_KEYS", " a, ,b,")
     assert api_keys_from_environment() == ["a", "b"]
+
+
+@pytest.mark.parametrize("value", ["", " , ", ","])
+def test_keys_that_are_none_do_not_open_the_service(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv("CAPTION_RAY_API_KEYS", value)
+    with pytest.raises(UsageError, match="CAPTION_RAY_API_KEYS is set and has no key"):
+        api_keys_from_environment()
 
 
 @pytest.mark.parametrize("path", ["/", "/docs", "/static/docs.css", "/absent", "/v1/model"])

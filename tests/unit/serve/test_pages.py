@@ -2,8 +2,10 @@
 
 import re
 from pathlib import PurePosixPath
+from urllib.parse import urljoin
 
 import httpx
+import pytest
 from live import client_of
 from stand_in import StandIn
 
@@ -34,6 +36,24 @@ def test_every_part_of_the_page_is_there_and_of_its_kind(client: httpx.Client) -
         answer = client.get(f"/{part}")
         assert answer.status_code == 200, part
         assert answer.headers["content-type"].partition(";")[0] in kinds[PurePosixPath(part).suffix], part
+
+
+def test_parts_are_kept_and_asked_for_by_what_they_were(client: httpx.Client) -> None:
+    first = client.get("/static/app.js")
+    assert first.headers["cache-control"] == "no-cache"
+    again = client.get("/static/app.js", headers={"If-None-Match": first.headers["etag"]})
+    assert (again.status_code, again.content) == (304, b"")
+    assert client.get("/v1/model").headers["cache-control"] == "no-store"
+
+
+@pytest.mark.parametrize("page", ["/", "/docs"])
+def test_pages_work_below_a_prefix(client: httpx.Client, page: str) -> None:
+    addresses = set(re.findall(r'(?:href|src)="([^"#]+)"', client.get(page).text))
+    assert len(addresses) >= 3
+    for address in addresses:
+        below = urljoin(f"http://host/captions{page}", address)
+        assert below.startswith("http://host/captions/"), address
+        assert client.get(urljoin(page, address)).status_code == 200, address
 
 
 def test_modules_are_small_all_used_and_asked_for_at_once(client: httpx.Client) -> None:

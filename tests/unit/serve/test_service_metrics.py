@@ -7,6 +7,7 @@ from live import client_of
 from odd_pictures import png
 from stand_in import StandIn
 
+from caption_ray.serve.backend import OverloadedError
 from caption_ray.serve.metrics import BatchMetrics, ProcessExporter, ServiceMetrics
 
 DASHBOARD = Path(__file__).parents[3] / "gcp" / "grafana-dashboard.json"
@@ -25,12 +26,14 @@ def test_counts_by_hand() -> None:
         client.post("/v1/captions/batch", files=[("p", png()), ("p", png()), ("p", png()[:60])])
         client.post("/v1/captions/stream", content=png())
         client.request("PROPFIND", "/coffee/1")
+        client.get("/v1/captions")
         answer = client.get("/metrics")
     assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
     found = samples(answer.text)
     assert found['caption_ray_captions_total{outcome="ok"}'] == 4
     assert found['caption_ray_captions_total{outcome="not_a_picture"}'] == 1
     assert found['caption_ray_captions_total{outcome="undecodable_picture"}'] == 1
+    assert not any("method_not_allowed" in name for name in found if name.startswith("caption_ray_captions"))
     assert found['caption_ray_requests_total{method="POST",route="/v1/captions",status="200"}'] == 1
     assert found['caption_ray_requests_total{method="POST",route="/v1/captions",status="415"}'] == 1
     assert found['caption_ray_requests_total{method="other",route="other",status="404"}'] == 1
@@ -47,6 +50,20 @@ def test_counts_by_hand() -> None:
     assert not any(
         name.startswith("caption_ray_batch") for name in found
     )  # who computes is another process, and tells them itself
+
+
+@pytest.mark.parametrize(
+    ("error", "outcome"), [(RuntimeError("a fault"), "internal_error"), (OverloadedError(1), "overloaded")]
+)
+def test_failures_count_by_the_pictures_that_got_no_caption(error: Exception, outcome: str) -> None:
+    with client_of(StandIn([error, error, error])) as client:
+        client.post("/v1/captions", content=png())
+        client.post("/v1/captions/stream", content=png())
+        client.post("/v1/captions/batch", files=[("p", png())] * 5)
+        found = samples(client.get("/metrics").text)
+    assert {name: value for name, value in found.items() if name.startswith("caption_ray_captions_total")} == {
+        f'caption_ray_captions_total{{outcome="{outcome}"}}': 1 + 1 + 5
+    }
 
 
 def test_every_metric_of_the_dashboard_exists() -> None:

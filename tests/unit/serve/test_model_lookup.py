@@ -1,0 +1,71 @@
+import asyncio
+
+import pytest
+from stand_in import MODEL, StandIn
+
+from caption_ray.serve.backend import BackendUnavailableError, OverloadedError
+from caption_ray.serve.metrics import ServiceMetrics
+from caption_ray.serve.model_lookup import ModelLookup
+from caption_ray.serve.schemas import ModelAnswer
+
+
+class Slow(StandIn):
+    """Takes a moment to describe the model."""
+
+    async def model(self) -> ModelAnswer:
+        await asyncio.sleep(0.1)
+        return await super().model()
+
+
+def lookup_of(backend: StandIn) -> ModelLookup:
+    return ModelLookup(backend, ServiceMetrics().retries)
+
+
+def test_many_who_ask_at_once_ask_once() -> None:
+    backend = Slow()
+
+    async def ask() -> list[ModelAnswer]:
+        lookup = lookup_of(backend)
+        return await asyncio.gather(*(lookup.now() for _ in range(20)), *(lookup.recently() for _ in range(20)))
+
+    assert asyncio.run(ask()) == [MODEL] * 40
+    assert backend.num_questions == 1
+
+
+def test_who_gives_up_does_not_take_the_answer_from_the_others() -> None:
+    async def ask() -> ModelAnswer:
+        lookup = lookup_of(Slow())
+        first, second = asyncio.create_task(lookup.now()), asyncio.create_task(lookup.now())
+        await asyncio.sleep(0.01)
+        first.cancel()
+        return await second
+
+    assert asyncio.run(ask()) == MODEL
+
+
+def test_a_replica_that_dies_is_asked_once_more() -> None:
+    backend = StandIn()
+    backend.failing_model = [BackendUnavailableError("died")]
+    assert asyncio.run(lookup_of(backend).now()) == MODEL
+    assert backend.num_questions == 2
+    backend.failing_model = [BackendUnavailableError("died")] * 2
+    with pytest.raises(BackendUnavailableError):
+        asyncio.run(lookup_of(backend).now())
+
+
+def test_nobody_waits_for_a_model_that_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = StandIn()
+
+    async def ask() -> None:
+        lookup = lookup_of(backend)
+        await lookup.recently()
+        lookup._asked_at -= 2  # seconds
+        backend.failing_model = [OverloadedError(1)]
+        assert await lookup.recently() == MODEL
+        assert backend.num_questions == 1
+        await asyncio.sleep(0)  # the question is asked behind the answer's back
+        assert backend.num_questions == 2
+        assert await lookup.recently() == MODEL
+        assert backend.num_questions == 2
+
+    asyncio.run(ask())
