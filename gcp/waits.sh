@@ -1,5 +1,6 @@
 # shellcheck shell=bash
 # What gcp/gke.sh waits for, and how it asks the service. Where $dry_run is set, it says what it would wait for.
+# shellcheck disable=SC2153,SC2154 # the variables are those of gke.sh, which sources this
 
 # The operator has seen what was applied last, and the cluster that answers is the one that was asked for. Ready alone
 # would be the old one's, which answers until the new one can.

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 SCRIPTS = [ROOT / ".ci" / "run"]
 SCRIPTS += sorted(path for folder in ("gcp", "slurm", "tests") for path in (ROOT / folder).rglob("*.sh"))
-SOURCED = ("common.sh", "steps.sh")
+SOURCED = ("common.sh", "steps.sh", "waits.sh")
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: str(path.relative_to(ROOT)))
