@@ -16,8 +16,8 @@ def test_the_time_limit_has_training_save_and_the_job_put_back(alice: User, trai
     alice.wait_for_log(job, "going on after step", 120)
     alice.type(f"scancel {job}", check=True)
     alice.wait_for_end(job)
-    (step,) = re.findall(r"going on after step (\d+) of", alice.log(job))
-    assert int(step) > 0
+    ((step, epoch),) = re.findall(r"going on after step (\d+) of epoch (\d+)", alice.log(job))
+    assert (int(epoch), int(step)) > (1, 0)
     alice.leaves_nothing()
 
 
