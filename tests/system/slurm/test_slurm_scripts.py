@@ -28,7 +28,7 @@ def test_the_original_request_is_the_default(alice: User) -> None:
 
 def test_memory_and_gpus_are_asked_for_per_node(alice: User) -> None:
     job = requested(alice, "sbatch --hold --gpus-per-node=0 --mem=0 slurm/ray_cluster.sh")
-    assert "TresPerNode" not in job
+    assert job.get("TresPerNode", "gres:gpu:0") == "gres:gpu:0"
     assert job["MinMemoryNode"] == "0"
     refused = alice.type("sbatch --hold --mem-per-cpu=1G slurm/ray_cluster.sh")
     assert refused.returncode != 0
