@@ -166,7 +166,7 @@ def test_damaged_bundle_that_the_service_would_find_is_not_absent(
     (tmp_path / "damaged").mkdir()
     (tmp_path / "damaged" / "manifest.json").write_text("{")
     monkeypatch.setenv("CAPTION_RAY_BUNDLE", str(tmp_path / "damaged"))
-    with pytest.raises(BundleError, match=r"cannot be compared with: .*--force does without"):
+    with pytest.raises(BundleError, match=r"(?s)cannot be compared with: .*--force does without"):
         promote(replace(request_for, candidate=trained))
     assert promote(replace(request_for, candidate=trained, force=True)).comparison is None
 
