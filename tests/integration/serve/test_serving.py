@@ -82,7 +82,7 @@ def test_ray_exports_the_figures_of_all_replicas(service: Service, picture: byte
     board = json.loads((ROOT / "gcp" / "grafana-dashboard.json").read_text())
     queries = [target["expr"] for panel in board["panels"] for target in panel.get("targets", [])]
     named = {f"ray_caption_ray{name}" for query in queries for name in re.findall(r"\$\{prefix\}(\w+)", query)}
-    assert named - exported == {"ray_caption_ray_retries_total"}  # there from the first on
+    assert named - exported <= {"ray_caption_ray_retries_total"}  # there from the first on
     # Asked themselves, the replicas would each tell a part: they tell none, and where all is.
     lines = read(f"{service.url}/metrics").splitlines()
     assert all(line.startswith("#") for line in lines)
