@@ -93,9 +93,10 @@ class RecordMiddleware:
         # Whoever sends requests chooses the method; it must not choose how many series there are.
         method = method if method in ("GET", "HEAD", "POST") else "other"
         self.metrics.requests.labels(record.route, method, str(record.status)).inc()
-        if record.code and method == "POST" and record.route.startswith("/v1/captions"):
-            # What was refused before its pictures were read counts as one.
-            self.metrics.captions.labels(record.code).inc(max(record.num_pictures, 1) - record.num_answered)
+        # What was refused before its pictures were read counts as one. None may be left, and Ray's counters take no 0.
+        num_failed = max(record.num_pictures, 1) - record.num_answered if record.code else 0
+        if num_failed and method == "POST" and record.route.startswith("/v1/captions"):
+            self.metrics.captions.labels(record.code or "").inc(num_failed)
         self.metrics.request_seconds.labels(record.route).observe(time.perf_counter() - record.started)
         access_log.info("%s", record.line(method))
 

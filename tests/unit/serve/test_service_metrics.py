@@ -7,8 +7,12 @@ from live import client_of
 from odd_pictures import png
 from stand_in import StandIn
 
+from caption_ray.serve.access_log import RequestRecord
+from caption_ray.serve.app import create_app
 from caption_ray.serve.backend import OverloadedError
 from caption_ray.serve.metrics import BatchMetrics, ProcessExporter, ServiceMetrics
+from caption_ray.serve.middleware import RecordMiddleware
+from caption_ray.serve.schemas import Limits
 
 DASHBOARD = Path(__file__).parents[3] / "gcp" / "grafana-dashboard.json"
 
@@ -99,3 +103,15 @@ def test_panels_do_not_overlap() -> None:
         assert not taken & cells
         assert max(x for x, _ in cells) < 24
         taken |= cells
+
+
+def test_pictures_that_were_captioned_count_once_though_their_client_goes() -> None:
+    metrics = ServiceMetrics()
+    recorder = RecordMiddleware(create_app(StandIn()), [], metrics, Limits())
+    for num_answered in (1, 1, 0):
+        record = RequestRecord("id", "/v1/captions", 200, "client_gone", num_pictures=1, num_answered=num_answered)
+        recorder._count(record, "POST")
+        found = samples(metrics.text().decode())
+        # Where none is left there is nothing to add: Ray's counters take no 0.
+        outcome = found.get('caption_ray_captions_total{outcome="client_gone"}')
+        assert outcome == (None if num_answered else 1)
