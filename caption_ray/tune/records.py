@@ -9,6 +9,7 @@ Ray's own snapshot is up to ten seconds old, is a pickle, can be cut off, and kn
 """
 
 import math
+from collections.abc import Iterable
 from typing import Literal
 
 from pydantic import Field, ValidationError
@@ -113,24 +114,28 @@ def write_trial(sweep_folder: str, record: TrialRecord) -> None:
 def unfail(sweep_folder: str, records: dict[int, TrialRecord]) -> dict[int, TrialRecord]:
     """Return the records, those of failed trials as if these were still to go on."""
     again = {"status": "running", "num_starts": 0, "error": None, "has_diverged": False}
-    found = {
-        number: record.model_copy(update=again) if record.status == "failed" else record
-        for number, record in records.items()
-    }
-    for number in found:
-        if found[number] != records[number]:
-            write_trial(sweep_folder, found[number])
-    return found
+    failed = [record for record in records.values() if record.status == "failed"]
+    return _with_changed(sweep_folder, records, [record.model_copy(update=again) for record in failed])
 
 
 def fail_hopeless(sweep_folder: str, records: dict[int, TrialRecord], max_retries: int) -> dict[int, TrialRecord]:
     """Return the records, those as failed whose trials took the sweep with them as often as a trial may be started."""
-    found = dict(records)
-    for number, record in records.items():
+    failed = []
+    for record in records.values():
         if not record.is_over and record.num_starts > max_retries:
             error = f"it was started {record.num_starts} times without coming to the end of an epoch"
-            found[number] = record.model_copy(update={"status": "failed", "error": error})
-            write_trial(sweep_folder, found[number])
+            failed.append(record.model_copy(update={"status": "failed", "error": error}))
+    return _with_changed(sweep_folder, records, failed)
+
+
+def _with_changed(
+    sweep_folder: str, records: dict[int, TrialRecord], changed: Iterable[TrialRecord]
+) -> dict[int, TrialRecord]:
+    """Write the records that have changed, and return all."""
+    found = dict(records)
+    for record in changed:
+        found[record.number] = record
+        write_trial(sweep_folder, record)
     return found
 
 
