@@ -139,11 +139,9 @@ def _load_serving(named: str | None, *, force: bool) -> Bundle | None:
         is_absent = any(getattr(one, "exit_code", 1) == UsageError.exit_code for one in (error, error.__cause__))
         if named is None and is_absent:
             logger.info("no bundle serves yet: there is nothing to compare with")
-            return None
-        if named is None:
+        else:
             _check_force(error, force=force)
-            return None
-        location = named
+        return None
     try:
         return load_bundle(location)
     except BundleError as error:

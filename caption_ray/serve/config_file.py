@@ -74,8 +74,8 @@ def route_prefix(path: str, application: str | None = None) -> str:
 
 
 def application_names(path: str) -> frozenset[str]:
-    """Return the names of all applications of the config; one without is `default`, as Serve calls it."""
-    return frozenset(str(one.get("name", "default")) for one in _list_of_mappings(_read(path), path, "applications"))
+    """Return the names of all applications of the config."""
+    return frozenset(_name(application) for application in _list_of_mappings(_read(path), path, "applications"))
 
 
 def _read(path: str) -> Any:
@@ -95,10 +95,9 @@ def _find(content: Mapping[str, Any], path: str, application: str | None) -> tup
     found, names = [], []
     for at, one in enumerate(_list_of_mappings(content, path, "applications")):
         for inner, deployment in enumerate(_list_of_mappings(one, path, "deployments")):
-            name = str(one.get("name", "default"))
-            if deployment.get("name") == DEPLOYMENT and application in (None, name):
+            if deployment.get("name") == DEPLOYMENT and application in (None, _name(one)):
                 found.append((at, inner))
-                names.append(name)
+                names.append(_name(one))
     if len(found) == 1:
         return found[0]
     if not found:
@@ -108,6 +107,11 @@ def _find(content: Mapping[str, Any], path: str, application: str | None) -> tup
         f"{path}: {len(found)} deployments named {DEPLOYMENT}, of the applications {', '.join(names)}; "
         "name one application by --application"
     )
+
+
+def _name(application: Mapping[str, Any]) -> str:
+    """Return an application's name; one without is `default`, as Serve calls it."""
+    return str(application.get("name", "default"))
 
 
 def _user_config(content: Mapping[str, Any], place: tuple[int, int], path: str) -> Mapping[str, Any]:
