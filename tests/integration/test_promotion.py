@@ -8,11 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from sweep_lineage import LINEAGE
 
 from caption_ray.bundle import build_model, load_bundle, read_manifest, save_bundle
-from caption_ray.config import Experiment
 from caption_ray.errors import BundleError, QualityError, UsageError
-from caption_ray.lineage import Lineage
 from caption_ray.promotion import PromoteRequest, promote
 from caption_ray.serve.config_file import bundle_in, with_bundle
 from caption_ray.train.trainer import TrainRequest
@@ -126,19 +125,7 @@ def test_bundle_without_a_clear_difference_is_promoted_with_all_that_speaks_agai
     request_for: PromoteRequest, trained: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     bundle = load_bundle(trained)
-    lineage = Lineage(
-        sweep="/runs/s",
-        trial=7,
-        num_trials=12,
-        preset="quickstart",
-        experiment=Experiment(),
-        command="",
-        data_digest=bundle.manifest.data_digest,
-        features_key=None,
-        metrics={},
-        commit=None,
-    )
-    for name, digest, said in (("old", "ab" * 32, None), ("new", bundle.manifest.data_digest, lineage)):
+    for name, digest, said in (("old", "ab" * 32, None), ("new", bundle.manifest.data_digest, LINEAGE)):
         save_bundle(
             str(tmp_path / name),
             name=name,

@@ -3,25 +3,12 @@ import re
 from pathlib import Path
 
 import pytest
+from sweep_lineage import LINEAGE
 
 import caption_ray
 from caption_ray.bundle import load_bundle, save_bundle
 from caption_ray.errors import BundleError
 from caption_ray.lineage import Lineage, code_commit
-from caption_ray.presets import quickstart
-
-LINEAGE = Lineage(
-    sweep="/runs/s",
-    trial=7,
-    num_trials=12,
-    preset="quickstart",
-    experiment=quickstart(),
-    command="python jobs/train.py quickstart",
-    data_digest="ab" * 32,
-    features_key="cd" * 32,
-    metrics={"cider": 0.5},
-    commit="ef" * 20,
-)
 
 
 @pytest.fixture

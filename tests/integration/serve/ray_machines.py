@@ -7,14 +7,13 @@ import json
 import os
 import subprocess
 import sys
-import urllib.request
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import psutil
 from ports import free_port
-from serving import ROOT, wait_until
+from serving import APPLICATIONS, ROOT, ask_dashboard, wait_until
 
 BRIDGE, NETWORK = "crserve0", "10.78.0"
 _INIT = """
@@ -128,12 +127,4 @@ class RayMachines:
             return subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
 
     def _ask(self, method: str, body: object = None) -> Any:
-        request = urllib.request.Request(
-            f"http://127.0.0.1:{self._dashboard}/api/serve/applications/",
-            method=method,
-            data=None if body is None else json.dumps(body).encode(),
-            headers={"Authorization": f"Bearer {os.environ['RAY_AUTH_TOKEN']}", "Content-Type": "application/json"},
-        )
-        with urllib.request.urlopen(request, timeout=120) as answer:
-            content = answer.read()
-        return json.loads(content) if content else None
+        return ask_dashboard(f"http://127.0.0.1:{self._dashboard}", method, APPLICATIONS, body)

@@ -26,6 +26,7 @@ import psutil
 import yaml
 
 ROOT = Path(__file__).parents[3]
+APPLICATIONS = "/api/serve/applications/"
 BYTES = {"Content-Type": "image/png"}
 
 
@@ -120,8 +121,7 @@ class Service:
 
     def metrics_address(self) -> str:
         """Return where Ray's metrics agent of this node is scraped."""
-        with urllib.request.urlopen(self._authorised("GET", "/nodes?view=summary"), timeout=30) as answer:
-            (node,) = json.load(answer)["data"]["summary"]
+        (node,) = ask_dashboard(self._dashboard_address(), "GET", "/nodes?view=summary")["data"]["summary"]
         return f"{node['raylet']['nodeManagerAddress']}:{node['raylet']['metricsExportPort']}"
 
     def _application(self) -> dict[str, Any]:
@@ -129,19 +129,24 @@ class Service:
         return application
 
     def _dashboard(self, method: str, body: object = None) -> Any:
-        request = self._authorised(method, "/api/serve/applications/", body)
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            content = answer.read()
-        return json.loads(content) if content else None
+        return ask_dashboard(self._dashboard_address(), method, APPLICATIONS, body)
 
-    def _authorised(self, method: str, path: str, body: object = None) -> urllib.request.Request:
+    def _dashboard_address(self) -> str:
         (address,) = set(re.findall(r"View the dashboard at \S*?(http://127\.0\.0\.1:\d+)", self.log.read_text()))
-        return urllib.request.Request(
-            f"{address}{path}",
-            method=method,
-            data=None if body is None else json.dumps(body).encode(),
-            headers={"Authorization": f"Bearer {os.environ['RAY_AUTH_TOKEN']}", "Content-Type": "application/json"},
-        )
+        return str(address)
+
+
+def ask_dashboard(address: str, method: str, path: str, body: object = None) -> Any:
+    """Return what a dashboard answers, of the cluster that the tests' token is for."""
+    request = urllib.request.Request(
+        f"{address}{path}",
+        method=method,
+        data=None if body is None else json.dumps(body).encode(),
+        headers={"Authorization": f"Bearer {os.environ['RAY_AUTH_TOKEN']}", "Content-Type": "application/json"},
+    )
+    with urllib.request.urlopen(request, timeout=120) as answer:
+        content = answer.read()
+    return json.loads(content) if content else None
 
 
 def _is_proxy(process: psutil.Process) -> bool:
