@@ -77,7 +77,11 @@ def _deploy(bundle: str) -> None:
     options["CaptionerReplica"]["user_config"] = {"bundle": bundle, "num_threads": 1, "max_batch_size": 4}
     captioner = CaptionerReplica.options(**options["CaptionerReplica"]).bind(bundle)
     serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": PORT, "request_timeout_s": 60})
-    serve.run(Ingress.options(**options["Ingress"]).bind(captioner, Limits()), name="captions", route_prefix="/")
+    serve.run(
+        Ingress.options(**options["Ingress"]).bind(captioner, Limits(), keys_expected=False),
+        name="captions",
+        route_prefix="/",
+    )
 
 
 async def _measure(picture: bytes) -> tuple[list[dict[str, float]], list[tuple[float, float, int]]]:

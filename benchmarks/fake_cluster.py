@@ -31,14 +31,21 @@ def fake_cluster(*, worker_cpus: int, max_workers: int, idle_s: float) -> Iterat
         address = f"127.0.0.1:{port}"
         file = Path(folder, "autoscaling.json")
         file.write_text(json.dumps(_config(address, worker_cpus, max_workers, idle_s)))
-        command = ["ray", "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={port}"]
+        command = [
+            str(Path(sys.executable).with_name("ray")),
+            "start",
+            "--head",
+            "--block",
+            "--node-ip-address=127.0.0.1",
+            f"--port={port}",
+        ]
         command += ["--num-cpus=0", f"--object-store-memory={100 << 20}", f"--autoscaling-config={file}"]
         command += ["--dashboard-port=0", f"--temp-dir={folder}/ray"]
         with Path(folder, "head.log").open("w") as log:
             process = subprocess.Popen(command, env={**os.environ, **head, **autoscaler}, stdout=log, stderr=log)
         try:
             deadline = time.monotonic() + 60
-            while f"--address='{address}'" not in Path(folder, "head.log").read_text():
+            while "Ray runtime started" not in Path(folder, "head.log").read_text():  # Ray may say another address
                 if process.poll() is not None or time.monotonic() > deadline:
                     sys.exit(Path(folder, "head.log").read_text())
                 time.sleep(0.2)
