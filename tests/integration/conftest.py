@@ -3,6 +3,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import ray
 from object_store import EMULATOR_VARIABLE, new_bucket, object_store
 from ports import free_port
 from small import EXPERIMENT, make_cache
@@ -19,6 +20,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.is_relative_to(Path(__file__).parent):
             item.add_marker(pytest.mark.filterwarnings(r"ignore::DeprecationWarning:ray\..*"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[None]:
+    """Shut down `local_ray` with the last test of this folder.
+
+    Its processes would take time from all tests that follow, and a driver that then was idle for half an hour has been
+    seen to wait for ever for GCS when it closed its subscriptions (Ray 2.60).
+    """
+    yield
+    if nextitem is not None and Path(__file__).parent not in nextitem.path.parents:
+        ray.shutdown()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -75,6 +75,7 @@ def test_bundle_is_uploaded_once_under_its_digest_and_loads_from_there(
     assert list_objects("other") == []
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("local_ray")
 def test_run_in_a_bucket_trains_goes_on_and_ends_like_one_on_disk(
     bucket: str, request_two: TrainRequest, undisturbed: dict[str, object]

@@ -31,6 +31,9 @@ SPACE = (
 SEED = "17"
 """By it the second trial's learning rate is 2.9e27, whose weight decay overflows, and the third's 0.0028."""
 
+SANE_RATES = ("--space.learning-rate", "1e-3", "1e-2")
+"""With these no trial diverges, which Tune would log with its traceback."""
+
 NUM_EPOCHS = 2
 
 
@@ -141,6 +144,7 @@ def test_command_of_the_winner_trains_it_again(data: str, features: str, tmp_pat
 @pytest.mark.slow
 def test_ctrl_c_keeps_what_there_is_and_says_how_to_go_on(data: str, features: str, tmp_path: Path) -> None:
     sweep = Sweep(tmp_path, data, features)
+    sweep.command += SANE_RATES
     process = sweep.start()
     sweep.wait_until(process, lambda trials: has_epochs(trials, 1, 1))
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all that the job has started
@@ -159,6 +163,7 @@ def test_ctrl_c_keeps_what_there_is_and_says_how_to_go_on(data: str, features: s
 def test_sweep_that_is_asked_to_stop_says_that_work_is_left(data: str, features: str, tmp_path: Path, how: str) -> None:
     """By code 75 a cluster's job is put back into the queue when its time is up."""
     sweep = Sweep(tmp_path, data, features)
+    sweep.command += SANE_RATES
     process = sweep.start()
     sweep.wait_until(process, lambda trials: has_epochs(trials, 1, 1))
     if how == "signal":

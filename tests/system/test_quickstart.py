@@ -58,6 +58,7 @@ def test_its_bundle_captions_the_good_pictures_and_names_the_bad_ones(quickstart
     assert (tmp_path / f"attention-{picture.stem}.png").stat().st_size > 1000
 
 
+@pytest.mark.slow
 def test_shuffled_captions_do_not_pass(tmp_path: Path) -> None:
     """The same road on pictures that carry each other's captions must end below the mark, and say so."""
     source = tmp_path / "shuffled"

@@ -120,7 +120,7 @@ def test_serve_run_answers_until_interrupted(config: Path, tiny_bundle: Path, tm
     ("is_there", "messages"),
     [
         (False, ["no manifest.json: not a bundle", "the quick start in runs/quickstart/bundle"]),
-        (True, ["model.safetensors: missing; copy the bundle again, whole"]),
+        pytest.param(True, ["model.safetensors: missing; copy the bundle again, whole"], marks=pytest.mark.slow),
     ],
 )
 def test_bundle_that_cannot_be_loaded_is_named(

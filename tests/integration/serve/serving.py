@@ -90,7 +90,7 @@ class Service:
     def end(self) -> None:
         """End it as a person would, and by force where that takes long; tests/system/test_serve.py tests Ctrl-C."""
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self.stop(30)
+            self.stop(10)
         self.kill()
 
     def kill(self) -> None:
