@@ -101,7 +101,8 @@ def kill_ray(user: User, node: str, process: str, reason: str, signal: str = "KI
 
 def test_a_command_that_fails_ends_the_job_with_its_exit_code(alice: User) -> None:
     """However the job was asked for; and it clears away what a machine that crashed has left of another one."""
-    alice.type("cd ~/.caption_ray/clusters && mkdir 999999 && echo secret | tee 999999/token > 999999.env", check=True)
+    alice.type("mkdir -p ~/.caption_ray/clusters/999999", check=True)
+    alice.type("cd ~/.caption_ray/clusters && echo secret | tee 999999/token > 999999.env", check=True)
     asked = 'python -c "import ray; ray.init(); print(ray.cluster_resources())"'
     job = alice.sbatch(f"bash -c '{asked}; mktemp; exit 9'", "--gpus=p100:4 --export=SLURM_CONF")
     assert alice.wait_for_end(job) == ("FAILED", 9)
