@@ -16,6 +16,7 @@ import torch
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from caption_ray import storage
+from caption_ray.data.picture_layout import check_layout
 from caption_ray.data.picture_limits import check_is_compiled, check_parts, check_pixels
 from caption_ray.errors import NotAPictureError, PictureError, TooManyPixelsError, UsageError
 
@@ -58,6 +59,7 @@ def open_picture(data: bytes, *, max_pixels: int = MAX_PIXELS, formats: tuple[st
         raise NotAPictureError("the file is empty")
     try:
         _silence_pillow()
+        check_layout(data)
         image: Image.Image = Image.open(io.BytesIO(data), formats=formats)
         check_pixels(*image.size, max_pixels)
         check_parts(image, data, max_pixels)

@@ -25,7 +25,7 @@ _TILE_TAGS = (TiffImagePlugin.TILEWIDTH, TiffImagePlugin.TILELENGTH, TiffImagePl
 _MAX_CODED_TILES = 1 << 14
 """Of a JPEG 2000: its decoder holds some kilobytes for each, whatever is in it."""
 
-_JPEG_MARK = re.compile(rb"\xff+([^\x00\xd0-\xd7\xff])", re.DOTALL)  # none of those that stand within a scan's data
+_JPEG_MARK = re.compile(rb"\xff([^\x00\xd0-\xd7\xff])", re.DOTALL)  # none of those that stand within a scan's data
 _CODESTREAM = re.compile(rb"\xff\x4f\xff\x51(.{38})", re.DOTALL)
 _START_OF_SCAN, _END_OF_IMAGE = 0xDA, 0xD9
 

@@ -21,6 +21,7 @@ TEXT = ("text.*",)
 DATA_FILES = ("data.captions", "data.caption_formats", "data.splits", "data.synthetic")
 DATA_TABLES = (
     "data.images",
+    "data.picture_layout",
     "data.picture_limits",
     "data.shards",
     "data.output_folder",
