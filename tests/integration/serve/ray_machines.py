@@ -13,7 +13,8 @@ from typing import Any
 
 import psutil
 from ports import free_port
-from serving import APPLICATIONS, ROOT, ask_dashboard, wait_until
+from serving import APPLICATIONS, ROOT, ask_dashboard
+from waiting import wait_until
 
 BRIDGE, NETWORK = "crserve0", "10.78.0"
 _INIT = """

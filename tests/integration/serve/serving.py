@@ -24,6 +24,7 @@ from typing import Any
 import aiohttp
 import psutil
 import yaml
+from waiting import wait_until
 
 ROOT = Path(__file__).parents[3]
 APPLICATIONS = "/api/serve/applications/"
@@ -153,13 +154,6 @@ def _is_proxy(process: psutil.Process) -> bool:
     with contextlib.suppress(psutil.NoSuchProcess):
         return "".join(process.cmdline()[:1]).startswith("ray::ProxyActor")
     return False
-
-
-def wait_until(holds: Callable[[], bool], timeout_s: float, tell: Callable[[], str] = str) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not holds():
-        assert time.monotonic() < deadline, f"not within {timeout_s} s: {tell()[-3000:]}"
-        time.sleep(0.2)
 
 
 async def ask(session: aiohttp.ClientSession, url: str, picture: bytes, in_batches: int = 0) -> Reply:

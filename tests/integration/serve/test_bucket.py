@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from serving import ROOT, Service, load, statuses, wait_until
+from serving import ROOT, Service, load, statuses
+from waiting import wait_until
 
 from caption_ray.bundle import read_manifest
 from caption_ray.storage import write_text

@@ -15,7 +15,8 @@ from typing import Any
 import aiohttp
 import pytest
 from ray_machines import RayMachines
-from serving import ROOT, Reply, ask, statuses, wait_until
+from serving import ROOT, Reply, ask, statuses
+from waiting import wait_until
 
 sys.path.insert(0, str(ROOT / "gcp"))
 import manifests

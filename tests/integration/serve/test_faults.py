@@ -9,7 +9,8 @@ import time
 
 import aiohttp
 import pytest
-from serving import BYTES, Service, load, median_s, statuses, wait_until
+from serving import BYTES, Service, load, median_s, statuses
+from waiting import wait_until
 
 logger = logging.getLogger(__name__)
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from serving import Service, load, statuses, wait_until
+from serving import Service, load, statuses
+from waiting import wait_until
 
 from caption_ray.bundle import read_manifest
 from caption_ray.errors import RunError

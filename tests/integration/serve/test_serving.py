@@ -9,7 +9,8 @@ from typing import Any
 
 import aiohttp
 import yaml
-from serving import BYTES, ROOT, Service, load, statuses, wait_until
+from serving import BYTES, ROOT, Service, load, statuses
+from waiting import wait_until
 
 
 def test_words_arrive_one_by_one(service: Service, picture: bytes) -> None:

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from serving import Service, load, statuses, wait_until
+from serving import Service, load, statuses
+from waiting import wait_until
 
 from caption_ray.bundle import read_manifest
 

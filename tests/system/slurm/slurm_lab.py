@@ -12,12 +12,12 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from slurm_files import CGROUPS, NETWORK, NUM_NODES, USERS, address_of, write_files
+from waiting import wait_until
 
 ROOT = Path(__file__).parents[3]
 
@@ -237,15 +237,6 @@ def hidden_folders(shared: Sequence[str]) -> list[str]:
         if closed and str(closed[0]) not in folders:
             folders.append(str(closed[0]))
     return folders
-
-
-def wait_until(condition: Callable[[], object], seconds: float, explain: Callable[[], str]) -> None:
-    """Wait until `condition` holds; raise AssertionError with the explanation after so many seconds."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            raise AssertionError(f"waited {seconds:g} s in vain: {explain()}")
-        time.sleep(0.1)
 
 
 def _run(*command: str) -> None:

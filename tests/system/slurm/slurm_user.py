@@ -8,7 +8,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from slurm_lab import ROOT, USERS, Lab, wait_until
+from slurm_lab import ROOT, USERS, Lab
+from waiting import wait_until
 
 REQUEST = "--nodes=2 --cpus-per-task=3 --gpus-per-node=p100:2 --mem=6G --time=60"
 """What the tests ask for; on each of the two nodes there is room for two of it."""

@@ -5,8 +5,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Event
 
-from slurm_lab import wait_until
 from slurm_user import BOBS_DISK, User
+from waiting import wait_until
 
 from caption_ray.bundle import load_bundle
 

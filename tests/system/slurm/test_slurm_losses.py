@@ -4,8 +4,8 @@ import re
 from pathlib import Path
 
 import pytest
-from slurm_lab import wait_until
 from slurm_user import User
+from waiting import wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_cluster")]
 
