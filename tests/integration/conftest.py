@@ -1,7 +1,9 @@
 import secrets
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 import ray
 from object_store import EMULATOR_VARIABLE, new_bucket, object_store
@@ -24,14 +26,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[None]:
-    """Shut down `local_ray` with the last test of this folder.
-
-    Its processes would take time from all tests that follow, and a driver that then was idle for half an hour has been
-    seen to wait for ever for GCS when it closed its subscriptions (Ray 2.60).
-    """
+    """Shut down `local_ray` with the last test of this folder: its processes would take time from all that follow."""
     yield
     if nextitem is not None and Path(__file__).parent not in nextitem.path.parents:
-        ray.shutdown()
+        shut_down_ray()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -57,6 +55,19 @@ def local_ray(ray_environment: None) -> Iterator[None]:
     """Start Ray with two logical CPUs, once for all tests that ask for it."""
     with connect(num_cpus=2):
         yield
+        shut_down_ray()
+
+
+def shut_down_ray() -> None:
+    """Shut down the local Ray, at last without its GCS, whose answer a driver has been seen to await for ever (2.60).
+
+    That was closing its subscriptions, after half an hour in which it had had nothing to do.
+    """
+    gcs = [child for child in psutil.Process().children(recursive=True) if child.name() == "gcs_server"]
+    at_last = threading.Timer(60, lambda: [process.kill() for process in gcs])
+    at_last.start()
+    ray.shutdown()
+    at_last.cancel()
 
 
 @pytest.fixture(scope="session")
