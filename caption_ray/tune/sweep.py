@@ -153,6 +153,8 @@ def _run_trials(
         ),
     )
     _quieten_tune()
+    # A trial that was cut off after its last epoch has but its bundle to write, and reports no score any more.
+    os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")
     if not storage.is_uri(request.folder):
         # Tune's event files are copied there with its snapshots: a kill then costs two seconds of them, not ten.
         os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "2")
@@ -165,8 +167,6 @@ def _run_trials(
 def _quieten_tune() -> None:
     """Keep Tune from naming a TensorBoard folder that is gone when the sweep ends, and its own way of going on."""
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-    # A trial that was cut off after its last epoch has but its bundle to write, and reports no score any more.
-    os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")
     logging.getLogger("ray.tune.tune").addFilter(lambda record: "Tuner.restore" not in record.getMessage())
 
 
