@@ -18,10 +18,13 @@ A PNG of 10 MiB as libpng writes it has 1,300, a JPEG with the largest colour pr
 MAX_LOOSE_BYTES = 1 << 16
 """Bytes between those parts, which belong to none; and of the header of a PPM, which is text."""
 
+JPEG_MARK = re.compile(rb"\xff([^\x00\xd0-\xd7\xff])", re.DOTALL)
+"""But for the marks that stand within a scan's data; its group is the mark's code."""
+
+START_OF_SCAN = 0xDA
+
 _PNG = b"\x89PNG\r\n\x1a\n"
-_JPEG_MARK = re.compile(rb"\xff([^\x00\xd0-\xd7\xff])", re.DOTALL)
 _JPEG_MARKS_ALONE = frozenset((0x01, 0xD8, 0xD9, *range(0xF0, 0xFE)))  # Pillow reads no length behind them
-_START_OF_SCAN = 0xDA
 _JP2 = b"\0\0\0\x0cjP  "
 _PPM_GAP = re.compile(rb"(?:\s+|#[^\r\n]*)*")
 _PPM_TOKEN = re.compile(rb"[^\s#]{1,32}")
@@ -36,9 +39,9 @@ def check_layout(data: bytes) -> None:
 
 def _check_jpeg(data: bytes) -> None:
     num_parts, num_loose, position = 0, 0, 2
-    while mark := _JPEG_MARK.search(data, position, position + MAX_LOOSE_BYTES):
+    while mark := JPEG_MARK.search(data, position, position + MAX_LOOSE_BYTES):
         code = mark[1][0]
-        if code == _START_OF_SCAN:
+        if code == START_OF_SCAN:
             return
         num_parts, num_loose = num_parts + 1, num_loose + mark.start(1) - 1 - position
         _check(num_parts, num_loose)

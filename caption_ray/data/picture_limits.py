@@ -9,6 +9,7 @@ from math import ceil
 
 from PIL import Image, TiffImagePlugin
 
+from caption_ray.data.picture_layout import JPEG_MARK, START_OF_SCAN
 from caption_ray.errors import PictureError, TooManyPixelsError
 
 _MAX_SCANS = 20
@@ -25,9 +26,8 @@ _TILE_TAGS = (TiffImagePlugin.TILEWIDTH, TiffImagePlugin.TILELENGTH, TiffImagePl
 _MAX_CODED_TILES = 1 << 14
 """Of a JPEG 2000: its decoder holds some kilobytes for each, whatever is in it."""
 
-_JPEG_MARK = re.compile(rb"\xff([^\x00\xd0-\xd7\xff])", re.DOTALL)  # none of those that stand within a scan's data
 _CODESTREAM = re.compile(rb"\xff\x4f\xff\x51(.{38})", re.DOTALL)
-_START_OF_SCAN, _END_OF_IMAGE = 0xDA, 0xD9
+_END_OF_IMAGE = 0xD9
 
 
 def check_pixels(width: int, height: int, max_pixels: int) -> None:
@@ -67,11 +67,11 @@ def _check_scans(image: Image.Image, data: bytes, max_pixels: int) -> None:
 def _num_scans(data: bytes, most: int) -> int:
     """Count a JPEG's scans up to its end, or one more than `most`."""
     found, position = 0, 2
-    while found <= most and (mark := _JPEG_MARK.search(data, position)):
+    while found <= most and (mark := JPEG_MARK.search(data, position)):
         position = mark.end()
         if mark[1][0] == _END_OF_IMAGE:
             break
-        found += mark[1][0] == _START_OF_SCAN
+        found += mark[1][0] == START_OF_SCAN
         position += int.from_bytes(data[position : position + 2], "big")
     return found
 

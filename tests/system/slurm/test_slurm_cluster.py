@@ -60,7 +60,7 @@ def test_one_node_beside_another_cluster_of_the_same_user(alice: User, cluster: 
             other = alice.sbatch(options="--nodes=1 --time=2:00:00")
             alice.cluster(other)
             # GCS knows the node before its autoscaler does, whose view this is.
-            wait_until(lambda: "/3.0 CPU" in alice.in_cluster(other, "ray status").stdout, 30, str)
+            wait_until(lambda: "/3.0 CPU" in alice.in_cluster(other, "ray status").stdout, 30)
             submitted = alice.type(f"slurm/submit.sh --cluster={other} true")
         finally:
             is_over.set()
