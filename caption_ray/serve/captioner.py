@@ -20,8 +20,9 @@ from caption_ray.bundle import read_manifest
 from caption_ray.config import AskedPrecision
 from caption_ray.inference import Captioner
 from caption_ray.serve.backend import CaptionedPicture, GreedyWord, Square
+from caption_ray.serve.batching import BatchOptions, MaxQueued
 from caption_ray.serve.compute import describe, load_captioner, model_id
-from caption_ray.serve.engine import BatchOptions, BatchRecord, Engine, MaxQueued
+from caption_ray.serve.engine import BatchRecord, Engine
 from caption_ray.serve.places import Places
 from caption_ray.serve.schemas import ModelAnswer
 from caption_ray.serve.siblings import load_as_siblings

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 
 import numpy as np
@@ -20,6 +21,12 @@ def load_captioner(location: str, precision: AskedPrecision = "auto") -> Caption
 
     Raises BundleError where it is absent or damaged, or its numbers are no numbers.
     """
+    # In a thread that ends, and with it the pool that OpenMP keeps for each that has computed (see engine.py).
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(_load, location, precision).result()
+
+
+def _load(location: str, precision: AskedPrecision) -> Captioner:
     captioner = Captioner.load(location, precision=precision)
     side = captioner.bundle.config.encoder.image_size
     (captions,) = captioner.caption([np.full((3, side, side), 127, dtype=np.uint8)])

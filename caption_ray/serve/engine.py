@@ -1,12 +1,15 @@
 """A model and the threads that compute with it: batches form from what waits when a thread becomes free.
 
 The event loop only queues and is told; it never computes. While a batch computes the next one fills, so a batch is as
-large as the load makes it, up to its limit, and at low load a picture waits for nobody. `@serve.batch` closes a batch
-by the clock instead, whether or not the model is free, and so under load puts many small ones in a queue.
+large as the load makes it, up to its limit, and at low load a picture waits for nobody (see batching.py).
+`@serve.batch` closes a batch by the clock instead, whether or not the model is free, and so under load puts many small
+ones in a queue.
 
 On a CPU each thread computes batches of its own, by itself. Two that share a batch wait for each other after every
 operation, and where anything else runs on their cores, as those that speak HTTP do, they mostly wait. Only a batch that
-leaves the others nothing to do is shared, so that a single client is answered sooner.
+leaves the others nothing to do is shared, so that a single client is answered sooner; it is always the first thread's,
+since OpenMP keeps a pool for each that ever shared one, and with more threads in pools than cores none waits for work
+by spinning any more.
 
 Streams advance by one word between two batches of the first thread, and at most one of them is encoded there, so
 neither holds up the other for long.
@@ -14,49 +17,23 @@ neither holds up the other for long.
 
 import asyncio
 import logging
-import math
 import threading
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Annotated
 
 import torch
-from pydantic import Field
 
-from caption_ray.config import Settings
 from caption_ray.inference import Captioner
 from caption_ray.serve.backend import BackendUnavailableError, CaptionedPicture, GreedyWord, Square
+from caption_ray.serve.batching import BatchOptions, Load
 from caption_ray.serve.compute import caption_batch, stream_words
 
 logger = logging.getLogger(__name__)
 
 StreamEvent = GreedyWord | CaptionedPicture
-
-# Bounds that a command line shares with the settings that it gives.
-BatchSize = Annotated[int, Field(ge=1, le=1024)]
-MaxQueued = Annotated[int, Field(ge=1)]
-NumThreads = Annotated[int, Field(ge=1, le=64)]
-
-
-class BatchOptions(Settings):
-    """How batches are formed; may be changed while the engine runs."""
-
-    max_batch_size: BatchSize = Field(16, description="Most pictures that go through the model at once.")
-    batch_wait_s: float = Field(
-        0.0, ge=0, le=1, description="Time that an idle model waits for more pictures after the first, seconds."
-    )
-    busy_wait_s: float = Field(
-        0.02,
-        ge=0,
-        le=1,
-        description="The same while another thread computes: clients who were answered together ask again together.",
-    )
-    num_threads: NumThreads = Field(
-        2, description="Threads that compute on a CPU, each on batches of its own; a GPU has one."
-    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,7 +79,7 @@ class Engine:
         self._changed = threading.Condition()
         self._closed = False
         self._threads: list[threading.Thread] = []
-        self._idle: set[int] = set()  # threads, by number, that have no batch
+        self._load = Load()
         self._begun: dict[int, float] = {}  # when the others were given what they do
         self._start_threads()
 
@@ -148,6 +125,7 @@ class Engine:
         items = [_Waiting(picture=picture, beam_width=beam_width, since=now) for picture in pictures]
         with self._changed:
             self._check_open()
+            self._load.ask(len(items))
             self._waiting.extend(items)
             self._changed.notify_all()
         return list(await asyncio.gather(*(asyncio.wrap_future(item.future) for item in items)))
@@ -199,66 +177,73 @@ class Engine:
         torch.get_num_threads()
         while True:
             with self._changed:
-                self._idle.add(number)
+                self._load.computing.pop(number, None)
                 self._begun.pop(number, None)
                 self._changed.wait_for(lambda: self._closed or self._has_work(number))
                 if self._closed:
                     return
                 self._begun[number] = time.monotonic()
-            if number == 0:
+                if has_streams := self._has_streams(number):
+                    self._load.computing[number] = 0
+                    self._changed.notify_all()  # what waits is the others' meanwhile
+            if has_streams:
                 self._use_threads(1)
                 self._advance_streams()
             batch, num_threads = self._draw(number)
             if batch:
                 self._use_threads(num_threads)
-                self._compute(batch)
+                self._compute(number, batch)
 
     def _has_work(self, number: int) -> bool:
-        return number < self._num_threads() and bool(self._waiting or (number == 0 and self._streams))
+        """Tell whether a thread has something to do. What the first can do at once is not for the others."""
+        if number == 0:
+            return bool(self._waiting or self._streams)
+        return number < self._num_threads() and bool(self._waiting) and 0 in self._load.computing
 
-    def _all_rest(self) -> bool:
-        """Tell whether no thread has a batch."""
-        return len(self._idle) == len(self._threads)
+    def _has_streams(self, number: int) -> bool:
+        return number == 0 and bool(self._streams)
 
     def _use_threads(self, number: int) -> None:
         if self.captioner.device.type == "cpu":
             torch.set_num_threads(number)  # of the calling thread alone
 
     def _draw(self, number: int) -> tuple[list[_Waiting], int]:
-        """Take what waits, up to a batch, or this thread's share of it, and tell with how many threads to compute it.
+        """Take this thread's share of what waits, and tell with how many threads to compute it.
 
         Waits for more only where no stream would have to wait with it.
         """
         with self._changed:
-            options = self.options
-            if self._waiting and not (number == 0 and self._streams):
-                due = self._waiting[0].since + (options.batch_wait_s if self._all_rest() else options.busy_wait_s)
-                self._changed.wait_for(
-                    lambda: (
-                        len(self._waiting) >= options.max_batch_size or (number == 0 and self._streams) or self._closed
-                    ),
-                    timeout=max(0.0, due - time.monotonic()),
-                )
-            num_idle = sum(other < self._num_threads() for other in self._idle)  # this one among them
-            share = min(math.ceil(len(self._waiting) / max(num_idle, 1)), options.max_batch_size)
-            drawn = [self._waiting.popleft() for _ in range(share)]
-            is_shared = self._all_rest() and not self._waiting
+            load, num_threads = self._load, self._num_threads()
+            while self._waiting and not self._closed and not self._has_streams(number):
+                since = self._waiting[0].since
+                wait_s = load.wait_s(len(self._waiting), since, num_threads, self.options, time.monotonic())
+                if not wait_s:
+                    break
+                self._changed.wait(wait_s)
+            now = time.monotonic()
+            share = load.share(len(self._waiting), num_threads, self.options, now)
+            drawn = [self._waiting.popleft() for _ in range(min(share, len(self._waiting)))]
+            others = {other for other in load.computing if other != number}
+            is_shared = number == 0 and not others and not self._waiting
+            is_shared = is_shared and not load.expected(now, self.options.return_wait_s)
             if drawn:
-                self._idle.remove(number)
+                load.computing[number] = len(drawn)
+                self._changed.notify_all()
         batch = [item for item in drawn if item.future.set_running_or_notify_cancel()]
-        return batch, self._num_threads() if is_shared else 1
+        return batch, num_threads if is_shared else 1
 
-    def _compute(self, batch: list[_Waiting]) -> None:
-        errors = [self._answer(batch)]
+    def _compute(self, number: int, batch: list[_Waiting]) -> None:
+        errors = [self._answer(number, batch)]
         if errors[0] is not None and len(batch) > 1:  # it may be one picture's doing
-            errors = [self._answer([item]) for item in batch]
+            errors = [self._answer(number, [item]) for item in batch]
         if None not in errors:
             self.num_failures += 1
         for item, error in zip(batch, errors, strict=False):
             if error is not None:
+                self._count_answered(number, 1)
                 item.future.set_exception(error)
 
-    def _answer(self, batch: list[_Waiting]) -> Exception | None:
+    def _answer(self, number: int, batch: list[_Waiting]) -> Exception | None:
         """Compute pictures together and answer them, or return the error where that fails."""
         started = time.monotonic()
         try:
@@ -271,9 +256,15 @@ class Engine:
         except Exception:
             logger.exception("a batch has not been counted")
         self.num_failures = 0
+        self._count_answered(number, len(batch))
         for item, answer in zip(batch, answers, strict=True):
             item.future.set_result(answer)
         return None
+
+    def _count_answered(self, number: int, num_pictures: int) -> None:
+        """Before they are: those who asked may ask again at once."""
+        with self._changed:
+            self._load.answer(number, num_pictures, time.monotonic())
 
     def _advance_streams(self) -> None:
         may_encode = True

@@ -12,8 +12,9 @@ from caption_ray.inference import Captioner
 from caption_ray.serve.access_log import configure_access_log
 from caption_ray.serve.app import create_app
 from caption_ray.serve.backend import CaptionedPicture, GreedyWord, Square
+from caption_ray.serve.batching import BatchOptions, BatchSize, MaxQueued, NumThreads
 from caption_ray.serve.compute import describe, load_captioner
-from caption_ray.serve.engine import BatchOptions, BatchRecord, BatchSize, Engine, MaxQueued, NumThreads
+from caption_ray.serve.engine import BatchRecord, Engine
 from caption_ray.serve.metrics import BatchMetrics, ServiceMetrics
 from caption_ray.serve.middleware import api_keys_from_environment
 from caption_ray.serve.places import Places

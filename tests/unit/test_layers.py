@@ -52,7 +52,7 @@ SERVE_APP = (
     *("serve.retrying", "serve.service", "serve.streaming"),
 )
 SERVE_CONFIG = ("serve.config_file", "serve.rollout")
-SERVE_COMPUTE = ("serve.compute", "serve.engine")
+SERVE_COMPUTE = ("serve.batching", "serve.compute", "serve.engine")
 SERVE_PURE = (*SERVE_CONTRACT, *SERVE_APP, *SERVE_COMPUTE)
 SERVE_ADAPTERS = ("serve.deployment", "serve.captioner", "serve.handle", "serve.ray_metrics", "serve.siblings")
 

@@ -8,7 +8,8 @@ from gated import Gated, busy, noise
 from caption_ray.config import DecodeOptions
 from caption_ray.inference import Captioner
 from caption_ray.serve.backend import BackendUnavailableError, CaptionedPicture, GreedyWord
-from caption_ray.serve.engine import BatchOptions, BatchRecord, Engine
+from caption_ray.serve.batching import BatchOptions
+from caption_ray.serve.engine import BatchRecord, Engine
 
 
 @pytest.fixture

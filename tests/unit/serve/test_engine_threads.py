@@ -6,12 +6,13 @@ import time
 import torch
 from gated import Gated, busy, noise
 
-from caption_ray.serve.engine import BatchOptions, BatchRecord, Engine
+from caption_ray.serve.batching import BatchOptions
+from caption_ray.serve.engine import BatchRecord, Engine
 
 
 def wait_until_idle(engine: Engine, num_threads: int) -> None:
     deadline = time.monotonic() + 5
-    while len(engine._idle) < num_threads:
+    while engine._load.computing:
         assert time.monotonic() < deadline
         time.sleep(0.01)
 
@@ -81,26 +82,28 @@ def test_threads_compute_at_the_same_time(gated: Gated, records: list[BatchRecor
 def test_number_of_threads_changes_while_it_runs(gated: Gated, records: list[BatchRecord]) -> None:
     engine = Engine(gated, BatchOptions(num_threads=1), records.append)
     try:
-        for num_threads, sizes in ((2, [2, 2]), (1, [4]), (3, [2, 1, 1])):
+        for num_threads, sizes in ((2, [2, 2]), (1, [4]), (3, [2, 2])):
             engine.options = BatchOptions(num_threads=num_threads)
             assert drawn_together(engine, gated, records, num_pictures=4) == sizes
     finally:
         engine.close()
 
 
-def test_thread_waits_for_more_while_another_computes(gated: Gated, records: list[BatchRecord]) -> None:
-    engine = Engine(gated, BatchOptions(num_threads=2, busy_wait_s=0.5), records.append)
+def test_those_answered_together_are_computed_together_again(gated: Gated, records: list[BatchRecord]) -> None:
+    """Not the first to ask again by itself, and the others together."""
+    engine = Engine(gated, BatchOptions(num_threads=1, return_wait_s=0.5), records.append)
+
+    async def client(delay_s: float) -> None:
+        await engine.caption([noise(1)], None)
+        await asyncio.sleep(delay_s)
+        await engine.caption([noise(2)], None)
 
     async def ask() -> None:
         async with busy(engine, gated):
-            waiting = [asyncio.create_task(engine.caption([noise(1)], None))]
+            clients = [asyncio.create_task(client(delay_s)) for delay_s in (0.01, 0.05, 0.1)]
             await asyncio.sleep(0.1)
-            waiting.append(asyncio.create_task(engine.caption([noise(2)], None)))
-            await asyncio.sleep(0.1)
-            while engine._waiting:
-                await asyncio.sleep(0.01)
-        await asyncio.gather(*waiting)
+        await asyncio.gather(*clients)
 
     asyncio.run(ask())
     engine.close()
-    assert sorted(len(record.answers) for record in records) == [1, 2]
+    assert [len(record.answers) for record in records] == [1, 3, 3]
