@@ -3,7 +3,8 @@
 All caption the same JPEG files with the same weights of ResNet50's sizes (`serving_bundle.py`), by beam search as the
 bundle says. The service is `serve run serve_config.yaml` as it stands; `flask_app.py`, `litserve_app.py` and
 `bare_model.py` say what the others are. Each is started, asked for every picture once, loaded with 1, 4 and 16
-clients in turn, and stopped before the next one starts; so for each round.
+clients in turn, and stopped before the next one starts; so for each round. The service is measured with Ray's own
+proxy and with HAProxy in its place, which `RAY_SERVE_ENABLE_HA_PROXY=1` asks Ray for.
 
 The load is wrk's (Debian's package `wrk`): clients that ask again as soon as they are answered, in one thread of C and
 Lua, which takes a hundredth of what answering takes, of cores that all share.
@@ -22,8 +23,8 @@ import tempfile
 import time
 import urllib.request
 from base64 import b64encode
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import yaml
@@ -42,6 +43,7 @@ class Server:
     path: str
     content_type: str
     bodies: Sequence[Path]
+    variables: Mapping[str, str] = field(default_factory=dict)
 
     @staticmethod
     def caption(answer: dict) -> str:
@@ -54,7 +56,11 @@ def running(server: Server, port: int, log: Path, environment: dict[str, str]) -
     """Start a server, wait until it answers, and yield its URL; end it by Ctrl-C."""
     with log.open("w") as file:
         process = subprocess.Popen(
-            server.command, env=environment, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
+            server.command,
+            env={**environment, **server.variables},
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
     url = f"http://127.0.0.1:{port}{server.path}"
     try:
@@ -102,7 +108,7 @@ def free_port() -> int:
 
 
 def servers(folder: Path, bundle: str, pictures: Sequence[Path], port: int) -> dict[str, Server]:
-    """Return the three, by name; writes what they need into the folder."""
+    """Return all that are measured, by name; writes what they need into the folder."""
     config = yaml.safe_load((HERE.parent / "serve_config.yaml").read_text())
     config["http_options"]["port"] = port
     (folder / "serve_config.yaml").write_text(yaml.safe_dump(config))
@@ -112,13 +118,15 @@ def servers(folder: Path, bundle: str, pictures: Sequence[Path], port: int) -> d
         as_json[-1].write_text(json.dumps({"image": b64encode(picture.read_bytes()).decode()}))
     options = ["--bundle", bundle, "--port", str(port)]
     serve = str(Path(sys.executable).with_name("serve"))
+    ours = Server(
+        command=[serve, "run", str(folder / "serve_config.yaml")],
+        path="/v1/captions",
+        content_type="image/jpeg",
+        bodies=pictures,
+    )
     return {
-        "caption_ray": Server(
-            command=[serve, "run", str(folder / "serve_config.yaml")],
-            path="/v1/captions",
-            content_type="image/jpeg",
-            bodies=pictures,
-        ),
+        "caption_ray": ours,
+        "caption_ray_haproxy": replace(ours, variables={"RAY_SERVE_ENABLE_HA_PROXY": "1"}),
         "flask": Server(
             command=[sys.executable, str(HERE / "flask_app.py"), *options],
             path="/caption",
@@ -194,12 +202,18 @@ def summary(rounds: Sequence[dict[str, dict]], captions: dict[str, list[str]]) -
             name: sum(a == b for a, b in zip(captions[name], captions["bare"], strict=True)) for name in names
         },
         "num_pictures": len(captions["bare"]),
-        "throughput_over_flask": ratio(("caption_ray", most, "per_s"), ("flask", most, "per_s")),
-        "throughput_over_litserve": ratio(("caption_ray", most, "per_s"), ("litserve", most, "per_s")),
-        "share_of_ceiling": ratio(("caption_ray", most, "per_s"), ("bare", "together_per_s")),
-        "share_of_ceiling_side_by_side": ratio(("caption_ray", most, "per_s"), ("bare", "side_by_side_per_s")),
-        "latency_over_flask": ratio(("caption_ray", "1", "median_ms"), ("flask", "1", "median_ms")),
-        "latency_over_litserve": ratio(("caption_ray", "1", "median_ms"), ("litserve", "1", "median_ms")),
+        **{
+            ours: {
+                "throughput_over_flask": ratio((ours, most, "per_s"), ("flask", most, "per_s")),
+                "throughput_over_litserve": ratio((ours, most, "per_s"), ("litserve", most, "per_s")),
+                "share_of_ceiling": ratio((ours, most, "per_s"), ("bare", "together_per_s")),
+                "share_of_ceiling_side_by_side": ratio((ours, most, "per_s"), ("bare", "side_by_side_per_s")),
+                "latency_over_flask": ratio((ours, "1", "median_ms"), ("flask", "1", "median_ms")),
+                "latency_over_litserve": ratio((ours, "1", "median_ms"), ("litserve", "1", "median_ms")),
+            }
+            for ours in names
+            if ours.startswith("caption_ray")
+        },
     }
 
 

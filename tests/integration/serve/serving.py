@@ -114,9 +114,9 @@ class Service:
         return {replica["replica_id"]: replica["pid"] for replica in found if replica["state"] == "RUNNING"}
 
     def resident_bytes(self) -> int:
-        """Return the memory of Ray's proxy, through which all that is sent goes, and of all replicas together."""
+        """Return the memory of what all that is sent goes through, Ray's proxy or HAProxy, and of all replicas."""
         proxies = [child.pid for child in psutil.Process(self.process.pid).children(recursive=True) if _is_proxy(child)]
-        assert len(proxies) == 1
+        assert proxies
         pids = [*proxies, *self.replicas("Ingress").values(), *self.replicas("CaptionerReplica").values()]
         return sum(psutil.Process(pid).memory_info().rss for pid in pids)
 
@@ -152,7 +152,7 @@ def ask_dashboard(address: str, method: str, path: str, body: object = None) -> 
 
 def _is_proxy(process: psutil.Process) -> bool:
     with contextlib.suppress(psutil.NoSuchProcess):
-        return "".join(process.cmdline()[:1]).startswith("ray::ProxyActor")
+        return process.name() == "haproxy" or "".join(process.cmdline()[:1]).startswith("ray::ProxyActor")
     return False
 
 
