@@ -43,8 +43,8 @@ def test_default_space_of_flickr8k() -> None:
     space = space_around(flickr8k())
     assert space.hidden_size == (256, 512, 1024)
     assert space.batch_size == (40, 80, 160)
-    assert space.learning_rate == (0.001, 0.009)
-    assert space.dropout == (0.35, 0.75)
+    assert space.learning_rate == (0.00033, 0.003)
+    assert space.dropout == (0.3, 0.7)
 
 
 def test_space_is_around_what_the_flags_ask_for_unless_it_is_asked_for_itself() -> None:
