@@ -204,9 +204,10 @@ def test_sweep_runs_as_a_job_of_a_cluster(data: str, features: str, tmp_path: Pa
     ray = str(Path(sys.executable).with_name("ray"))
     scratch = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # Ray's sockets have no room for a longer path
     head = [ray, "start", "--head", "--block", f"--port={port}", f"--dashboard-port={dashboard}", "--num-cpus=2"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_USAGE_STATS_ENABLED": "0"}
     cluster = subprocess.Popen(
-        [*head, "--include-dashboard=true", f"--temp-dir={scratch}", "--disable-usage-stats"],
+        # Its agent would else want the port that the other Ray's has, and no job is taken without an agent.
+        [*head, "--include-dashboard=true", f"--dashboard-agent-listen-port={free_port()}", f"--temp-dir={scratch}"],
         env=environment,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -220,7 +221,8 @@ def test_sweep_runs_as_a_job_of_a_cluster(data: str, features: str, tmp_path: Pa
             done = subprocess.run(
                 [*submit, "--", *command], capture_output=True, text=True, check=False, env=environment
             )
-            if "Failed to connect" not in done.stderr or time.monotonic() > deadline:
+            is_starting = any(said in done.stderr for said in ("Failed to connect", "No available agent"))
+            if not is_starting or time.monotonic() > deadline:
                 break
             time.sleep(1)
         assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
