@@ -67,12 +67,23 @@ class Load:
             self._answered.popleft()
         return sum(num_answered for _, num_answered in self._answered)
 
-    def share(self, num_waiting: int, num_threads: int, options: BatchOptions, now: float) -> int:
-        """Return how many pictures a thread should compute at once, if they are there."""
-        whole = num_waiting + sum(self.computing.values()) + self.expected(now, options.return_wait_s)
-        return min(math.ceil(whole / num_threads), options.max_batch_size)
+    def whole(self, num_waiting: int, options: BatchOptions, now: float) -> int:
+        """Return how many pictures there are: those that wait, are computed, or are expected."""
+        return num_waiting + sum(self.computing.values()) + self.expected(now, options.return_wait_s)
 
-    def wait_s(self, num_waiting: int, since: float, num_threads: int, options: BatchOptions, now: float) -> float:
+    def share(self, number: int, num_waiting: int, num_threads: int, options: BatchOptions, now: float) -> int:
+        """Return how many pictures a thread should compute at once, if they are there.
+
+        Its part of the whole, or, where that is less, of what those leave that compute already.
+        """
+        whole, others = self.whole(num_waiting, options, now), self.computing.keys() - {number}
+        left = whole - sum(self.computing[other] for other in others)
+        num_free = max(num_threads - len(others), 1)
+        return min(math.ceil(whole / num_threads), math.ceil(left / num_free), options.max_batch_size)
+
+    def wait_s(
+        self, number: int, num_waiting: int, since: float, num_threads: int, options: BatchOptions, now: float
+    ) -> float:
         """Return for how long a thread should wait for more than wait now; 0 where it should begin.
 
         since: when the first of them came.
@@ -80,6 +91,6 @@ class Load:
         if num_waiting >= options.max_batch_size:
             return 0.0
         until = since + options.batch_wait_s
-        if num_waiting < self.share(num_waiting, num_threads, options, now) and self._answered:
+        if num_waiting < self.share(number, num_waiting, num_threads, options, now) and self._answered:
             until = max(until, min(since, self._answered[-1][0]) + options.return_wait_s)
         return max(0.0, until - now)

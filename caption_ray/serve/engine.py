@@ -216,16 +216,14 @@ class Engine:
             load, num_threads = self._load, self._num_threads()
             while self._waiting and not self._closed and not self._has_streams(number):
                 since = self._waiting[0].since
-                wait_s = load.wait_s(len(self._waiting), since, num_threads, self.options, time.monotonic())
+                wait_s = load.wait_s(number, len(self._waiting), since, num_threads, self.options, time.monotonic())
                 if not wait_s:
                     break
                 self._changed.wait(wait_s)
-            now = time.monotonic()
-            share = load.share(len(self._waiting), num_threads, self.options, now)
-            drawn = [self._waiting.popleft() for _ in range(min(share, len(self._waiting)))]
-            others = {other for other in load.computing if other != number}
-            is_shared = number == 0 and not others and not self._waiting
-            is_shared = is_shared and not load.expected(now, self.options.return_wait_s)
+            now, num_waiting = time.monotonic(), len(self._waiting)
+            share = load.share(number, num_waiting, num_threads, self.options, now)
+            drawn = [self._waiting.popleft() for _ in range(min(share, num_waiting))]
+            is_shared = number == 0 and load.whole(num_waiting, self.options, now) == len(drawn)
             if drawn:
                 load.computing[number] = len(drawn)
                 self._changed.notify_all()
