@@ -115,8 +115,10 @@ class Service:
 
     def resident_bytes(self) -> int:
         """Return the memory of what all that is sent goes through, Ray's proxy or HAProxy, and of all replicas."""
-        proxies = [child.pid for child in psutil.Process(self.process.pid).children(recursive=True) if _is_proxy(child)]
-        assert proxies
+        children = psutil.Process(self.process.pid).children(recursive=True)
+        proxies = [child.pid for child in children if _is_proxy(child)]
+        assert len(proxies) == 1
+        proxies += [child.pid for child in children if child.is_running() and child.name() == "haproxy"]
         pids = [*proxies, *self.replicas("Ingress").values(), *self.replicas("CaptionerReplica").values()]
         return sum(psutil.Process(pid).memory_info().rss for pid in pids)
 
@@ -152,7 +154,7 @@ def ask_dashboard(address: str, method: str, path: str, body: object = None) -> 
 
 def _is_proxy(process: psutil.Process) -> bool:
     with contextlib.suppress(psutil.NoSuchProcess):
-        return process.name() == "haproxy" or "".join(process.cmdline()[:1]).startswith("ray::ProxyActor")
+        return "".join(process.cmdline()[:1]).startswith("ray::ProxyActor")
     return False
 
 
