@@ -1,15 +1,13 @@
 """`jobs/tune.py` on drawn pictures, as a process, for tests of what happens to it."""
 
-import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import psutil
-from waiting import wait_until
 
 from caption_ray.train.stopping import STOP_VARIABLE
 from caption_ray.tune.records import TrialRecord, read_trials
@@ -52,22 +50,15 @@ class Sweep:
                 self.command, stderr=log, stdout=subprocess.PIPE, start_new_session=True, env=environment
             )
 
-    def run(self) -> Any:
-        """Run it to its end, and return what it prints."""
-        process = self.start()
-        stdout, _ = process.communicate(timeout=240)
-        assert process.returncode == 0, self.log.read_text()[-4000:]
-        return json.loads(stdout.splitlines()[-1])
-
     def trials(self) -> dict[int, TrialRecord]:
         return read_trials(str(self.folder))
 
     def wait_until(self, process: subprocess.Popen[bytes], holds: Callable[[dict[int, TrialRecord]], bool]) -> None:
-        def is_so() -> bool:
+        deadline = time.monotonic() + 240
+        while not holds(self.trials()):
             assert process.poll() is None, self.log.read_text()[-4000:]
-            return holds(self.trials())
-
-        wait_until(is_so, 240, lambda: self.log.read_text()[-4000:])
+            assert time.monotonic() < deadline, self.log.read_text()[-4000:]
+            time.sleep(0.05)
 
 
 def family(process: subprocess.Popen[bytes]) -> list[psutil.Process]:

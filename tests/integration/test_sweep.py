@@ -42,9 +42,12 @@ def test_sweep_survives_a_killed_worker_a_failing_trial_and_sigkill(data: str, f
     assert (before[2].num_retries, before[2].epochs, before[2].has_diverged) == (1, (), True)
     assert "the gradient is not finite" in (before[2].error or "")
 
-    result = sweep.run()
-    assert "going on with sweep sweep: " in sweep.log.read_text()
-    trials = sweep.trials()
+    process = sweep.start()
+    stdout, _ = process.communicate(timeout=240)
+    log = sweep.log.read_text()
+    assert process.returncode == 0, log[-4000:]
+    assert "going on with sweep sweep: " in log
+    trials, result = sweep.trials(), json.loads(stdout.splitlines()[-1])
     assert result["trials"]["failed"] == 1
     assert result["trials"]["finished"] + result["trials"]["stopped"] == 2
     assert all(trials[number] == one for number, one in before.items() if one.is_over)
@@ -56,7 +59,9 @@ def test_sweep_survives_a_killed_worker_a_failing_trial_and_sigkill(data: str, f
     check_what_is_left(sweep, trials, result)
     # Once more, there is nothing to do, and the bundle that others may be reading is left alone.
     made_at = (sweep.folder / "best" / "lineage.json").stat().st_mtime_ns
-    assert sweep.run() == result
+    process = sweep.start()
+    stdout, _ = process.communicate(timeout=120)
+    assert json.loads(stdout.splitlines()[-1]) == result
     assert (sweep.folder / "best" / "lineage.json").stat().st_mtime_ns == made_at
 
 
@@ -66,14 +71,18 @@ def test_trials_cut_off_after_their_last_epochs_end_as_they_would_have(
     """One has its bundle still to write, one was not yet recorded as finished: neither has a score left to report."""
     sweep = Sweep(tmp_path, data, features)
     sweep.command += [*SANE_RATES, "--num-trials", "2", "--training.epochs", "1"]
-    sweep.run()
+    process = sweep.start()
+    process.communicate(timeout=240)
+    assert process.returncode == 0, sweep.log.read_text()[-4000:]
     ended = sweep.trials()
     assert [one.status for one in ended.values()] == ["finished", "finished"]
     for one in ended.values():
         write_trial(str(sweep.folder), one.model_copy(update={"status": "running"}))
     bundle = sweep.folder / "trials" / "0001" / "bundle"
     shutil.rmtree(bundle)
-    sweep.run()
+    process = sweep.start()
+    process.communicate(timeout=240)
+    assert process.returncode == 0, sweep.log.read_text()[-4000:]
     again = sweep.trials()
     assert [one.status for one in again.values()] == ["finished", "finished"]
     assert [one.epochs for one in again.values()] == [one.epochs for one in ended.values()]
@@ -84,7 +93,8 @@ def test_trials_cut_off_after_their_last_epochs_end_as_they_would_have(
 def test_command_of_the_winner_trains_it_again(data: str, features: str, tmp_path: Path) -> None:
     sweep = Sweep(tmp_path, data, features)
     sweep.command += ["--num-trials", "1"]
-    result = sweep.run()
+    stdout, _ = sweep.start().communicate(timeout=240)
+    result = json.loads(stdout.splitlines()[-1])
     command = [sys.executable, *shlex.split(result["command"])[1:]]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == 0, done.stderr[-4000:]
@@ -105,8 +115,10 @@ def test_ctrl_c_keeps_what_there_is_and_says_how_to_go_on(data: str, features: s
     assert process.returncode == 130, log[-4000:]
     assert "interrupted: sweep sweep: " in log
     check_cut_off(sweep, log)
-    result = sweep.run()
-    check_what_is_left(sweep, sweep.trials(), result)
+    process = sweep.start()
+    stdout, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, sweep.log.read_text()[-4000:]
+    check_what_is_left(sweep, sweep.trials(), json.loads(stdout.splitlines()[-1]))
 
 
 @pytest.mark.parametrize("how", ["signal", pytest.param("file", marks=pytest.mark.slow)])
