@@ -9,6 +9,7 @@ import functools
 import hashlib
 import logging
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -21,12 +22,21 @@ logger = logging.getLogger(__name__)
 
 _SOURCES = Path(__file__).parent / "kernels"
 _FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-std=gnu11", "-fPIC", "-shared", "-fopenmp")
+_X86_FLAGS = ("-mprefer-vector-width=512",)
+"""GCC takes half as wide vectors for most CPUs that have them, from the days when these slowed the clock down."""
 _TIMEOUT_S = 120
+_DEFINITIONS: dict[torch.dtype, tuple[str, ...]] = {torch.float32: (), torch.bfloat16: ("BFLOAT16",)}
 
 
 def switched_off() -> bool:
     """Tell whether the user wants none of it."""
     return os.environ.get("CAPTION_RAY_KERNEL", "").lower() in ("off", "0")
+
+
+def library_for(values: torch.Tensor) -> ctypes.CDLL | None:
+    """Return the library for numbers of the format of `values`, or None where torch's operations must do."""
+    definitions = _DEFINITIONS.get(values.dtype)
+    return None if values.device.type != "cpu" or definitions is None or switched_off() else load(*definitions)
 
 
 @functools.cache
@@ -51,12 +61,14 @@ def load(*definitions: str) -> ctypes.CDLL | None:
 
 def _load(compiler: str, openmp: Path, definitions: tuple[str, ...]) -> ctypes.CDLL:
     sources = sorted(_SOURCES.iterdir())
+    flags = [*_FLAGS, *(_X86_FLAGS if platform.machine() == "x86_64" else ())]
+    flags += [f"-D{definition}" for definition in (*definitions, *(("TILES",) if _may_use_tiles() else ()))]
     version = subprocess.run([compiler, "--version"], capture_output=True, check=True, timeout=_TIMEOUT_S).stdout
-    made_from = [version, _cpu_flags(), *(repr(part).encode() for part in (compiler, openmp, _FLAGS, definitions))]
+    made_from = [version, _cpu_flags(), *(repr(part).encode() for part in (compiler, openmp, flags))]
     made_from += [part for source in sources for part in (source.name.encode(), source.read_bytes())]
     name = hashlib.sha256(b"\0".join(made_from)).hexdigest()[:32] + ".so"
     command = [
-        *(compiler, *_FLAGS, *(f"-D{definition}" for definition in definitions)),
+        *(compiler, *flags),
         *(str(source) for source in sources if source.suffix == ".c"),
         # The very library whose threads torch has: a second one would have its own, all waiting for work by spinning.
         *("-Wl,--as-needed", str(openmp), "-o"),
@@ -91,6 +103,14 @@ def _cpu_flags() -> bytes:
     """Return what the CPU can do: homes are shared by machines that differ."""
     lines = Path("/proc/cpuinfo").read_bytes().splitlines()
     return next((line for line in lines if line.startswith((b"flags", b"Features"))), b"")
+
+
+def _may_use_tiles() -> bool:
+    """Ask the kernel for AMX's tiles, which it must grant to a process before the first use; tell whether it did."""
+    if sys.platform != "linux" or platform.machine() != "x86_64":
+        return False
+    arch_prctl, request_permission, tile_data = 158, 0x1023, 18  # Documentation/arch/x86/xstate.rst
+    return ctypes.CDLL(None).syscall(arch_prctl, request_permission, tile_data) == 0
 
 
 def _openmp_of_torch() -> Path | None:

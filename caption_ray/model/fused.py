@@ -19,8 +19,6 @@ from caption_ray.model.caption_layout import CaptionLayout
 _MULTIPLE = 32
 """What sizes must be multiples of."""
 
-_DEFINITIONS: dict[torch.dtype, tuple[str, ...]] = {torch.float32: (), torch.bfloat16: ("BFLOAT16",)}
-
 
 class _Problem(ctypes.Structure):
     """`struct problem` of kernels/problem.h, which says what is what."""
@@ -52,11 +50,9 @@ class _Problem(ctypes.Structure):
 
 def kernel_for(word_gates: Tensor, keys: Tensor, values: Tensor) -> ctypes.CDLL | None:
     """Return the compiled loop for such tensors, or None where torch's operations must do."""
-    if word_gates.device.type != "cpu" or word_gates.dtype not in _DEFINITIONS or compiled.switched_off():
-        return None
     if any(size % _MULTIPLE for size in (word_gates.shape[1] // 4, keys.shape[2], values.shape[2])):
         return None
-    return compiled.load(*_DEFINITIONS[word_gates.dtype])
+    return compiled.library_for(word_gates)
 
 
 class FusedRecurrence(torch.autograd.Function):

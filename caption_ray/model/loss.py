@@ -3,6 +3,8 @@
 import torch.nn.functional as F
 from torch import Tensor
 
+from caption_ray.model.fused_loss import cross_entropy
+
 
 def caption_loss(logits: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> tuple[Tensor, int]:
     """Return the summed cross-entropy of the words, nats, and how many words there are.
@@ -10,6 +12,9 @@ def caption_loss(logits: Tensor, targets: Tensor, label_smoothing: float = 0.0) 
     logits: (W, V), the W words of all captions without padding.  targets: (W,), ids.
     Label smoothing as in Szegedy et al. 2016, sec. 7: the mass is spread over all V words.
     """
+    losses = cross_entropy(logits, targets, label_smoothing)
+    if losses is not None:
+        return losses.sum(), targets.numel()
     loss_sum = F.cross_entropy(logits.float(), targets, reduction="sum", label_smoothing=label_smoothing)
     return loss_sum, targets.numel()
 

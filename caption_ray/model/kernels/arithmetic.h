@@ -7,13 +7,20 @@
 #include <stdint.h>
 #include <string.h>
 
-#ifdef __AVX512BF16__
+#ifdef __AVX512F__
 #include <immintrin.h>
 #endif
 
-#ifdef __AVX512F__
+#if defined(BFLOAT16) && defined(TILES) && defined(__AMX_BF16__)
+#define AMX /* products by tiles of up to 16 rows of 64 bytes; TILES says that this process may */
+#endif
+
+#ifdef AMX
 #define LANES 16
-#define TILE 8 /* rows of a product at a time: 8 x 2 sums stay in 32 registers */
+#define TILE 16 /* rows of a product at a time */
+#elif defined(__AVX512F__)
+#define LANES 16
+#define TILE 8 /* 8 x 2 sums stay in 32 registers */
 #else
 #define LANES 8
 #define TILE 4
@@ -22,6 +29,12 @@
 #define INLINE static inline __attribute__((always_inline))
 
 typedef float vec __attribute__((vector_size(4 * LANES)));
+
+INLINE vec load_exact(const float *from) {
+    vec values;
+    memcpy(&values, from, sizeof values);
+    return values;
+}
 
 #ifdef BFLOAT16
 typedef uint16_t real;
@@ -53,12 +66,13 @@ typedef float real;
 INLINE float widen(real value) { return value; }
 INLINE real narrow(float value) { return value; }
 
-INLINE vec load(const real *from) {
-    vec values;
-    memcpy(&values, from, sizeof values);
-    return values;
-}
+INLINE vec load(const real *from) { return load_exact(from); }
 #endif
+
+INLINE void add_to(float *to, vec values) {
+    values += load_exact(to);
+    memcpy(to, &values, sizeof values);
+}
 
 INLINE float sum_lanes(vec values) {
     float sum = 0;
@@ -88,9 +102,18 @@ INLINE float exponential(float x) {
 INLINE float sigmoid(float x) { return 1 / (1 + exponential(-x)); }
 INLINE float hyperbolic_tangent(float x) { return 1 - 2 / (1 + exponential(2 * x)); } /* within 3e-7 */
 
+INLINE vec reciprocal(vec x) { /* within 1e-7 of 1 / x relatively, for normal x whose reciprocal is one too */
+#ifdef __AVX512F__
+    vec guess = (vec)_mm512_rcp14_ps((__m512)x); /* a quarter of the time of a division */
+    return guess * (2 - x * guess);
+#else
+    return 1 / x;
+#endif
+}
+
 /* Weights of a product, laid out as it reads them: PANEL outputs by PANEL outputs, and in each of these input by input.
-   AVX-512's bfloat16 products take inputs by twos. Elsewhere they are floats. */
-#if defined(BFLOAT16) && defined(__AVX512BF16__)
+   bfloat16 products of AVX-512 and AMX take inputs by twos. Elsewhere they are floats. */
+#if defined(AMX) || (defined(BFLOAT16) && defined(__AVX512BF16__))
 typedef uint16_t panel;
 #define TOGETHER 2
 INLINE panel to_panel(real weight) { return weight; }
@@ -107,6 +130,50 @@ INLINE void lay_out(panel *to, const real *weight, int64_t by_output, int64_t by
             for (int64_t k = 0; k < TOGETHER; k++)
                 to[i * PANEL + o * TOGETHER + k] = to_panel(weight[o * by_output + (i + k) * by_input]);
 }
+
+#ifdef AMX
+static _Thread_local int64_t tile_rows; /* as this thread's tiles are set up; 0: they are not */
+
+/* Have tiles 0 to 2 of so many rows, 3 and 4 of 16, of 64 bytes each. */
+static void set_up_tiles(int64_t rows) {
+    struct {
+        uint8_t palette, start_row, reserved[14];
+        uint16_t row_bytes[16];
+        uint8_t rows[16];
+    } setup = {.palette = 1};
+    for (int tile = 0; tile < 5; tile++) {
+        setup.row_bytes[tile] = 64;
+        setup.rows[tile] = tile < 3 ? rows : 16;
+    }
+    __asm__ volatile("ldtilecfg %0" : : "m"(setup));
+    tile_rows = rows;
+}
+
+/* Leave the tiles as other code expects them. */
+INLINE void give_back_tiles(void) {
+    _tile_release();
+    tile_rows = 0;
+}
+
+/* out (rows, PANEL) = in (rows, inputs) by a panel, for up to TILE rows. */
+static void multiply(int64_t rows, const panel *weights, int64_t inputs, const real *in, int64_t stride,
+                     float out[][PANEL]) {
+    if (tile_rows != rows) set_up_tiles(rows);
+    __asm__ volatile("" : : : "memory"); /* GCC does not know that the loads below read memory */
+    _tile_zero(0);
+    _tile_zero(1);
+    for (int64_t i = 0; i < inputs; i += 32) {
+        _tile_loadd(2, in + i, stride * sizeof(real));
+        _tile_loadd(3, weights + i * PANEL, 4 * PANEL);
+        _tile_loadd(4, weights + i * PANEL + PANEL, 4 * PANEL);
+        _tile_dpbf16ps(0, 2, 3);
+        _tile_dpbf16ps(1, 2, 4);
+    }
+    _tile_stored(0, out[0], 4 * PANEL);
+    _tile_stored(1, out[0] + LANES, 4 * PANEL);
+}
+#else
+INLINE void give_back_tiles(void) {}
 
 /* out (rows, PANEL) = in (rows, inputs) by a panel; `rows` is a constant, so that the sums are registers. */
 INLINE void multiply_rows(const int rows, const panel *weights, int64_t inputs, const real *in, int64_t stride,
@@ -158,3 +225,4 @@ static void multiply(int64_t rows, const panel *weights, int64_t inputs, const r
     default: multiply_rows(1, weights, inputs, in, stride, out);
     }
 }
+#endif

@@ -92,8 +92,7 @@ INLINE void dot(const int count, const real *values, const float *with, int64_t 
 #pragma GCC unroll 8
     for (int r = 0; r < count; r++) sum[r] = (vec){0};
     for (int64_t d = 0; d < size; d += LANES) {
-        vec factor;
-        memcpy(&factor, with + d, sizeof factor);
+        vec factor = load_exact(with + d);
 #pragma GCC unroll 8
         for (int r = 0; r < count; r++) sum[r] += factor * load(values + r * size + d);
     }
@@ -130,13 +129,11 @@ static void attend_back(const struct problem *p, int64_t word, int64_t row, int6
     for (int64_t a = 0; a < size; a++) d_query[a] = 0;
     for (int64_t r = 0; r < regions; r++) {
         float d = widen(weights[r]) * (d_weights[r] - mean / total);
-#pragma omp simd
-        for (int64_t a = 0; a < size; a++) {
-            float x = fraction(keys[r * size + a], query[a]);
-            float slope = d * x * (1 - x);
-            d_keys[r * size + a] += slope;
-            d_query[a] += slope;
-            d_score[a] += d * x;
+        for (int64_t a = 0; a < size; a += LANES) {
+            vec x = fraction(load_exact(keys + r * size + a), load_exact(query + a)), slope = d * x * (1 - x);
+            add_to(d_keys + r * size + a, slope);
+            add_to(d_query + a, slope);
+            add_to(d_score + a, d * x);
         }
     }
     for (int64_t a = 0; a < size; a++) p->d_query[word * size + a] = narrow(4 * p->score[a] * d_query[a]);
@@ -169,5 +166,6 @@ void backward(const struct problem *p) {
         }
 #pragma omp for
         for (int64_t j = 0; j < p->hidden; j += PANEL) add_up_state(p, 0, 0, j);
+        give_back_tiles();
     }
 }

@@ -39,10 +39,10 @@ static void attend(const struct problem *p, int64_t word, int64_t picture, real 
     const float *keys = p->key_powers + picture * regions * size, *query = p->query_powers + word * size;
     float weights[regions], context[value], highest = -INFINITY, total = 0, open = p->gate_bias[0];
     for (int64_t r = 0; r < regions; r++) {
-        float sum = 0;
-#pragma omp simd reduction(+ : sum)
-        for (int64_t a = 0; a < size; a++) sum += p->score[a] * fraction(keys[r * size + a], query[a]);
-        weights[r] = -2 * sum;
+        vec sum = {0};
+        for (int64_t a = 0; a < size; a += LANES)
+            sum += load_exact(p->score + a) * fraction(load_exact(keys + r * size + a), load_exact(query + a));
+        weights[r] = -2 * sum_lanes(sum);
         highest = weights[r] > highest ? weights[r] : highest;
     }
     for (int64_t r = 0; r < regions; r++) weights[r] = exponential(weights[r] - highest);
@@ -140,5 +140,6 @@ void forward(const struct problem *p) {
 #pragma omp for
             for (int64_t j = 0; j < hidden; j += PANEL) advance(p, step, at, j);
         }
+        give_back_tiles();
     }
 }

@@ -46,9 +46,10 @@ INLINE float power(float x) { /* e^2x */
     return exponential(2 * (x < -EXACT_UP_TO ? -EXACT_UP_TO : x));
 }
 
-INLINE float fraction(float key_power, float query_power) { /* (1 - tanh(k + q)) / 2 */
-    float product = key_power * query_power;
-    return 1 / (1 + (product > LIMIT ? LIMIT : product));
+INLINE vec fraction(vec key_powers, vec query_powers) { /* (1 - tanh(k + q)) / 2 */
+    vec product = key_powers * query_powers;
+    for (int lane = 0; lane < LANES; lane++) product[lane] = product[lane] > LIMIT ? LIMIT : product[lane];
+    return reciprocal(1 + product);
 }
 
 INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }

@@ -1,0 +1,80 @@
+"""The words' cross-entropy by compiled C (`kernels/cross_entropy.c`), on CPUs that have a compiler.
+
+The same numbers as `F.cross_entropy` in single precision, up to rounding: logits in half precision are not copied to it
+for that, nor gradients back.
+"""
+
+import ctypes
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from caption_ray.model import compiled
+
+
+class _CrossEntropy(ctypes.Structure):
+    """`struct cross_entropy` of kernels/cross_entropy.c, which says what is what."""
+
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in ("threads", "words", "vocabulary")),
+        ("smoothing", ctypes.c_double),
+        *(
+            (name, ctypes.c_void_p)
+            for name in ("logits", "targets", "losses", "log_sums", "d_losses", "d_logits")
+        ),
+    ]
+
+
+class FusedCrossEntropy(torch.autograd.Function):
+    """Logits (W, V) and targets (W,) to the cross-entropy (W,) of each word, nats, in single precision."""
+
+    @staticmethod
+    def forward(ctx: Any, kernel: ctypes.CDLL, logits: Tensor, targets: Tensor, label_smoothing: float) -> Tensor:
+        """Raises IndexError where a target is not one of the V words."""
+        lowest, highest = torch.aminmax(targets)
+        if lowest < 0 or highest >= logits.shape[1]:
+            raise IndexError(f"targets from {int(lowest)} to {int(highest)}, but {logits.shape[1]} words")
+        logits, targets = logits.contiguous(), targets.contiguous()
+        losses, log_sums = (logits.new_empty(len(logits), dtype=torch.float32) for _ in range(2))
+        ctx.kernel, ctx.label_smoothing = kernel, label_smoothing
+        ctx.save_for_backward(logits, targets, log_sums)
+        _run(kernel.cross_entropy, label_smoothing, logits, targets, losses=losses, log_sums=log_sums)
+        return losses
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_losses: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradient of the logits, in their format."""
+        logits, targets, log_sums = ctx.saved_tensors
+        d_logits = torch.empty_like(logits)
+        given = {"log_sums": log_sums, "d_losses": d_losses.contiguous(), "d_logits": d_logits}
+        _run(ctx.kernel.cross_entropy_backward, ctx.label_smoothing, logits, targets, **given)
+        return None, d_logits, None, None
+
+
+def cross_entropy(logits: Tensor, targets: Tensor, label_smoothing: float) -> Tensor | None:
+    """Return the cross-entropy (W,) of each word, or None where torch's operations must do."""
+    if not len(targets) or (kernel := compiled.library_for(logits)) is None:
+        return None
+    losses: Tensor = FusedCrossEntropy.apply(kernel, logits, targets, label_smoothing)
+    return losses
+
+
+def _run(function: Any, smoothing: float, logits: Tensor, targets: Tensor, **tensors: Tensor) -> None:
+    pointers = {name: tensor.data_ptr() for name, tensor in tensors.items()}
+    words, vocabulary = logits.shape
+    function(
+        ctypes.byref(
+            _CrossEntropy(
+                threads=torch.get_num_threads(),
+                words=words,
+                vocabulary=vocabulary,
+                smoothing=smoothing,
+                logits=logits.data_ptr(),
+                targets=targets.data_ptr(),
+                **pointers,
+            )
+        )
+    )
