@@ -20,7 +20,9 @@ from caption_ray.model.attention import AdditiveAttention
 from caption_ray.model.caption_layout import CaptionLayout
 from caption_ray.model.dropout import Dropout
 from caption_ray.model.recurrence import StepWeights, multiplies_less_first, unroll
-from caption_ray.special_ids import UNKNOWN_ID
+from caption_ray.special_ids import PAD_ID, UNKNOWN_ID
+
+_ROWS = 32
 
 
 class DecoderState(NamedTuple):
@@ -65,7 +67,10 @@ class DecoderWeights(NamedTuple):
 
 
 class TeacherForcing(NamedTuple):
-    """Result of a training pass: logits (W, V) in the order of `pack_steps`, attention summed over words (N, R)."""
+    """Result of a training pass: logits (W, V) in the order of `pack_steps`, attention summed over words (N, R).
+
+    In half precision on a CPU the logits may have more rows, which mean nothing (see `_room`).
+    """
 
     logits: Tensor
     attention_sums: Tensor
@@ -218,6 +223,7 @@ class Decoder(nn.Module):
         beforehand = not self.config.deep_output and multiplies_less_first(context.values, weights.context, sum(active))
         layout = CaptionLayout(picture_index, active, features.shape[0])
         words = self._drop_words(pack_steps(ids[:, :-1], lengths))
+        words = F.pad(words, (0, _room(len(words), words.device) - len(words)), value=PAD_ID)
         hidden, attended, attention = unroll(
             layout,
             self._word_gates(self.embedding_dropout(self.embedding(words)), weights),
@@ -256,6 +262,17 @@ class Decoder(nn.Module):
         # Ids below UNKNOWN_ID are markers, which stay.
         dropped = (torch.rand(ids.shape, device=ids.device) < self.config.word_dropout) & (ids > UNKNOWN_ID)
         return ids.masked_fill(dropped, UNKNOWN_ID)
+
+
+def _room(num_words: int, device: torch.device) -> int:
+    """Return how many rows to have for so many words: the next multiple of `_ROWS` where shapes are dear.
+
+    For products in half precision oneDNN writes machine code for every shape that it meets, which takes longer than
+    many of the products, and the words of batches are hardly ever as many.
+    """
+    if device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+        return -(-num_words // _ROWS) * _ROWS
+    return num_words
 
 
 def active_rows(lengths: Sequence[int]) -> list[int]:

@@ -76,7 +76,8 @@ class FusedRecurrence(torch.autograd.Function):
         state: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return hidden states (W, H), gated contexts (W, D) or nothing (W, 0) of them, and attention (W, R)."""
-        num_words, num_regions, hidden_size = len(word_gates), keys.shape[1], state.shape[1]
+        num_words, num_regions, hidden_size = sum(layout.active), keys.shape[1], state.shape[1]
+        room = functools.partial(_room, num_words, len(word_gates))
         input_size = 0 if context is None else values.shape[2]
         given = {
             "word_gates": word_gates,
@@ -94,8 +95,8 @@ class FusedRecurrence(torch.autograd.Function):
         if ctx.needs_input_grad[4]:
             spread = values.new_zeros(len(values), layout.num_steps, layout.per_picture, num_regions)
         exact = functools.partial(keys.new_empty, dtype=torch.float32)
-        inputs = keys.new_empty(num_words, input_size + hidden_size)
-        hiddens, weights = keys.new_empty(num_words, hidden_size), keys.new_empty(num_words, num_regions)
+        inputs, hiddens = room(keys, input_size + hidden_size), room(keys, hidden_size)
+        weights = keys.new_empty(num_words, num_regions)
         problem = {name: tensor.contiguous() for name, tensor in given.items()} | {
             "context": context if context is None or context.stride(1) == 1 else context.contiguous(),
             "active": torch.tensor(layout.active),
@@ -143,13 +144,13 @@ class FusedRecurrence(torch.autograd.Function):
         layout: CaptionLayout = ctx.layout
         problem = dict(zip(ctx.names, ctx.saved_tensors, strict=True))
         keys, values, inputs, spread = (problem[name] for name in ("keys", "values", "inputs", "spread"))
-        num_words, num_rows, hidden_size = len(inputs), len(layout.rank), ctx.sizes["hidden"]
+        num_words, num_rows, hidden_size = sum(layout.active), len(layout.rank), ctx.sizes["hidden"]
+        room = functools.partial(_room, num_words, len(inputs), keys)
         input_size = ctx.sizes["input"]
         zeros = functools.partial(keys.new_zeros, dtype=torch.float32)
-        d_gates = keys.new_empty(num_words, 4 * hidden_size)
-        d_query = keys.new_empty(num_words, keys.shape[2])
+        d_gates, d_query = room(4 * hidden_size), room(keys.shape[2])
         d_contexts = None if spread is None else keys.new_zeros(*spread.shape[:3], values.shape[2])
-        d_opening, d_score = zeros(num_words), zeros(len(keys), keys.shape[2])
+        d_opening, d_score = zeros(len(inputs)), zeros(len(keys), keys.shape[2])
         d_keys, d_state, d_cell = zeros(keys.shape), zeros(num_rows, hidden_size), zeros(num_rows, hidden_size)
         problem |= {
             "d_hiddens": None if d_hidden is None else d_hidden.contiguous(),
@@ -183,6 +184,13 @@ class FusedRecurrence(torch.autograd.Function):
             d_recurrent[:, :input_size] if input_size else None,
             d_recurrent[:, input_size:],
         )
+
+
+def _room(num_words: int, num_rows: int, like: Tensor, size: int) -> Tensor:
+    """Return room for vectors of so many words, the rows after them being zeros."""
+    values = like.new_empty(num_rows, size)
+    values[num_words:] = 0
+    return values
 
 
 def _run(function: Any, sizes: Mapping[str, int], tensors: Mapping[str, Tensor | None]) -> None:

@@ -20,15 +20,15 @@ class _CrossEntropy(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_int64) for name in ("threads", "words", "vocabulary")),
         ("smoothing", ctypes.c_double),
-        *(
-            (name, ctypes.c_void_p)
-            for name in ("logits", "targets", "losses", "log_sums", "d_losses", "d_logits")
-        ),
+        *((name, ctypes.c_void_p) for name in ("logits", "targets", "losses", "log_sums", "d_losses", "d_logits")),
     ]
 
 
 class FusedCrossEntropy(torch.autograd.Function):
-    """Logits (W, V) and targets (W,) to the cross-entropy (W,) of each word, nats, in single precision."""
+    """Logits (W, V) and targets (W,) to the cross-entropy (W,) of each word, nats, in single precision.
+
+    Rows of logits without a target are ignored.
+    """
 
     @staticmethod
     def forward(ctx: Any, kernel: ctypes.CDLL, logits: Tensor, targets: Tensor, label_smoothing: float) -> Tensor:
@@ -37,7 +37,7 @@ class FusedCrossEntropy(torch.autograd.Function):
         if lowest < 0 or highest >= logits.shape[1]:
             raise IndexError(f"targets from {int(lowest)} to {int(highest)}, but {logits.shape[1]} words")
         logits, targets = logits.contiguous(), targets.contiguous()
-        losses, log_sums = (logits.new_empty(len(logits), dtype=torch.float32) for _ in range(2))
+        losses, log_sums = (logits.new_empty(len(targets), dtype=torch.float32) for _ in range(2))
         ctx.kernel, ctx.label_smoothing = kernel, label_smoothing
         ctx.save_for_backward(logits, targets, log_sums)
         _run(kernel.cross_entropy, label_smoothing, logits, targets, losses=losses, log_sums=log_sums)
@@ -49,6 +49,7 @@ class FusedCrossEntropy(torch.autograd.Function):
         """Return the gradient of the logits, in their format."""
         logits, targets, log_sums = ctx.saved_tensors
         d_logits = torch.empty_like(logits)
+        d_logits[len(targets) :] = 0
         given = {"log_sums": log_sums, "d_losses": d_losses.contiguous(), "d_logits": d_logits}
         _run(ctx.kernel.cross_entropy_backward, ctx.label_smoothing, logits, targets, **given)
         return None, d_logits, None, None
@@ -64,13 +65,12 @@ def cross_entropy(logits: Tensor, targets: Tensor, label_smoothing: float) -> Te
 
 def _run(function: Any, smoothing: float, logits: Tensor, targets: Tensor, **tensors: Tensor) -> None:
     pointers = {name: tensor.data_ptr() for name, tensor in tensors.items()}
-    words, vocabulary = logits.shape
     function(
         ctypes.byref(
             _CrossEntropy(
                 threads=torch.get_num_threads(),
-                words=words,
-                vocabulary=vocabulary,
+                words=len(targets),
+                vocabulary=logits.shape[1],
                 smoothing=smoothing,
                 logits=logits.data_ptr(),
                 targets=targets.data_ptr(),

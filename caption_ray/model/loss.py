@@ -9,13 +9,15 @@ from caption_ray.model.fused_loss import cross_entropy
 def caption_loss(logits: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> tuple[Tensor, int]:
     """Return the summed cross-entropy of the words, nats, and how many words there are.
 
-    logits: (W, V), the W words of all captions without padding.  targets: (W,), ids.
+    logits: (W, V), the W words of all captions without padding; further rows are ignored.  targets: (W,), ids.
     Label smoothing as in Szegedy et al. 2016, sec. 7: the mass is spread over all V words.
     """
     losses = cross_entropy(logits, targets, label_smoothing)
     if losses is not None:
         return losses.sum(), targets.numel()
-    loss_sum = F.cross_entropy(logits.float(), targets, reduction="sum", label_smoothing=label_smoothing)
+    loss_sum = F.cross_entropy(
+        logits[: len(targets)].float(), targets, reduction="sum", label_smoothing=label_smoothing
+    )
     return loss_sum, targets.numel()
 
 

@@ -16,6 +16,7 @@ n captions that go on at a step, p pictures that they are of, H hidden, A attent
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -239,7 +240,8 @@ def unroll(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Run the decoder over whole captions.
 
-    word_gates: (W, 4H), the words' part of the LSTM's gates, biases included, packed step by step.
+    word_gates: (W, 4H), the words' part of the LSTM's gates, biases included, packed step by step. Further rows are
+    ignored, and the hidden states and contexts have as many, zeros.
     keys: (P, R, A).  values: (P, R, D).  hidden, cell: (P, H), the pictures' first states.
     Returns hidden states (W, H), gated contexts (W, D) and attention (W, R), packed alike; values that were multiplied
     beforehand (see StepWeights) leave no contexts, (W, 0). All is computed in the type of `word_gates`, but for the
@@ -258,8 +260,9 @@ def unroll(
                 *(None if part is None else part.to(dtype) for part in (context, state)),
             )
             return fused
+        num_words, room = sum(layout.active), len(word_gates)
         recurrent = torch.cat([part.to(dtype) for part in (context, state) if part is not None], dim=1)
-        result: tuple[Tensor, Tensor, Tensor] = Recurrence.apply(
-            layout, word_gates, *picked, first_cell, *(part.to(dtype) for part in attending), recurrent
+        hiddens, contexts, attention = Recurrence.apply(
+            layout, word_gates[:num_words], *picked, first_cell, *(part.to(dtype) for part in attending), recurrent
         )
-    return result
+        return *(F.pad(part, (0, 0, 0, room - num_words)) for part in (hiddens, contexts)), attention

@@ -14,8 +14,9 @@ from torch import Tensor
 from caption_ray.config import ModelConfig
 from caption_ray.model import compiled
 from caption_ray.model.caption_layout import CaptionLayout
-from caption_ray.model.decoder import Decoder, active_rows
+from caption_ray.model.decoder import Decoder, active_rows, pack_steps
 from caption_ray.model.fused import kernel_for
+from caption_ray.model.loss import caption_loss
 from caption_ray.model.recurrence import StepWeights, unroll
 
 needs_kernel = pytest.mark.skipif(compiled.load() is None, reason="no gcc, or torch without GNU OpenMP")
@@ -241,6 +242,33 @@ def test_decoder_of_the_original_has_the_same_gradients(switch: Callable[[bool],
     switch(True)
     for mine, other in zip(gradients(), theirs, strict=True):
         torch.testing.assert_close(mine, other, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("kernel", [False, True])
+def test_rows_that_fill_up_a_shape_change_nothing(
+    switch: Callable[[bool], None], monkeypatch: pytest.MonkeyPatch, kernel: bool
+) -> None:
+    """Half precision on a CPU: 9 words in 32 rows give the loss and the gradients of 9 rows, up to rounding."""
+    switch(kernel)
+    torch.manual_seed(0)
+    model = ModelConfig(embedding_size=32, hidden_size=32, attention_size=32, dropout=0.0, deep_output=True)
+    decoder = Decoder(model, 64, 40)
+    ids, lengths = torch.randint(4, 40, (3, 6)), [5, 3, 1]
+    targets = pack_steps(ids[:, 1:], lengths)
+
+    def run(rows: int) -> list[Tensor]:
+        monkeypatch.setattr("caption_ray.model.decoder._ROWS", rows)
+        decoder.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            result = decoder(torch.ones(2, 4, 64), ids, lengths, torch.tensor([0, 1, 0]))
+        assert len(result.logits) == -(-9 // rows) * rows
+        loss_sum, num_words = caption_loss(result.logits, targets)
+        (loss_sum + result.attention_sums.square().sum()).backward()
+        gradients = [weight.grad for weight in decoder.parameters() if weight.grad is not None]
+        return [loss_sum.detach(), torch.tensor(num_words), result.attention_sums.detach(), *gradients]
+
+    for filled, exact in zip(run(32), run(1), strict=True):
+        assert float((filled - exact).double().norm()) <= 0.01 * float(exact.double().norm()) + 1e-6
 
 
 def test_left_to_torch(switch: Callable[[bool], None]) -> None:
