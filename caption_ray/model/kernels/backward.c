@@ -10,7 +10,7 @@
 
 #include "problem.h"
 
-#define CHUNK 8 /* regions whose products are summed up at a time: a sum in a register each */
+#define CHUNK 8 /* regions whose products are summed up at a time; half of them for many words */
 
 /* Lay the weights of both products out by their inputs, which are the outputs here. */
 static void lay_out_weights(const struct problem *p) {
@@ -86,57 +86,97 @@ static void differentiate_inputs(const struct problem *p, int64_t rows, int64_t 
     }
 }
 
-/* out[r] = values[r] . with for `count` regions r, a constant. */
-INLINE void dot(const int count, const real *values, const float *with, int64_t size, float *out) {
-    vec sum[CHUNK];
+/* out[k][r] = values[r] . with[k] for `words` words k and `count` regions r, both constants: sums are registers. */
+INLINE void dot(const int words, const int count, const real *values, const float *with, int64_t size, float *out,
+                int64_t stride) {
+    vec sum[TOGETHER_SAID][CHUNK];
 #pragma GCC unroll 8
-    for (int r = 0; r < count; r++) sum[r] = (vec){0};
+    for (int k = 0; k < words; k++)
+#pragma GCC unroll 8
+        for (int r = 0; r < count; r++) sum[k][r] = (vec){0};
     for (int64_t d = 0; d < size; d += LANES) {
-        vec factor = load_exact(with + d);
+        vec value[CHUNK];
 #pragma GCC unroll 8
-        for (int r = 0; r < count; r++) sum[r] += factor * load(values + r * size + d);
+        for (int r = 0; r < count; r++) value[r] = load(values + r * size + d);
+#pragma GCC unroll 8
+        for (int k = 0; k < words; k++) {
+            vec factor = load_exact(with + k * size + d);
+#pragma GCC unroll 8
+            for (int r = 0; r < count; r++) sum[k][r] += factor * value[r];
+        }
     }
-    for (int r = 0; r < count; r++) out[r] = sum_lanes(sum[r]);
+    for (int k = 0; k < words; k++)
+        for (int r = 0; r < count; r++) out[k * stride + r] = sum_lanes(sum[k][r]);
 }
 
-/* All gradients that go through the attention of one word. */
-static void attend_back(const struct problem *p, int64_t word, int64_t row, int64_t picture, real *d_context) {
-    int64_t regions = p->regions, size = p->attention, value = p->value;
-    const float *keys = p->key_powers + picture * regions * size, *query = p->query_powers + word * size;
-    const real *values = p->values + picture * regions * value, *weights = p->weights + word * regions;
-    float *d_keys = p->d_keys + picture * regions * size, *d_score = p->d_score + picture * size;
-    float d_weights[regions], d_average[value], d_query[size], open = p->opening[word], mean = 0, total = 0;
-    const float *d_entry = p->d_inputs + row * (p->input + p->hidden);
-    const real *d_gates = p->d_gates + word * value;
-    for (int64_t d = 0; d < value; d++)
-        d_average[d] = open * (p->input ? d_entry[d] : widen(d_gates[d]));
-    if (d_context)
-        for (int64_t d = 0; d < value; d++) d_context[d] = narrow(d_average[d]);
-    for (int64_t r = 0; r < regions; r += CHUNK)
-        if (regions - r >= CHUNK)
-            dot(CHUNK, values + r * value, d_average, value, d_weights + r);
-        else
-            for (int64_t last = r; last < regions; last++)
-                dot(1, values + last * value, d_average, value, d_weights + last);
+INLINE void dots(const int words, const int chunk, const real *values, const float *with, int64_t size, float *out,
+                 int64_t regions) {
+    int64_t r = 0;
+    for (; r + chunk <= regions; r += chunk) dot(words, chunk, values + r * size, with, size, out + r, regions);
+    for (; r < regions; r++) dot(words, 1, values + r * size, with, size, out + r, regions);
+}
+
+/* out (count, regions): the products of `with` (count, size) with the values of all regions. */
+static void dots_of(int64_t count, const real *values, const float *with, int64_t size, float *out, int64_t regions) {
+    switch (count) {
+    case 1: dots(1, CHUNK, values, with, size, out, regions); break;
+    case 2: dots(2, CHUNK, values, with, size, out, regions); break;
+    case 3: dots(3, CHUNK / 2, values, with, size, out, regions); break;
+    case 4: dots(4, CHUNK / 2, values, with, size, out, regions); break;
+    default: dots(5, CHUNK / 2, values, with, size, out, regions);
+    }
+}
+
+/* From the gradients of a word's weights (R) those of its scores, and of its context's gate. */
+static void differentiate_weights(const struct problem *p, int64_t word, float *d_weights) {
+    int64_t regions = p->regions;
+    const real *weights = p->weights + word * regions;
+    float mean = 0, total = 0;
     for (int64_t r = 0; r < regions; r++) total += widen(weights[r]);
     for (int64_t r = 0; r < regions; r++) mean += widen(weights[r]) * d_weights[r];
-    p->d_opening[word] = (1 - open) * mean;
+    p->d_opening[word] = (1 - p->opening[word]) * mean;
     if (p->d_weights) {
         for (int64_t r = 0; r < regions; r++) d_weights[r] += widen(p->d_weights[word * regions + r]);
         mean = 0;
         for (int64_t r = 0; r < regions; r++) mean += widen(weights[r]) * d_weights[r];
     }
-    for (int64_t a = 0; a < size; a++) d_query[a] = 0;
-    for (int64_t r = 0; r < regions; r++) {
-        float d = widen(weights[r]) * (d_weights[r] - mean / total);
-        for (int64_t a = 0; a < size; a += LANES) {
-            vec x = fraction(load_exact(keys + r * size + a), load_exact(query + a)), slope = d * x * (1 - x);
-            add_to(d_keys + r * size + a, slope);
-            add_to(d_query + a, slope);
-            add_to(d_score + a, d * x);
-        }
+    for (int64_t r = 0; r < regions; r++) d_weights[r] = widen(weights[r]) * (d_weights[r] - mean / total);
+}
+
+/* All gradients that go through the attention of `count` words of one picture. */
+static void attend_back(const struct problem *p, const struct said *said, int64_t count, int64_t picture) {
+    int64_t regions = p->regions, size = p->attention, value = p->value;
+    const float *keys = p->key_powers + picture * regions * size;
+    float *d_keys = p->d_keys + picture * regions * size, *d_score = p->d_score + picture * size;
+    float d_scores[count * regions], d_averages[count * value], d_queries[count * size];
+    for (int64_t k = 0; k < count; k++) {
+        const float *d_entry = p->d_inputs + said[k].row * (p->input + p->hidden);
+        const real *d_gates = p->d_gates + said[k].word * value;
+        float open = p->opening[said[k].word], *d_average = d_averages + k * value;
+        for (int64_t d = 0; d < value; d++)
+            d_average[d] = open * (p->input ? d_entry[d] : widen(d_gates[d]));
+        if (p->d_contexts)
+            for (int64_t d = 0; d < value; d++) p->d_contexts[said[k].slot * value + d] = narrow(d_average[d]);
     }
-    for (int64_t a = 0; a < size; a++) p->d_query[word * size + a] = narrow(4 * p->score[a] * d_query[a]);
+    dots_of(count, p->values + picture * regions * value, d_averages, value, d_scores, regions);
+    for (int64_t k = 0; k < count; k++) differentiate_weights(p, said[k].word, d_scores + k * regions);
+    memset(d_queries, 0, sizeof d_queries);
+    for (int64_t r = 0; r < regions; r++)
+        for (int64_t a = 0; a < size; a += LANES) {
+            vec key = load_exact(keys + r * size + a), d_key = {0}, by_score = {0};
+            for (int64_t k = 0; k < count; k++) {
+                vec x = fraction(key, load_exact(p->query_powers + said[k].word * size + a));
+                vec d = x * d_scores[k * regions + r], slope = d - d * x;
+                d_key += slope;
+                by_score += d;
+                add_to(d_queries + k * size + a, slope);
+            }
+            add_to(d_keys + r * size + a, d_key);
+            add_to(d_score + a, by_score);
+        }
+    for (int64_t k = 0; k < count; k++)
+        for (int64_t a = 0; a < size; a++)
+            p->d_query[said[k].word * size + a] = narrow(4 * p->score[a] * d_queries[k * size + a]);
 }
 
 /* d_keys is left to be multiplied by 4 v, d_score by -2. */
@@ -156,13 +196,11 @@ void backward(const struct problem *p) {
 #pragma omp for
             for (int64_t o = 0; o < p->input + p->hidden; o += PANEL) differentiate_inputs(p, rows, at, o);
 #pragma omp for schedule(dynamic)
-            for (int64_t picture = 0; picture < p->active_pictures[step]; picture++)
-                for (int64_t place = 0; place < p->per_picture; place++) {
-                    int64_t row = p->captions[picture * p->per_picture + place];
-                    int64_t slot = (picture * p->steps + step) * p->per_picture + place;
-                    if (row >= rows) break;
-                    attend_back(p, at + row, row, picture, p->d_contexts ? p->d_contexts + slot * p->value : 0);
-                }
+            for (int64_t picture = 0; picture < p->active_pictures[step]; picture++) {
+                struct said said[TOGETHER_SAID];
+                for (int64_t place = 0, count; (count = words_of(p, step, at, picture, place, said)); place += count)
+                    attend_back(p, said, count, picture);
+            }
         }
 #pragma omp for
         for (int64_t j = 0; j < p->hidden; j += PANEL) add_up_state(p, 0, 0, j);

@@ -16,28 +16,33 @@ static void lay_out_weights(const struct problem *p) {
     }
 }
 
-/* sum[d] = sum_r weights[r] * values[r][d], four regions at a time: sums are read and written less often. */
-static void average(const real *values, int64_t size, const float *weights, int64_t regions, float *sum) {
+/* sums[k][d] = sum_r weights[k][r] * values[r][d] for `count` words k, four regions at a time: sums are read and written
+   less often, and values once for all words. */
+static void average(int64_t count, const real *values, int64_t size, const float *weights, int64_t regions,
+                    float *sums) {
     int64_t r = 0;
-    memset(sum, 0, size * sizeof *sum);
-    for (; r + 4 <= regions; r += 4) {
-        const real *a = values + r * size, *b = a + size, *c = b + size, *d = c + size;
-#pragma omp simd
-        for (int64_t k = 0; k < size; k++)
-            sum[k] += weights[r] * widen(a[k]) + weights[r + 1] * widen(b[k]) + weights[r + 2] * widen(c[k])
-                    + weights[r + 3] * widen(d[k]);
-    }
+    memset(sums, 0, count * size * sizeof *sums);
+    for (; r + 4 <= regions; r += 4)
+        for (int64_t d = 0; d < size; d += LANES) {
+            const real *at = values + r * size + d;
+            vec first = load(at), second = load(at + size), third = load(at + 2 * size), fourth = load(at + 3 * size);
+            for (int64_t k = 0; k < count; k++) {
+                const float *w = weights + k * regions + r;
+                add_to(sums + k * size + d, w[0] * first + w[1] * second + w[2] * third + w[3] * fourth);
+            }
+        }
     for (; r < regions; r++)
-#pragma omp simd
-        for (int64_t k = 0; k < size; k++) sum[k] += weights[r] * widen(values[r * size + k]);
+        for (int64_t k = 0; k < count; k++)
+            for (int64_t d = 0; d < size; d += LANES)
+                add_to(sums + k * size + d, weights[k * regions + r] * load(values + r * size + d));
 }
 
-/* Attention of one word: `weights` of it, and z in the word's inputs, or added to its gates. */
-static void attend(const struct problem *p, int64_t word, int64_t picture, real *spread) {
-    int64_t regions = p->regions, size = p->attention, hidden = p->hidden, value = p->value, input = p->input;
+/* Attention of one word: `weights` of it, as later products see them, and its context's gate. */
+static void weigh(const struct problem *p, int64_t word, int64_t picture, real *spread, float *weights) {
+    int64_t regions = p->regions, size = p->attention, hidden = p->hidden, input = p->input;
     const real *state = p->inputs + word * (input + hidden) + input;
     const float *keys = p->key_powers + picture * regions * size, *query = p->query_powers + word * size;
-    float weights[regions], context[value], highest = -INFINITY, total = 0, open = p->gate_bias[0];
+    float highest = -INFINITY, total = 0, open = p->gate_bias[0];
     for (int64_t r = 0; r < regions; r++) {
         vec sum = {0};
         for (int64_t a = 0; a < size; a += LANES)
@@ -55,16 +60,27 @@ static void attend(const struct problem *p, int64_t word, int64_t picture, real 
     }
 #pragma omp simd reduction(+ : open)
     for (int64_t h = 0; h < hidden; h++) open += widen(state[h]) * p->gate[h];
-    p->opening[word] = open = sigmoid(open);
+    p->opening[word] = sigmoid(open);
+}
 
-    average(p->values + picture * regions * value, value, weights, regions, context);
-    if (input) {
-        real *entry = p->inputs + word * (input + hidden);
-        for (int64_t d = 0; d < value; d++) entry[d] = narrow(open * context[d]);
-    } else {
-        float *gates = p->gates + word * value;
-        const real *words = p->word_gates + word * value;
-        for (int64_t d = 0; d < value; d++) gates[d] = widen(words[d]) + open * context[d];
+/* Attention of `count` words of one picture: z in their inputs, or added to their gates. */
+static void attend(const struct problem *p, const struct said *said, int64_t count, int64_t picture) {
+    int64_t regions = p->regions, value = p->value, input = p->input;
+    float weights[count * regions], contexts[count * value];
+    for (int64_t k = 0; k < count; k++)
+        weigh(p, said[k].word, picture, p->spread ? p->spread + said[k].slot * regions : 0, weights + k * regions);
+    average(count, p->values + picture * regions * value, value, weights, regions, contexts);
+    for (int64_t k = 0; k < count; k++) {
+        int64_t word = said[k].word;
+        float open = p->opening[word], *context = contexts + k * value;
+        if (input) {
+            real *entry = p->inputs + word * (input + p->hidden);
+            for (int64_t d = 0; d < value; d++) entry[d] = narrow(open * context[d]);
+        } else {
+            float *gates = p->gates + word * value;
+            const real *words = p->word_gates + word * value;
+            for (int64_t d = 0; d < value; d++) gates[d] = widen(words[d]) + open * context[d];
+        }
     }
 }
 
@@ -130,13 +146,11 @@ void forward(const struct problem *p) {
                             p->query_powers[(at + row + t) * size + a + k] = power(product[t][k]);
                 }
 #pragma omp for schedule(dynamic)
-            for (int64_t picture = 0; picture < p->active_pictures[step]; picture++)
-                for (int64_t place = 0; place < p->per_picture; place++) {
-                    int64_t row = p->captions[picture * p->per_picture + place];
-                    int64_t slot = (picture * p->steps + step) * p->per_picture + place;
-                    if (row >= rows) break;
-                    attend(p, at + row, picture, p->spread ? p->spread + slot * p->regions : 0);
-                }
+            for (int64_t picture = 0; picture < p->active_pictures[step]; picture++) {
+                struct said said[TOGETHER_SAID];
+                for (int64_t place = 0, count; (count = words_of(p, step, at, picture, place, said)); place += count)
+                    attend(p, said, count, picture);
+            }
 #pragma omp for
             for (int64_t j = 0; j < hidden; j += PANEL) advance(p, step, at, j);
         }

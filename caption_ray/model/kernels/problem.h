@@ -59,3 +59,21 @@ INLINE const float *cell_before(const struct problem *p, int64_t step, int64_t w
     if (step == 0) return p->first_cell + p->rank[row] * p->hidden;
     return p->cells + (word - p->active[step - 1]) * p->hidden;
 }
+
+#define TOGETHER_SAID 5 /* words of a picture that are attended to at a time; captions come by fives */
+
+struct said { /* a word of a picture at a step: where it is packed, its row, and its place in (P, T, K) */
+    int64_t word, row, slot;
+};
+
+/* Put the words of a picture from a place of its captions on, TOGETHER_SAID at most, into `said`; return how many. */
+INLINE int64_t words_of(const struct problem *p, int64_t step, int64_t at, int64_t picture, int64_t place,
+                        struct said *said) {
+    int64_t count = 0;
+    for (; count < TOGETHER_SAID && place < p->per_picture; count++, place++) {
+        int64_t row = p->captions[picture * p->per_picture + place];
+        if (row >= p->active[step]) break;
+        said[count] = (struct said){at + row, row, (picture * p->steps + step) * p->per_picture + place};
+    }
+    return count;
+}
