@@ -16,8 +16,8 @@ static void lay_out_weights(const struct problem *p) {
     }
 }
 
-/* sums[k][d] = sum_r weights[k][r] * values[r][d] for `count` words k, four regions at a time: sums are read and written
-   less often, and values once for all words. */
+/* sums[k][d] = sum_r weights[k][r] * values[r][d] for `count` words k, four regions at a time: sums are read and
+   written less often, and values once for all words. */
 static void average(int64_t count, const real *values, int64_t size, const float *weights, int64_t regions,
                     float *sums) {
     int64_t r = 0;
