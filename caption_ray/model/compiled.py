@@ -49,13 +49,13 @@ def load(*definitions: str) -> ctypes.CDLL | None:
     compiler = shutil.which("gcc")
     if openmp is None or compiler is None:
         missing = "no gcc" if compiler is None else "no GNU OpenMP in torch"
-        logger.info("the decoder trains by torch's operations, slower than by compiled ones: %s", missing)
+        logger.info("the decoder goes by torch's operations, slower than by compiled ones: %s", missing)
         return None
     try:
         return _load(compiler, openmp, definitions)
     except (OSError, subprocess.SubprocessError) as error:
         said = getattr(error, "stderr", None) or str(error)
-        logger.info("the decoder trains by torch's operations, slower than by compiled ones: %s", said.strip()[-500:])
+        logger.info("the decoder goes by torch's operations, slower than by compiled ones: %s", said.strip()[-500:])
         return None
 
 

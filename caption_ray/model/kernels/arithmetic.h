@@ -111,6 +111,21 @@ INLINE vec reciprocal(vec x) { /* within 1e-7 of 1 / x relatively, for normal x 
 #endif
 }
 
+/* tanh of a sum of keys and queries, see problem.h. */
+#define LIMIT 1e30f    /* beyond it 1 / (1 + x) is 0 as tanh goes, and 1 + x would overflow */
+#define EXACT_UP_TO 43 /* of keys and queries */
+
+INLINE float power(float x) { /* e^2x */
+    x = x > EXACT_UP_TO ? EXACT_UP_TO : x;
+    return exponential(2 * (x < -EXACT_UP_TO ? -EXACT_UP_TO : x));
+}
+
+INLINE vec fraction(vec key_powers, vec query_powers) { /* (1 - tanh(k + q)) / 2 */
+    vec product = key_powers * query_powers;
+    for (int lane = 0; lane < LANES; lane++) product[lane] = product[lane] > LIMIT ? LIMIT : product[lane];
+    return reciprocal(1 + product);
+}
+
 /* Weights of a product, laid out as it reads them: PANEL outputs by PANEL outputs, and in each of these input by input.
    bfloat16 products of AVX-512 and AMX take inputs by twos. Elsewhere they are floats. */
 #if defined(AMX) || (defined(BFLOAT16) && defined(__AVX512BF16__))

@@ -18,9 +18,6 @@
 
 #include "arithmetic.h"
 
-#define LIMIT 1e30f    /* beyond it 1 / (1 + x) is 0 as tanh goes, and 1 + x would overflow */
-#define EXACT_UP_TO 43 /* of keys and queries */
-
 struct problem { /* as in fused.py */
     int64_t threads, steps, rows, pictures, per_picture, regions, attention, hidden, value, input, context_stride;
     const int64_t *active, *active_pictures; /* rows and pictures that go on at each step */
@@ -40,17 +37,6 @@ struct problem { /* as in fused.py */
     float *d_opening, *d_inputs;                    /* (W), scratch (N, D + H) */
     float *d_keys, *d_score, *d_state, *d_cell;     /* sums that start from zeros: (P, R, A) (P, A) (N, H) (N, H) */
 };
-
-INLINE float power(float x) { /* e^2x */
-    x = x > EXACT_UP_TO ? EXACT_UP_TO : x;
-    return exponential(2 * (x < -EXACT_UP_TO ? -EXACT_UP_TO : x));
-}
-
-INLINE vec fraction(vec key_powers, vec query_powers) { /* (1 - tanh(k + q)) / 2 */
-    vec product = key_powers * query_powers;
-    for (int lane = 0; lane < LANES; lane++) product[lane] = product[lane] > LIMIT ? LIMIT : product[lane];
-    return reciprocal(1 + product);
-}
 
 INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
