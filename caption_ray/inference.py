@@ -14,7 +14,8 @@ from caption_ray.config import AskedPrecision, DecodeOptions, Precision
 from caption_ray.data import images
 from caption_ray.device import autocast, pick_device, resolve_precision
 from caption_ray.model.caption_model import CaptionModel
-from caption_ray.model.decoder import Decoder, DecoderState, PictureContext
+from caption_ray.model.decoder import Decoder
+from caption_ray.model.decoder_state import DecoderState, PictureContext
 from caption_ray.model.decoding import Hypothesis, beam_search, greedy_steps
 from caption_ray.model.encoder import fold_batch_norm
 from caption_ray.model.fused_convolution import fuse_convolutions
@@ -62,13 +63,14 @@ class _FrozenDecoder:
     def __init__(self, decoder: Decoder, num_features: int) -> None:
         self._decoder = decoder
         context, _ = decoder.start(decoder.embedding.weight.new_zeros(1, 1, num_features))
+        assert context.products is not None
         self._products = context.products
         self.step = decoder.step
 
     def start(self, features: Tensor) -> tuple[PictureContext, DecoderState]:
         """Do as `Decoder.start`."""
         context, first = self._decoder.prepare(features)
-        return context._replace(products=self._products), first
+        return self._decoder.lay_out(context, self._products), first
 
 
 class Captioner:

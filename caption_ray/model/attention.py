@@ -4,7 +4,6 @@ import torch
 from torch import Tensor, nn
 
 from caption_ray.model.arithmetic import by_onednn, linear
-from caption_ray.model.fused_attention import attention_weights
 
 _BLOCK_NUMBERS = 2**21
 """Energies that are made at a time on a CPU: 8 MiB of them stay in its caches from sum to score."""
@@ -37,10 +36,6 @@ class AdditiveAttention(nn.Module):
 
     def attend(self, query: Tensor, keys: Tensor) -> Tensor:
         """Return the attention weights (P, K, R) of queries U h (P, K, A) and keys (P, R, A)."""
-        if by_onednn(keys):
-            weights = attention_weights(query, keys, self.score.weight[0])
-            if weights is not None:
-                return weights
         scores = self._scores_by_sigmoid(query, keys) if by_onednn(keys) else self._scores(query, keys)
         exact = torch.promote_types(scores.dtype, torch.float32)
         return torch.softmax(scores, dim=-1, dtype=exact).to(keys.dtype)

@@ -18,44 +18,13 @@ from caption_ray.config import ModelConfig
 from caption_ray.model.arithmetic import Product, linear, split_inputs, tanh
 from caption_ray.model.attention import AdditiveAttention
 from caption_ray.model.caption_layout import CaptionLayout
+from caption_ray.model.decoder_state import DecoderState, PictureContext, StepProducts, distinct
 from caption_ray.model.dropout import Dropout
+from caption_ray.model.fused_step import advance, key_powers, look, step_kernel
 from caption_ray.model.recurrence import StepWeights, multiplies_less_first, unroll
 from caption_ray.special_ids import PAD_ID, UNKNOWN_ID
 
-_ROWS = 32
-
-
-class DecoderState(NamedTuple):
-    """What the LSTM carries from word to word: hidden (B, H) and cell (B, H)."""
-
-    hidden: Tensor
-    cell: Tensor
-
-
-class StepProducts(NamedTuple):
-    """The products of a step, by what they multiply. Those that share inputs are one.
-
-    word: E to 4H, the LSTM's biases included.  hidden: H to A + 1 + 4H, the query, the context's gate and the LSTM's.
-    context: D to 4H.  deep: H + D to E, where there is deep output.  output: to V.
-    """
-
-    word: Product
-    hidden: Product
-    context: Product
-    deep: Product | None
-    output: Product
-
-
-class PictureContext(NamedTuple):
-    """What steps need of P pictures, computed once: keys (P, R, A), values (P, R, D); and the products of a step."""
-
-    keys: Tensor
-    values: Tensor
-    products: StepProducts | None = None
-
-    def of(self, pictures: Tensor) -> "PictureContext":
-        """Return the context of some of the pictures, by their numbers."""
-        return self._replace(keys=self.keys.index_select(0, pictures), values=self.values.index_select(0, pictures))
+_ROWS, _FEW_ROWS = 32, 8
 
 
 class DecoderWeights(NamedTuple):
@@ -154,7 +123,13 @@ class Decoder(nn.Module):
         The decoder's weights must stay as they are until the last step.
         """
         context, first = self.prepare(features)
-        return context._replace(products=self._step_products()), first
+        return self.lay_out(context, self._step_products()), first
+
+    def lay_out(self, context: PictureContext, products: StepProducts) -> PictureContext:
+        """Return the context of `prepare` with all that is laid out once for many steps."""
+        kernel = step_kernel(context.keys, context.values)
+        powers = None if kernel is None else key_powers(kernel, context.keys)
+        return context._replace(products=products, powers=powers)
 
     def _project(self, features: Tensor) -> Tensor:
         if not isinstance(self.feature_projection, nn.Sequential):
@@ -186,26 +161,47 @@ class Decoder(nn.Module):
         Returns logits (B, V), the new state, and attention (B, R), whose rows sum to 1.
         """
         products = context.products or self._step_products()
-        config, num_pictures = self.config, context.keys.shape[0]
+        config, num_pictures = self.config, context.num_pictures
+        kernel = None if context.powers is None else step_kernel(context.keys, context.values)
         # Each word once: beams share most of theirs. On a GPU, counting them would take longer than it saves.
-        words, place = torch.unique(ids, return_inverse=True) if ids.device.type == "cpu" else (ids, None)
-        gates = products.word(self.embedding(words))
-        if place is not None:
-            gates = gates.index_select(0, place)
+        words, word_of = torch.unique(ids, return_inverse=True) if ids.device.type == "cpu" else (ids, None)
+        word_gates = products.word(self.embedding(words))
 
+        # What does not depend on the word: once for all words that a search goes on with from the same state.
+        hidden, first, state_of = state.hidden, torch.arange(len(ids), device=ids.device), None
+        if state.origin is not None and kernel is not None:
+            place, which = distinct(state.origin)
+            room = -(-len(place) // _FEW_ROWS) * _FEW_ROWS  # oneDNN writes code for each number of rows
+            if room < len(ids):
+                first, state_of = F.pad(place, (0, room - len(place)), value=len(ids) - 1), which
+                hidden = hidden.index_select(0, first)
         sizes = [config.attention_size, 1, 4 * config.hidden_size]
-        query, gate, hidden_gates = products.hidden(state.hidden).split(sizes, dim=-1)
-        attention = self.attention.attend(query.unflatten(0, (num_pictures, -1)), context.keys)  # (P, K, R)
-        attended = torch.matmul(attention, context.values).flatten(0, 1)  # (B, D)
+        query, gate, hidden_gates = products.hidden(hidden).split(sizes, dim=-1)
+        if kernel is None or context.powers is None:
+            weights = self.attention.attend(query.unflatten(0, (num_pictures, -1)), context.keys)  # (P, K, R)
+            attention, attended = weights.flatten(0, 1), torch.matmul(weights, context.values).flatten(0, 1)
+        else:
+            picture_of = first // (len(ids) // num_pictures)
+            if context.pictures is not None:
+                picture_of = context.pictures.index_select(0, picture_of)
+            score = self.attention.score.weight[0]
+            attention, attended = look(kernel, query, context.powers, context.values, picture_of, score)
         attended = torch.sigmoid(gate) * attended  # Xu et al. 2015, sec. 4.2.1
-        gates = products.context(attended).add_(gates).add_(hidden_gates)
-        enter, forget, candidate, leave = gates.chunk(4, dim=-1)  # nn.LSTMCell's order
-        cell = torch.sigmoid(forget) * state.cell + torch.sigmoid(enter) * tanh(candidate)
-        hidden = torch.sigmoid(leave) * tanh(cell)
+        state_gates = products.context(attended).add_(hidden_gates)
+
+        if kernel is None:
+            gates = state_gates.add_(word_gates if word_of is None else word_gates.index_select(0, word_of))
+            enter, forget, candidate, leave = gates.chunk(4, dim=-1)  # nn.LSTMCell's order
+            cell = torch.sigmoid(forget) * state.cell + torch.sigmoid(enter) * tanh(candidate)
+            hidden = torch.sigmoid(leave) * tanh(cell)
+        else:
+            hidden, cell = advance(kernel, state_gates, state_of, word_gates, word_of, state.cell)
+        if state_of is not None:
+            attention, attended = (part.index_select(0, state_of) for part in (attention, attended))
         read = hidden
         if products.deep is not None:
             read = tanh(products.deep(torch.cat((hidden, attended), dim=-1)))
-        return products.output(read), DecoderState(hidden, cell), attention.flatten(0, 1)
+        return products.output(read), DecoderState(hidden, cell), attention
 
     def forward(self, features: Tensor, ids: Tensor, lengths: Sequence[int], picture_index: Tensor) -> TeacherForcing:
         """Score every next word of whole captions, the true words being fed in (teacher forcing).

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from caption_ray.config import DecodeOptions
-from caption_ray.model.decoder import DecoderState, PictureContext
+from caption_ray.model.decoder_state import DecoderState, PictureContext
 from caption_ray.special_ids import END_ID, PAD_ID, START_ID, UNKNOWN_ID
 
 _NEVER_WRITTEN = (PAD_ID, START_ID, UNKNOWN_ID)
@@ -131,11 +131,11 @@ def beam_search(decoder: StepDecoder, features: Tensor, options: DecodeOptions) 
             context = context.of(kept)
         rows, ids = origin.flatten(), chosen.flatten()
         words, attended, attention, hidden, cell = (
-            part.index_select(0, rows) for part in (words, attended, attention.float(), *state)
+            part.index_select(0, rows) for part in (words, attended, attention.float(), state.hidden, state.cell)
         )
         words = torch.cat((words, ids.unsqueeze(1)), dim=1)
         attended = torch.cat((attended, attention.unsqueeze(1)), dim=1)
-        state = DecoderState(hidden, cell)
+        state = DecoderState(hidden, cell, origin=rows)
     rows = torch.arange(len(words), device=device).view_as(scores)
     unanswered = torch.tensor([[not beam.ended] for beam in searched], device=device).expand_as(scores)
     _collect_ended(searched, scores, rows, unanswered, words, attended)

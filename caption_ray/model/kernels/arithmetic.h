@@ -126,6 +126,27 @@ INLINE vec fraction(vec key_powers, vec query_powers) { /* (1 - tanh(k + q)) / 2
     return reciprocal(1 + product);
 }
 
+/* sums[k][d] = sum_r weights[k][r] * values[r][d] for `count` words k, four regions at a time: sums are read and
+   written less often, and values once for all words. */
+INLINE void average(int64_t count, const real *values, int64_t size, const float *weights, int64_t regions,
+                    float *sums) {
+    int64_t r = 0;
+    memset(sums, 0, count * size * sizeof *sums);
+    for (; r + 4 <= regions; r += 4)
+        for (int64_t d = 0; d < size; d += LANES) {
+            const real *at = values + r * size + d;
+            vec first = load(at), second = load(at + size), third = load(at + 2 * size), fourth = load(at + 3 * size);
+            for (int64_t k = 0; k < count; k++) {
+                const float *w = weights + k * regions + r;
+                add_to(sums + k * size + d, w[0] * first + w[1] * second + w[2] * third + w[3] * fourth);
+            }
+        }
+    for (; r < regions; r++)
+        for (int64_t k = 0; k < count; k++)
+            for (int64_t d = 0; d < size; d += LANES)
+                add_to(sums + k * size + d, weights[k * regions + r] * load(values + r * size + d));
+}
+
 /* Weights of a product, laid out as it reads them: PANEL outputs by PANEL outputs, and in each of these input by input.
    bfloat16 products of AVX-512 and AMX take inputs by twos. Elsewhere they are floats. */
 #if defined(AMX) || (defined(BFLOAT16) && defined(__AVX512BF16__))

@@ -16,27 +16,6 @@ static void lay_out_weights(const struct problem *p) {
     }
 }
 
-/* sums[k][d] = sum_r weights[k][r] * values[r][d] for `count` words k, four regions at a time: sums are read and
-   written less often, and values once for all words. */
-static void average(int64_t count, const real *values, int64_t size, const float *weights, int64_t regions,
-                    float *sums) {
-    int64_t r = 0;
-    memset(sums, 0, count * size * sizeof *sums);
-    for (; r + 4 <= regions; r += 4)
-        for (int64_t d = 0; d < size; d += LANES) {
-            const real *at = values + r * size + d;
-            vec first = load(at), second = load(at + size), third = load(at + 2 * size), fourth = load(at + 3 * size);
-            for (int64_t k = 0; k < count; k++) {
-                const float *w = weights + k * regions + r;
-                add_to(sums + k * size + d, w[0] * first + w[1] * second + w[2] * third + w[3] * fourth);
-            }
-        }
-    for (; r < regions; r++)
-        for (int64_t k = 0; k < count; k++)
-            for (int64_t d = 0; d < size; d += LANES)
-                add_to(sums + k * size + d, weights[k * regions + r] * load(values + r * size + d));
-}
-
 /* Attention of one word: `weights` of it, as later products see them, and its context's gate. */
 static void weigh(const struct problem *p, int64_t word, int64_t picture, real *spread, float *weights) {
     int64_t regions = p->regions, size = p->attention, hidden = p->hidden, input = p->input;

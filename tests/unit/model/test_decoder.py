@@ -8,7 +8,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pack_padded_sequence
 
 from caption_ray.config import ModelConfig
-from caption_ray.model.decoder import Decoder, DecoderState, active_rows, pack_steps
+from caption_ray.model.decoder import Decoder, active_rows, pack_steps
+from caption_ray.model.decoder_state import DecoderState
 
 R, F, V, H = 5, 7, 13, 11
 # With 20 features and no deep output, values are multiplied before they are averaged; else after.
@@ -131,7 +132,7 @@ def test_a_search_in_single_precision_agrees_with_forward_in_double(name: str) -
     )
     decoder = build(CONFIGS[name]).float()
     context, state = decoder.start(grids.float())
-    state = DecoderState(*(part[PICTURE_OF_ROW] for part in state))
+    state = DecoderState(state.hidden[PICTURE_OF_ROW], state.cell[PICTURE_OF_ROW])
     for step in range(4):
         found, state, attention = decoder.step(torch.tensor([row[step] for row in inputs]), state, context)
         assert found.dtype == torch.float32

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from caption_ray.config import DecodeOptions, ModelConfig
-from caption_ray.model.decoder import Decoder, DecoderState, PictureContext
+from caption_ray.model.decoder import Decoder
+from caption_ray.model.decoder_state import DecoderState, PictureContext
 from caption_ray.model.decoding import Hypothesis, beam_search, greedy_steps, rank_score
 from caption_ray.special_ids import END_ID, START_ID, UNKNOWN_ID
 
