@@ -162,6 +162,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     pictures = sorted(arguments.pictures.glob("*.jpg"))[: arguments.num_pictures]
+    if not pictures:
+        parser.error(f"--pictures: no *.jpg in {arguments.pictures}; name a folder of JPEG files")
     port = free_port()
     with tempfile.TemporaryDirectory() as name:
         folder, bundle = Path(name), str(Path(name) / "bundle")

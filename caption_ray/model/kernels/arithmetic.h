@@ -11,7 +11,7 @@
 #include <immintrin.h>
 #endif
 
-#if defined(BFLOAT16) && defined(TILES) && defined(__AMX_BF16__)
+#if defined(BFLOAT16) && defined(TILES) && defined(__AVX512F__) && defined(__AMX_BF16__)
 #define AMX /* products by tiles of up to 16 rows of 64 bytes; TILES says that this process may */
 #endif
 
