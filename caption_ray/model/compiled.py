@@ -14,7 +14,9 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -25,6 +27,7 @@ _FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-std
 _X86_FLAGS = ("-mprefer-vector-width=512",)
 """GCC takes half as wide vectors for most CPUs that have them, from the days when these slowed the clock down."""
 _TIMEOUT_S = 120
+_MULTIPLE = 32
 _DEFINITIONS: dict[torch.dtype, tuple[str, ...]] = {torch.float32: (), torch.bfloat16: ("BFLOAT16",)}
 
 
@@ -33,10 +36,29 @@ def switched_off() -> bool:
     return os.environ.get("CAPTION_RAY_KERNEL", "").lower() in ("off", "0")
 
 
-def library_for(values: torch.Tensor) -> ctypes.CDLL | None:
-    """Return the library for numbers of the format of `values`, or None where torch's operations must do."""
+def library_for(values: torch.Tensor, *sizes: int) -> ctypes.CDLL | None:
+    """Return the library for numbers of the format of `values`, or None where torch's operations must do.
+
+    sizes: of the vectors that are gone over, which must be multiples of `_MULTIPLE`.
+    """
     definitions = _DEFINITIONS.get(values.dtype)
-    return None if values.device.type != "cpu" or definitions is None or switched_off() else load(*definitions)
+    if values.device.type != "cpu" or definitions is None or switched_off():
+        return None
+    return None if any(size % _MULTIPLE for size in sizes) else load(*definitions)
+
+
+def call(
+    function: Any,
+    kind: type[ctypes.Structure],
+    numbers: Mapping[str, float],
+    tensors: Mapping[str, torch.Tensor | None],
+) -> None:
+    """Call a function of the library with a structure of numbers, of pointers to tensors, and of the threads to have.
+
+    What is None is left out, a null pointer. Tensors must be as the function reads them, without gaps.
+    """
+    pointers = {name: tensor.data_ptr() for name, tensor in tensors.items() if tensor is not None}
+    function(ctypes.byref(kind(threads=torch.get_num_threads(), **numbers, **pointers)))
 
 
 @functools.cache

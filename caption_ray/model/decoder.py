@@ -171,7 +171,7 @@ class Decoder(nn.Module):
         hidden, first, state_of = state.hidden, torch.arange(len(ids), device=ids.device), None
         if state.origin is not None and kernel is not None:
             place, which = distinct(state.origin)
-            room = -(-len(place) // _FEW_ROWS) * _FEW_ROWS  # oneDNN writes code for each number of rows
+            room = _rounded_up(len(place), _FEW_ROWS)  # oneDNN writes code for each number of rows
             if room < len(ids):
                 first, state_of = F.pad(place, (0, room - len(place)), value=len(ids) - 1), which
                 hidden = hidden.index_select(0, first)
@@ -267,8 +267,12 @@ def _room(num_words: int, device: torch.device) -> int:
     many of the products, and the words of batches are hardly ever as many.
     """
     if device.type == "cpu" and torch.is_autocast_enabled("cpu"):
-        return -(-num_words // _ROWS) * _ROWS
+        return _rounded_up(num_words, _ROWS)
     return num_words
+
+
+def _rounded_up(number: int, step: int) -> int:
+    return -(-number // step) * step
 
 
 def active_rows(lengths: Sequence[int]) -> list[int]:

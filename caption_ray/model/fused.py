@@ -6,7 +6,6 @@ Shape letters as in recurrence.py.
 
 import ctypes
 import functools
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -15,9 +14,6 @@ from torch.autograd.function import once_differentiable
 
 from caption_ray.model import compiled
 from caption_ray.model.caption_layout import CaptionLayout
-
-_MULTIPLE = 32
-"""What sizes must be multiples of."""
 
 
 class _Problem(ctypes.Structure):
@@ -50,9 +46,7 @@ class _Problem(ctypes.Structure):
 
 def kernel_for(word_gates: Tensor, keys: Tensor, values: Tensor) -> ctypes.CDLL | None:
     """Return the compiled loop for such tensors, or None where torch's operations must do."""
-    if any(size % _MULTIPLE for size in (word_gates.shape[1] // 4, keys.shape[2], values.shape[2])):
-        return None
-    return compiled.library_for(word_gates)
+    return compiled.library_for(word_gates, word_gates.shape[1] // 4, keys.shape[2], values.shape[2])
 
 
 class FusedRecurrence(torch.autograd.Function):
@@ -129,7 +123,7 @@ class FusedRecurrence(torch.autograd.Function):
             "input": input_size,
             "context_stride": 0 if problem["context"] is None else problem["context"].stride(0),
         }
-        _run(kernel.forward, ctx.sizes, problem)
+        compiled.call(kernel.forward, _Problem, ctx.sizes, problem)
         ctx.kernel, ctx.layout, ctx.names = kernel, layout, list(problem)
         ctx.save_for_backward(*problem.values())
         ctx.set_materialize_grads(False)
@@ -166,7 +160,7 @@ class FusedRecurrence(torch.autograd.Function):
             "d_state": d_state,
             "d_cell": d_cell,
         }
-        _run(ctx.kernel.backward, ctx.sizes, problem)
+        compiled.call(ctx.kernel.backward, _Problem, ctx.sizes, problem)
         states = inputs[:, input_size:]
         d_recurrent = torch.mm(d_gates.t(), inputs)
         return (
@@ -191,9 +185,3 @@ def _room(num_words: int, num_rows: int, like: Tensor, size: int) -> Tensor:
     values = like.new_empty(num_rows, size)
     values[num_words:] = 0
     return values
-
-
-def _run(function: Any, sizes: Mapping[str, int], tensors: Mapping[str, Tensor | None]) -> None:
-    """Call the C function with what its names ask for; what is None is to be left out."""
-    pointers = {name: tensor.data_ptr() for name, tensor in tensors.items() if tensor is not None}
-    function(ctypes.byref(_Problem(threads=torch.get_num_threads(), **sizes, **pointers)))

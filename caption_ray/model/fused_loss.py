@@ -40,7 +40,8 @@ class FusedCrossEntropy(torch.autograd.Function):
         losses, log_sums = (logits.new_empty(len(targets), dtype=torch.float32) for _ in range(2))
         ctx.kernel, ctx.label_smoothing = kernel, label_smoothing
         ctx.save_for_backward(logits, targets, log_sums)
-        _run(kernel.cross_entropy, label_smoothing, logits, targets, losses=losses, log_sums=log_sums)
+        tensors = {"logits": logits, "targets": targets, "losses": losses, "log_sums": log_sums}
+        compiled.call(kernel.cross_entropy, _CrossEntropy, _numbers(logits, targets, label_smoothing), tensors)
         return losses
 
     @staticmethod
@@ -50,8 +51,15 @@ class FusedCrossEntropy(torch.autograd.Function):
         logits, targets, log_sums = ctx.saved_tensors
         d_logits = torch.empty_like(logits)
         d_logits[len(targets) :] = 0
-        given = {"log_sums": log_sums, "d_losses": d_losses.contiguous(), "d_logits": d_logits}
-        _run(ctx.kernel.cross_entropy_backward, ctx.label_smoothing, logits, targets, **given)
+        tensors = {
+            "logits": logits,
+            "targets": targets,
+            "log_sums": log_sums,
+            "d_losses": d_losses.contiguous(),
+            "d_logits": d_logits,
+        }
+        numbers = _numbers(logits, targets, ctx.label_smoothing)
+        compiled.call(ctx.kernel.cross_entropy_backward, _CrossEntropy, numbers, tensors)
         return None, d_logits, None, None
 
 
@@ -63,18 +71,5 @@ def cross_entropy(logits: Tensor, targets: Tensor, label_smoothing: float) -> Te
     return losses
 
 
-def _run(function: Any, smoothing: float, logits: Tensor, targets: Tensor, **tensors: Tensor) -> None:
-    pointers = {name: tensor.data_ptr() for name, tensor in tensors.items()}
-    function(
-        ctypes.byref(
-            _CrossEntropy(
-                threads=torch.get_num_threads(),
-                words=len(targets),
-                vocabulary=logits.shape[1],
-                smoothing=smoothing,
-                logits=logits.data_ptr(),
-                targets=targets.data_ptr(),
-                **pointers,
-            )
-        )
-    )
+def _numbers(logits: Tensor, targets: Tensor, smoothing: float) -> dict[str, float]:
+    return {"words": len(targets), "vocabulary": logits.shape[1], "smoothing": smoothing}

@@ -12,15 +12,12 @@ from torch import Tensor
 from caption_ray.model import compiled
 from caption_ray.model.arithmetic import by_onednn
 
-_MULTIPLE = 32
-"""What sizes must be multiples of."""
-
 
 class _Attention(ctypes.Structure):
     """`struct attention` of kernels/step.c, which says what is what."""
 
     _fields_ = [
-        *((name, ctypes.c_int64) for name in ("threads", "pictures", "rows", "regions", "attention", "value")),
+        *((name, ctypes.c_int64) for name in ("threads", "rows", "regions", "attention", "value")),
         *((name, ctypes.c_void_p) for name in ("powers", "values", "queries", "picture_of", "score")),
         *((name, ctypes.c_void_p) for name in ("weights", "averages")),
     ]
@@ -38,9 +35,9 @@ class _Cell(ctypes.Structure):
 
 def step_kernel(keys: Tensor, values: Tensor) -> ctypes.CDLL | None:
     """Return the compiled code for steps with such tensors, or None where torch's operations must do."""
-    if not by_onednn(keys) or any(part.shape[2] % _MULTIPLE or part.dtype != torch.float32 for part in (keys, values)):
+    if not (by_onednn(keys) and by_onednn(values)):
         return None
-    return compiled.library_for(keys)
+    return compiled.library_for(keys, keys.shape[2], values.shape[2])
 
 
 def key_powers(kernel: ctypes.CDLL, keys: Tensor) -> Tensor:
@@ -74,16 +71,8 @@ def look(
         "weights": weights,
         "averages": averages,
     }
-    problem = _Attention(
-        threads=torch.get_num_threads(),
-        pictures=num_pictures,
-        rows=num_rows,
-        regions=num_regions,
-        attention=size,
-        value=value_size,
-        **{name: tensor.data_ptr() for name, tensor in tensors.items()},
-    )
-    kernel.attention(ctypes.byref(problem))
+    sizes = {"rows": num_rows, "regions": num_regions, "attention": size, "value": value_size}
+    compiled.call(kernel.attention, _Attention, sizes, tensors)
     return weights, averages
 
 
@@ -116,7 +105,5 @@ def advance(
         "after": after,
         "state": state,
     }
-    pointers = {name: tensor.data_ptr() for name, tensor in tensors.items() if tensor is not None}
-    problem = _Cell(threads=torch.get_num_threads(), rows=num_rows, hidden=hidden_size, **pointers)
-    kernel.cell(ctypes.byref(problem))
+    compiled.call(kernel.cell, _Cell, {"rows": num_rows, "hidden": hidden_size}, tensors)
     return state, after

@@ -126,6 +126,23 @@ INLINE vec fraction(vec key_powers, vec query_powers) { /* (1 - tanh(k + q)) / 2
     return reciprocal(1 + product);
 }
 
+/* weights[r] = softmax_r(v . tanh(k_r + q)), from e^2k of the regions' keys and e^2q. */
+INLINE void weigh_regions(const float *score, const float *key_powers, const float *query_powers, int64_t size,
+                          int64_t regions, float *weights) {
+    float highest = -INFINITY, total = 0;
+    for (int64_t r = 0; r < regions; r++) {
+        const float *key = key_powers + r * size;
+        vec sum = {0};
+        for (int64_t a = 0; a < size; a += LANES)
+            sum += load_exact(score + a) * fraction(load_exact(key + a), load_exact(query_powers + a));
+        weights[r] = -2 * sum_lanes(sum);
+        highest = weights[r] > highest ? weights[r] : highest;
+    }
+    for (int64_t r = 0; r < regions; r++) weights[r] = exponential(weights[r] - highest);
+    for (int64_t r = 0; r < regions; r++) total += weights[r];
+    for (int64_t r = 0; r < regions; r++) weights[r] /= total;
+}
+
 /* sums[k][d] = sum_r weights[k][r] * values[r][d] for `count` words k, four regions at a time: sums are read and
    written less often, and values once for all words. */
 INLINE void average(int64_t count, const real *values, int64_t size, const float *weights, int64_t regions,

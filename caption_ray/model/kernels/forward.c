@@ -21,18 +21,10 @@ static void weigh(const struct problem *p, int64_t word, int64_t picture, real *
     int64_t regions = p->regions, size = p->attention, hidden = p->hidden, input = p->input;
     const real *state = p->inputs + word * (input + hidden) + input;
     const float *keys = p->key_powers + picture * regions * size, *query = p->query_powers + word * size;
-    float highest = -INFINITY, total = 0, open = p->gate_bias[0];
+    float open = p->gate_bias[0];
+    weigh_regions(p->score, keys, query, size, regions, weights);
     for (int64_t r = 0; r < regions; r++) {
-        vec sum = {0};
-        for (int64_t a = 0; a < size; a += LANES)
-            sum += load_exact(p->score + a) * fraction(load_exact(keys + r * size + a), load_exact(query + a));
-        weights[r] = -2 * sum_lanes(sum);
-        highest = weights[r] > highest ? weights[r] : highest;
-    }
-    for (int64_t r = 0; r < regions; r++) weights[r] = exponential(weights[r] - highest);
-    for (int64_t r = 0; r < regions; r++) total += weights[r];
-    for (int64_t r = 0; r < regions; r++) {
-        real rounded = narrow(weights[r] / total);
+        real rounded = narrow(weights[r]);
         p->weights[word * regions + r] = rounded;
         if (spread) spread[r] = rounded;
         weights[r] = widen(rounded);

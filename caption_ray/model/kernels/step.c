@@ -4,7 +4,7 @@
 #include "arithmetic.h"
 
 struct attention { /* as in fused_step.py */
-    int64_t threads, pictures, rows, regions, attention, value;
+    int64_t threads, rows, regions, attention, value;
     const float *powers;       /* (P, R, A): e^2k */
     const real *values;        /* (P, R, D) */
     const real *queries;       /* (N, A) */
@@ -18,18 +18,9 @@ static void look(const struct attention *p, int64_t row) {
     int64_t regions = p->regions, size = p->attention, value = p->value, picture = p->picture_of[row];
     const float *powers = p->powers + picture * regions * size;
     const real *values = p->values + picture * regions * value;
-    float *weights = p->weights + row * regions, query[size], highest = -INFINITY, total = 0;
+    float *weights = p->weights + row * regions, query[size];
     for (int64_t a = 0; a < size; a++) query[a] = power(widen(p->queries[row * size + a]));
-    for (int64_t r = 0; r < regions; r++) {
-        vec sum = {0};
-        for (int64_t a = 0; a < size; a += LANES)
-            sum += load_exact(p->score + a) * fraction(load_exact(powers + r * size + a), load_exact(query + a));
-        weights[r] = -2 * sum_lanes(sum);
-        highest = weights[r] > highest ? weights[r] : highest;
-    }
-    for (int64_t r = 0; r < regions; r++) weights[r] = exponential(weights[r] - highest);
-    for (int64_t r = 0; r < regions; r++) total += weights[r];
-    for (int64_t r = 0; r < regions; r++) weights[r] /= total;
+    weigh_regions(p->score, powers, query, size, regions, weights);
     average(1, values, value, weights, regions, p->averages + row * value);
 }
 
