@@ -113,14 +113,19 @@ class Service:
         found = self._application()["deployments"][deployment]["replicas"]
         return {replica["replica_id"]: replica["pid"] for replica in found if replica["state"] == "RUNNING"}
 
-    def resident_bytes(self) -> int:
-        """Return the memory of what all that is sent goes through, Ray's proxy or HAProxy, and of all replicas."""
+    def private_bytes(self) -> int:
+        """Return the memory of what all that is sent goes through, Ray's proxy or HAProxy, and of all replicas.
+
+        Pages that they share are left out: they are those of Ray's object store, which has a size of its own, and which
+        each process maps bit by bit as large bodies pass through it.
+        """
         children = psutil.Process(self.process.pid).children(recursive=True)
         proxies = [child.pid for child in children if _is_proxy(child)]
         assert len(proxies) == 1
         proxies += [child.pid for child in children if child.is_running() and child.name() == "haproxy"]
         pids = [*proxies, *self.replicas("Ingress").values(), *self.replicas("CaptionerReplica").values()]
-        return sum(psutil.Process(pid).memory_info().rss for pid in pids)
+        found = [psutil.Process(pid).memory_info() for pid in pids]
+        return sum(memory.rss - memory.shared for memory in found)
 
     def metrics_address(self) -> str:
         """Return where Ray's metrics agent of this node is scraped."""

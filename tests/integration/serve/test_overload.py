@@ -16,9 +16,9 @@ def test_eight_times_too_many_clients(service: Service, picture: bytes, seconds:
     assert statuses(before) == {200: len(before)}
 
     load(service.url, picture, num_clients=8 * 16, seconds=seconds / 4)
-    early = service.resident_bytes()
+    early = service.private_bytes()
     replies = load(service.url, picture, num_clients=8 * 16, seconds=seconds)
-    grown = service.resident_bytes() - early
+    grown = service.private_bytes() - early
 
     counts = statuses(replies)
     assert set(counts) == {200, 503}
