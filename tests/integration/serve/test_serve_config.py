@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import yaml
+from ray.serve._private import constants
 from strict import problems
 
 from caption_ray.errors import BundleError, UsageError
@@ -65,6 +66,11 @@ def test_config_has_no_key_that_ray_ignores(tiny_bundle: Path) -> None:
 def test_typo_is_found(path: Path_, value: object, found: str, tiny_bundle: Path) -> None:
     wrong = problems(changed(path, value), str(tiny_bundle))
     assert any(found in problem for problem in wrong), wrong
+
+
+def test_environment_of_the_replicas_is_one_that_serve_reads() -> None:
+    for name in CONFIG["applications"][0]["runtime_env"]["env_vars"]:
+        assert hasattr(constants, name)
 
 
 def test_limits_are_in_the_order_in_which_they_must_be_hit() -> None:
