@@ -30,6 +30,13 @@ RUN python -c 'import tomllib; print(*tomllib.load(open("/opt/pyproject.toml", "
     && echo /app > "$(python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/caption_ray.pth" \
     && pip uninstall --yes pip
 
+# The decoder's C code, for the kinds of CPUs that a node may have; the image itself needs no compiler.
+FROM dependencies AS kernels
+RUN apt-get update && apt-get install --yes --no-install-recommends gcc libc6-dev
+WORKDIR /app
+COPY caption_ray caption_ray
+RUN ["python", "-m", "caption_ray.model.portable"]
+
 FROM ${PYTHON_IMAGE}
 ARG VARIANT=cpu
 ARG VERSION=0.1.0
@@ -58,6 +65,7 @@ WORKDIR /app
 COPY serve_config.yaml LICENSE ./
 COPY jobs jobs
 COPY caption_ray caption_ray
+COPY --from=kernels /app/caption_ray/model/kernels/portable caption_ray/model/kernels/portable
 RUN ["python", "-m", "compileall", "-q", "--invalidation-mode", "unchecked-hash", "caption_ray", "jobs"]
 USER 1000:1000
 EXPOSE 8000

@@ -1,18 +1,15 @@
-"""The C code of `kernels/`, compiled where it runs, by the compiler that is there.
+"""The C code of `kernels/` as a library: compiled where it runs, by the compiler that is there, or beforehand.
 
-It is never needed: what calls it has torch's operations to fall back on, which also serve GPUs. The library is kept in
-the user's cache folder, under a digest of all that it was made from. CAPTION_RAY_KERNEL=off turns it off.
+It is never needed: what calls it has torch's operations to fall back on, which also serve GPUs. What is compiled is
+kept in the user's cache folder, under a digest of all that it was made from. CAPTION_RAY_KERNEL=off turns it off.
 """
 
 import ctypes
 import functools
-import hashlib
 import logging
 import os
-import platform
 import shutil
 import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,13 +17,10 @@ from typing import Any
 
 import torch
 
+from caption_ray.model import compiler, portable
+
 logger = logging.getLogger(__name__)
 
-_SOURCES = Path(__file__).parent / "kernels"
-_FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-std=gnu11", "-fPIC", "-shared", "-fopenmp")
-_X86_FLAGS = ("-mprefer-vector-width=512",)
-"""GCC takes half as wide vectors for most CPUs that have them, from the days when these slowed the clock down."""
-_TIMEOUT_S = 120
 _MULTIPLE = 32
 _DEFINITIONS: dict[torch.dtype, tuple[str, ...]] = {torch.float32: (), torch.bfloat16: ("BFLOAT16",)}
 
@@ -67,34 +61,25 @@ def load(*definitions: str) -> ctypes.CDLL | None:
 
     The first call on a machine takes a second or two.
     """
-    openmp = _openmp_of_torch()
-    compiler = shutil.which("gcc")
-    if openmp is None or compiler is None:
-        missing = "no gcc" if compiler is None else "no GNU OpenMP in torch"
-        logger.info("the decoder goes by torch's operations, slower than by compiled ones: %s", missing)
-        return None
+    openmp = compiler.openmp_of_torch()
+    gcc = shutil.which("gcc")
     try:
-        return _load(compiler, openmp, definitions)
+        if openmp is not None and (library := portable.find(definitions)) is not None:
+            return ctypes.CDLL(str(library))
+        if openmp is not None and gcc is not None:
+            return _load(gcc, openmp, definitions)
+        reason = "no GNU OpenMP in torch" if openmp is None else "no gcc"
     except (OSError, subprocess.SubprocessError) as error:
-        said = getattr(error, "stderr", None) or str(error)
-        logger.info("the decoder goes by torch's operations, slower than by compiled ones: %s", said.strip()[-500:])
-        return None
+        reason = (getattr(error, "stderr", None) or str(error)).strip()[-500:]
+    logger.info("the decoder goes by torch's operations, slower than by compiled ones: %s", reason)
+    return None
 
 
-def _load(compiler: str, openmp: Path, definitions: tuple[str, ...]) -> ctypes.CDLL:
-    sources = sorted(_SOURCES.iterdir())
-    flags = [*_FLAGS, *(_X86_FLAGS if platform.machine() == "x86_64" else ())]
-    flags += [f"-D{definition}" for definition in (*definitions, *(("TILES",) if _may_use_tiles() else ()))]
-    version = subprocess.run([compiler, "--version"], capture_output=True, check=True, timeout=_TIMEOUT_S).stdout
-    made_from = [version, _cpu_flags(), *(repr(part).encode() for part in (compiler, openmp, flags))]
-    made_from += [part for source in sources for part in (source.name.encode(), source.read_bytes())]
-    name = hashlib.sha256(b"\0".join(made_from)).hexdigest()[:32] + ".so"
-    command = [
-        *(compiler, *flags),
-        *(str(source) for source in sources if source.suffix == ".c"),
-        # The very library whose threads torch has: a second one would have its own, all waiting for work by spinning.
-        *("-Wl,--as-needed", str(openmp), "-o"),
-    ]
+def _load(gcc: str, openmp: Path, definitions: tuple[str, ...]) -> ctypes.CDLL:
+    flags = compiler.flags_for(compiler.NATIVE, (*definitions, *(("TILES",) if compiler.may_use_tiles() else ())))
+    # Homes are shared by machines that differ in their CPUs.
+    made_from = (repr(part).encode() for part in (gcc, openmp, flags))
+    name = compiler.digest_of(compiler.version_of(gcc), compiler.cpu_flags(), *made_from) + ".so"
     kept = _cache_folder() / name
     try:
         return ctypes.CDLL(str(kept))
@@ -103,44 +88,16 @@ def _load(compiler: str, openmp: Path, definitions: tuple[str, ...]) -> ctypes.C
     try:
         kept.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         with tempfile.TemporaryDirectory(dir=kept.parent) as folder:
-            made = _compile(command, Path(folder))
+            made = Path(folder) / name
+            compiler.compile_library(gcc, openmp, flags, made)
             made.replace(kept)  # at once: many workers may start together
         return ctypes.CDLL(str(kept))
     except OSError:  # a home that cannot be written to: compiled for this process alone
         with tempfile.TemporaryDirectory() as folder:
-            return ctypes.CDLL(str(_compile(command, Path(folder))))
-
-
-def _compile(command: list[str], folder: Path) -> Path:
-    made = folder / "library.so"
-    subprocess.run([*command, str(made)], capture_output=True, text=True, check=True, timeout=_TIMEOUT_S)
-    return made
+            made = Path(folder) / name
+            compiler.compile_library(gcc, openmp, flags, made)
+            return ctypes.CDLL(str(made))
 
 
 def _cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "caption_ray"
-
-
-def _cpu_flags() -> bytes:
-    """Return what the CPU can do: homes are shared by machines that differ."""
-    lines = Path("/proc/cpuinfo").read_bytes().splitlines()
-    return next((line for line in lines if line.startswith((b"flags", b"Features"))), b"")
-
-
-def _may_use_tiles() -> bool:
-    """Ask the kernel for AMX's tiles, which it must grant to a process before the first use; tell whether it did."""
-    if sys.platform != "linux" or platform.machine() != "x86_64":
-        return False
-    arch_prctl, request_permission, tile_data = 158, 0x1023, 18  # Documentation/arch/x86/xstate.rst
-    return bool(ctypes.CDLL(None).syscall(arch_prctl, request_permission, tile_data) == 0)
-
-
-def _openmp_of_torch() -> Path | None:
-    """Return the GNU OpenMP library that torch has loaded into this process; None where it has another, or none."""
-    if sys.platform != "linux" or not torch.backends.openmp.is_available():
-        return None
-    for line in Path("/proc/self/maps").read_text().splitlines():
-        path = Path(line.partition("/")[1] + line.partition("/")[2])
-        if path.name.startswith("libgomp"):
-            return path
-    return None

@@ -9,9 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from caption_ray.model import compiled
+from caption_ray.model import compiled, portable
 
 needs_kernel = pytest.mark.skipif(compiled.load() is None, reason="no gcc, or torch without GNU OpenMP")
+pytestmark = pytest.mark.skipif(
+    portable.FOLDER.exists(), reason=f"libraries were compiled beforehand: {portable.FOLDER}"
+)
 
 
 @pytest.fixture(autouse=True)

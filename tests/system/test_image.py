@@ -140,6 +140,8 @@ def test_container_serves_captions_and_the_page(
     assert_captions(container, tiny_bundle, picture)
     assert container.run(*config["Healthcheck"]["Test"][1:]).returncode == 0
     assert container.run("id", "-u").stdout.strip() == "1000"
+    decoding = "from caption_ray.model import compiled; print(compiled.load('BFLOAT16'))"
+    assert "kernels/portable/" in container.run("python", "-c", decoding).stdout
     for path in ("/app/x", "/home/ray/x", "/bundle/x"):
         assert container.run("touch", path).returncode != 0, path
     assert container.run("touch", "/tmp/x").returncode == 0

@@ -1,0 +1,88 @@
+"""Libraries of `kernels/` that are compiled beforehand, where there is a compiler, for machines that have none.
+
+`python -m caption_ray.model.portable` makes one for each kind of CPU below, and each format of numbers, beside the
+sources. The container image has them, and no compiler.
+"""
+
+import platform
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from caption_ray.model import compiler
+
+FOLDER = compiler.KERNELS / "portable"
+
+FORMATS: tuple[tuple[str, ...], ...] = ((), ("BFLOAT16",))
+"""What is defined for numbers of four bytes, and of two."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A kind of CPU. needs: what Linux calls the instructions that GCC may take by these flags."""
+
+    name: str
+    flags: tuple[str, ...]
+    needs: frozenset[str]
+
+    @property
+    def has_tiles(self) -> bool:
+        """Whether the kernel must grant AMX's tiles to the process."""
+        return "amx_tile" in self.needs
+
+    def library(self, definitions: Sequence[str]) -> Path:
+        """Return where the library for these definitions is: under a name that other sources do not have."""
+        name = "-".join((self.name, *definitions, compiler.digest_of(" ".join(self.flags).encode())))
+        return FOLDER / f"{name}.so"
+
+
+_V3 = frozenset({"avx2", "bmi1", "bmi2", "f16c", "fma", "abm", "movbe"})
+_V4 = _V3 | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
+_BF16 = _V4 | {"avx512_bf16"}
+
+TARGETS = (
+    Target(
+        "amx",
+        ("-march=x86-64-v4", "-mavx512bf16", "-mamx-tile", "-mamx-bf16"),
+        _BF16 | {"amx_tile", "amx_bf16"},
+    ),
+    Target("avx512bf16", ("-march=x86-64-v4", "-mavx512bf16"), _BF16),
+    Target("avx512", ("-march=x86-64-v4",), _V4),
+    Target("avx2", ("-march=x86-64-v3",), _V3),
+)
+"""Best first."""
+
+
+def find(definitions: Sequence[str]) -> Path | None:
+    """Return the library for the best kind that this machine is of, None where none was made for it."""
+    if platform.machine() != "x86_64" or not FOLDER.is_dir():
+        return None
+    flags = set(compiler.cpu_flags().decode().split())
+    for target in TARGETS:
+        if not target.needs <= flags or (target.has_tiles and not compiler.may_use_tiles()):
+            continue
+        if (library := target.library(definitions)).exists():
+            return library
+    return None
+
+
+def compile_all() -> list[Path]:
+    """Compile the libraries of all kinds and formats, and return them. Raises as `compiler.compile_library`."""
+    gcc, openmp = shutil.which("gcc"), compiler.openmp_of_torch()
+    if gcc is None or openmp is None:
+        raise FileNotFoundError("no gcc" if gcc is None else "torch has no GNU OpenMP here")
+    made = []
+    for target in TARGETS:
+        for definitions in FORMATS:
+            library = target.library(definitions)
+            library.parent.mkdir(exist_ok=True)
+            tiles = ("TILES",) if target.has_tiles else ()
+            flags = compiler.flags_for(target.flags, (*definitions, *tiles))
+            compiler.compile_library(gcc, openmp, flags, library)
+            made.append(library)
+    return made
+
+
+if __name__ == "__main__":
+    compile_all()
