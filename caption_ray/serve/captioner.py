@@ -19,7 +19,7 @@ from caption_ray import storage
 from caption_ray.bundle import read_manifest
 from caption_ray.config import AskedPrecision
 from caption_ray.inference import Captioner
-from caption_ray.serve.backend import CaptionedPicture, GreedyWord, Square
+from caption_ray.serve.backend import CaptionedPicture, GreedyWord, OverloadedError, Square
 from caption_ray.serve.batching import BatchOptions, MaxQueued
 from caption_ray.serve.compute import describe, load_captioner, model_id
 from caption_ray.serve.engine import BatchRecord, Engine
@@ -92,16 +92,26 @@ class CaptionerReplica:
         self._refused = None
         self._swap = asyncio.create_task(self._replace(config))
 
-    async def caption(self, pictures: Sequence[Square], beam_width: int | None) -> list[CaptionedPicture]:
-        """Return each picture's captions. Raises OverloadedError."""
-        with self._places.taken_by(len(pictures)):
-            return await self._running().caption(pictures, beam_width)
+    # A refusal is an answer here: what is raised, Serve logs with its traceback, for every request of an overload.
 
-    async def stream(self, picture: Square) -> AsyncIterator[GreedyWord | CaptionedPicture]:
-        """Yield the greedy caption's words as they are found, and at last the whole. Raises OverloadedError."""
-        with self._places.taken_by(1):
-            async for event in self._running().stream(picture):
-                yield event
+    async def caption(
+        self, pictures: Sequence[Square], beam_width: int | None
+    ) -> list[CaptionedPicture] | OverloadedError:
+        """Return each picture's captions, or why they are not computed."""
+        try:
+            with self._places.taken_by(len(pictures)):
+                return await self._running().caption(pictures, beam_width)
+        except OverloadedError as refusal:
+            return refusal
+
+    async def stream(self, picture: Square) -> AsyncIterator[GreedyWord | CaptionedPicture | OverloadedError]:
+        """Yield the greedy caption's words as they are found, and at last the whole; or why there will be none."""
+        try:
+            with self._places.taken_by(1):
+                async for event in self._running().stream(picture):
+                    yield event
+        except OverloadedError as refusal:
+            yield refusal
 
     async def model(self) -> ModelAnswer:
         """Describe the model that answers now."""

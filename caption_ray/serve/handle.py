@@ -6,7 +6,7 @@ so twice is as good as once, and the router has left the lost one out by then.
 
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 from ray.exceptions import RayActorError, RayError, RayTaskError
@@ -23,6 +23,8 @@ from caption_ray.serve.schemas import ModelAnswer
 
 _MODEL_TIMEOUT_S = 5.0
 """The model's description takes no computing: a router that finds nobody to ask within this time has no replica."""
+
+Answer = TypeVar("Answer")
 
 _LOST = (RayError, RequestCancelledError, ReplicaUnavailableError, DeploymentUnavailableError, grpc.RpcError)
 """What a call ends with whose replica died or was shut down under it, or that no replica will ever take."""
@@ -52,7 +54,7 @@ class ServeBackend:
         events, has_ended = self._stream.remote(picture), False
         try:
             async for event in events:
-                yield event
+                yield _accepted(event)
             has_ended = True
         except Exception as error:
             has_ended = True
@@ -71,7 +73,7 @@ class ServeBackend:
 
     async def _answered(self, response: DeploymentResponse[Any]) -> Any:
         try:
-            return await response
+            return _accepted(await response)
         except asyncio.CancelledError:
             response.cancel()  # takes the pictures out of the replica's queue
             raise
@@ -80,9 +82,16 @@ class ServeBackend:
 
     def _translated(self, error: Exception) -> Exception:
         """Return the app's error for one of Ray's; an error that the replica itself raised stays as it is."""
-        if isinstance(error, (BackPressureError, OverloadedError)):  # the router's refusal, or the replica's own
+        if isinstance(error, (BackPressureError, OverloadedError)):  # the router's refusal, or the replica's
             return OverloadedError(self._retry_after_s)
         raised = isinstance(error, RayTaskError) and not isinstance(error, (BackendUnavailableError, RayActorError))
         if isinstance(error, _LOST) and not raised:
             return BackendUnavailableError(f"a replica of the model was lost ({type(error).__name__})")
         return error
+
+
+def _accepted(answer: Answer | OverloadedError) -> Answer:
+    """Return what a replica answered. Raises OverloadedError where that is its refusal."""
+    if isinstance(answer, OverloadedError):
+        raise answer
+    return answer

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from pathlib import Path
 
@@ -34,13 +35,14 @@ def config(tmp_path: Path) -> Path:
     return file
 
 
-def start(config: Path, bundle: Path) -> subprocess.Popen[bytes]:
-    """Run `serve run` in its own process group, its output beside its config."""
+def start(config: Path, bundle: Path, **variables: str) -> subprocess.Popen[bytes]:
+    """Run `serve run` in its own process group, its output beside its config. variables: of its environment."""
     environment = {
         **os.environ,
         "PYTHONPATH": str(ROOT),
         "CAPTION_RAY_BUNDLE": str(bundle),
         "RAY_AUTH_TOKEN": "5" * 64,
+        **variables,
     }
     environment.pop("RAY_ADDRESS", None)
     with config.with_suffix(".log").open("w") as log:
@@ -75,7 +77,7 @@ def test_serve_run_answers_until_interrupted(config: Path, tiny_bundle: Path, tm
     write_synthetic_flickr8k(tmp_path / "drawn", 20, seed=0)
     picture = min((tmp_path / "drawn" / "Images").iterdir())
     url = f"http://127.0.0.1:{yaml.safe_load(config.read_text())['http_options']['port']}"
-    process = start(config, tiny_bundle)
+    process = start(config, tiny_bundle, CAPTION_RAY_API_KEYS="Zyxwv,Utsrq")
     try:
         deadline = time.monotonic() + 120
         while True:
@@ -86,14 +88,20 @@ def test_serve_run_answers_until_interrupted(config: Path, tiny_bundle: Path, tm
                 assert process.poll() is None, config.with_suffix(".log").read_text()[-3000:]
                 assert time.monotonic() < deadline, config.with_suffix(".log").read_text()[-3000:]
                 time.sleep(0.3)
-        with urllib.request.urlopen(f"{url}/v1/model", timeout=30) as answer:
+        for given in ({}, {"X-API-Key": "Zyxw"}):
+            with pytest.raises(urllib.error.HTTPError) as refused:
+                urllib.request.urlopen(urllib.request.Request(f"{url}/v1/model", headers=given), timeout=30)
+            assert refused.value.code == 401
+            assert json.load(refused.value)["error"]["code"] == "unauthorized"
+        asking = urllib.request.Request(f"{url}/v1/model", headers={"Authorization": "Bearer Utsrq"})
+        with urllib.request.urlopen(asking, timeout=30) as answer:
             model = json.load(answer)
         assert model["id"] == read_manifest(str(tiny_bundle)).digest
         assert model["name"] == "tiny"
         request = urllib.request.Request(
             f"{url}/v1/captions?beam_width=2&num_captions=2",
             data=picture.read_bytes(),
-            headers={"Content-Type": "image/jpeg", "X-Request-ID": "asked-for-by-a-test"},
+            headers={"Content-Type": "image/jpeg", "X-Request-ID": "asked-for-by-a-test", "X-API-Key": "Zyxwv"},
         )
         with urllib.request.urlopen(request, timeout=30) as answer:
             captions = json.load(answer)
@@ -105,6 +113,7 @@ def test_serve_run_answers_until_interrupted(config: Path, tiny_bundle: Path, tm
         assert process.wait(60) == 0
         log = config.with_suffix(".log").read_text()
         assert "shutting down" in log
+        assert not re.search("Zyxw|Utsrq", log)
         # Ray itself says this of its controller when it is shut down in the midst of a call (2.60).
         log = re.sub(r".*ServeController\.graceful_shutdown failed\..*", "", log)
         assert "Traceback" not in log

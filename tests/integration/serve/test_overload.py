@@ -41,11 +41,13 @@ def test_eight_times_too_many_clients(service: Service, picture: bytes, seconds:
 def test_too_many_batches_are_refused_by_their_pictures(service: Service, picture: bytes) -> None:
     """Four of them are fewer requests than fit, and twice the pictures that the replica is told to take."""
     service.deploy(user_config={"max_batch_size": 4, "max_queued": 32})
+    already_logged = len(service.log.read_text())
     replies = load(service.url, picture, num_clients=4, seconds=6, in_batches=16)
     counts = statuses(replies)
     assert set(counts) == {200, 503}
     assert all(len(reply.body["results"]) == 16 for reply in replies if reply.status == 200)
     assert {reply.body["error"]["code"] for reply in replies if reply.status == 503} == {"overloaded"}
     assert max(reply.seconds for reply in replies if reply.status == 200) < 8
+    assert "Traceback" not in service.log.read_text()[already_logged:]
     assert statuses(load(service.url, picture, num_clients=2, seconds=1, in_batches=16)).keys() == {200}
     logger.info("four clients with batches of 16, 32 pictures taken: %s", dict(counts))
