@@ -32,7 +32,7 @@ RUN python -c 'import tomllib; print(*tomllib.load(open("/opt/pyproject.toml", "
 
 # The decoder's C code, for the kinds of CPUs that a node may have; the image itself needs no compiler.
 FROM dependencies AS kernels
-RUN apt-get update && apt-get install --yes --no-install-recommends gcc libc6-dev
+RUN apt-get update && apt-get install --yes --no-install-recommends gcc=4:12.* libc6-dev=2.36-*
 WORKDIR /app
 COPY caption_ray caption_ray
 RUN ["python", "-m", "caption_ray.model.portable"]
