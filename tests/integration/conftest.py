@@ -1,3 +1,4 @@
+import functools
 import secrets
 import threading
 from collections.abc import Iterator
@@ -8,6 +9,7 @@ import pytest
 import ray
 from object_store import EMULATOR_VARIABLE, new_bucket, object_store
 from ports import free_port
+from ray._private.parameter import RayParams
 from small import EXPERIMENT, make_cache
 
 from caption_ray.cluster import connect
@@ -52,10 +54,17 @@ def bucket(ray_environment: None, tmp_path_factory: pytest.TempPathFactory) -> I
 
 @pytest.fixture(scope="session")
 def local_ray(ray_environment: None) -> Iterator[None]:
-    """Start Ray with two logical CPUs, once for all tests that ask for it."""
-    with connect(num_cpus=2):
-        yield
-        shut_down_ray()
+    """Start Ray with two logical CPUs, once for all tests that ask for it.
+
+    Its agent listens on whatever port is free. The usual one is left to the jobs that tests start beside it: a node
+    starts four seconds later where its agent finds that taken (2.60).
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        anywhere = functools.partialmethod(RayParams.__init__, dashboard_agent_listen_port=0)
+        patch.setattr(RayParams, "__init__", anywhere)
+        with connect(num_cpus=2):
+            yield
+            shut_down_ray()
 
 
 def shut_down_ray() -> None:

@@ -65,6 +65,7 @@ def test_sweep_survives_a_killed_worker_a_failing_trial_and_sigkill(data: str, f
     assert (sweep.folder / "best" / "lineage.json").stat().st_mtime_ns == made_at
 
 
+@pytest.mark.slow
 def test_trials_cut_off_after_their_last_epochs_end_as_they_would_have(
     data: str, features: str, tmp_path: Path
 ) -> None:

@@ -62,6 +62,7 @@ def test_a_folder_that_was_never_prepared_is_scored_alike(
     assert unprepared.scores == prepared.scores
 
 
+@pytest.mark.slow
 def test_streamed_pictures_give_the_loss_of_cached_features(request_two: TrainRequest) -> None:
     """One worker, so that both feeds have the same order; half precision is the only difference."""
     training = EXPERIMENT.training.model_copy(update={"epochs": 1})

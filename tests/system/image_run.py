@@ -76,8 +76,14 @@ class Container:
         return self.process.wait(timeout_s)
 
     def kill(self) -> None:
-        """End all of it, whatever state it is in."""
+        """End all of it, whatever state it is in.
+
+        By its first process, with which its namespace ends: `--kill-child` no longer does that once the image's user
+        has taken over from root.
+        """
         if self.process.poll() is None:
+            for first in self._children():
+                os.kill(first, signal.SIGKILL)
             self.process.kill()
             self.process.wait()
 
