@@ -4,7 +4,7 @@ All caption the same JPEG files with the same weights of ResNet50's sizes (`serv
 bundle says. The service is `serve run serve_config.yaml` as it stands; `flask_app.py`, `litserve_app.py` and
 `bare_model.py` say what the others are. Each is started, asked for every picture once, loaded with 1, 4 and 16
 clients in turn, and stopped before the next one starts; so for each round. The service is measured with Ray's own
-proxy and with HAProxy in its place, which `RAY_SERVE_ENABLE_HA_PROXY=1` asks Ray for.
+proxy, with HAProxy in its place, which `RAY_SERVE_ENABLE_HA_PROXY=1` asks Ray for, and without Ray, as one process.
 
 The load is wrk's (Debian's package `wrk`): clients that ask again as soon as they are answered, in one thread of C and
 Lua, which takes a hundredth of what answering takes, of cores that all share.
@@ -127,6 +127,7 @@ def servers(folder: Path, bundle: str, pictures: Sequence[Path], port: int) -> d
     return {
         "caption_ray": ours,
         "caption_ray_haproxy": replace(ours, variables={"RAY_SERVE_ENABLE_HA_PROXY": "1"}),
+        "caption_ray_local": replace(ours, command=[sys.executable, "-m", "caption_ray.serve.local", *options]),
         "flask": Server(
             command=[sys.executable, str(HERE / "flask_app.py"), *options],
             path="/caption",
