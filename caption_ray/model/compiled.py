@@ -22,7 +22,6 @@ from caption_ray.model import compiler, portable
 logger = logging.getLogger(__name__)
 
 _MULTIPLE = 32
-_DEFINITIONS: dict[torch.dtype, tuple[str, ...]] = {torch.float32: (), torch.bfloat16: ("BFLOAT16",)}
 
 
 def switched_off() -> bool:
@@ -35,7 +34,7 @@ def library_for(values: torch.Tensor, *sizes: int) -> ctypes.CDLL | None:
 
     sizes: of the vectors that are gone over, which must be multiples of `_MULTIPLE`.
     """
-    definitions = _DEFINITIONS.get(values.dtype)
+    definitions = compiler.DEFINITIONS.get(values.dtype)
     if values.device.type != "cpu" or definitions is None or switched_off():
         return None
     return None if any(size % _MULTIPLE for size in sizes) else load(*definitions)
@@ -63,14 +62,17 @@ def load(*definitions: str) -> ctypes.CDLL | None:
     """
     openmp = compiler.openmp_of_torch()
     gcc = shutil.which("gcc")
-    try:
-        if openmp is not None and (library := portable.find(definitions)) is not None:
+    reason = "no GNU OpenMP in torch" if openmp is None else "no gcc"
+    if openmp is not None and (library := portable.find(definitions)) is not None:
+        try:
             return ctypes.CDLL(str(library))
-        if openmp is not None and gcc is not None:
+        except OSError as error:  # made beside a torch with another OpenMP
+            reason = str(error)
+    if openmp is not None and gcc is not None:
+        try:
             return _load(gcc, openmp, definitions)
-        reason = "no GNU OpenMP in torch" if openmp is None else "no gcc"
-    except (OSError, subprocess.SubprocessError) as error:
-        reason = (getattr(error, "stderr", None) or str(error)).strip()[-500:]
+        except (OSError, subprocess.SubprocessError) as error:
+            reason = (getattr(error, "stderr", None) or str(error)).strip()[-500:]
     logger.info("the decoder goes by torch's operations, slower than by compiled ones: %s", reason)
     return None
 

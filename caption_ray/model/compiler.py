@@ -18,6 +18,9 @@ _TIMEOUT_S = 120
 
 KERNELS = Path(__file__).parent / "kernels"
 
+DEFINITIONS: dict[torch.dtype, tuple[str, ...]] = {torch.float32: (), torch.bfloat16: ("BFLOAT16",)}
+"""What is defined for a format of numbers; there are libraries for these."""
+
 
 def sources() -> list[Path]:
     """Return the files that a library is made from."""

@@ -14,9 +14,6 @@ from caption_ray.model import compiler
 
 FOLDER = compiler.KERNELS / "portable"
 
-FORMATS: tuple[tuple[str, ...], ...] = ((), ("BFLOAT16",))
-"""What is defined for numbers of four bytes, and of two."""
-
 
 @dataclass(frozen=True, slots=True)
 class Target:
@@ -68,19 +65,23 @@ def find(definitions: Sequence[str]) -> Path | None:
 
 
 def compile_all() -> list[Path]:
-    """Compile the libraries of all kinds and formats, and return them. Raises as `compiler.compile_library`."""
+    """Compile the libraries of all kinds and formats, and return them; on other processors than x86-64 there are none.
+
+    Raises FileNotFoundError where there is no gcc or torch has no GNU OpenMP, and as `compiler.compile_library`.
+    """
+    FOLDER.mkdir(exist_ok=True)
+    if platform.machine() != "x86_64":
+        return []
     gcc, openmp = shutil.which("gcc"), compiler.openmp_of_torch()
     if gcc is None or openmp is None:
         raise FileNotFoundError("no gcc" if gcc is None else "torch has no GNU OpenMP here")
     made = []
     for target in TARGETS:
-        for definitions in FORMATS:
-            library = target.library(definitions)
-            library.parent.mkdir(exist_ok=True)
-            tiles = ("TILES",) if target.has_tiles else ()
+        tiles = ("TILES",) if target.has_tiles else ()
+        for definitions in compiler.DEFINITIONS.values():
+            made.append(target.library(definitions))
             flags = compiler.flags_for(target.flags, (*definitions, *tiles))
-            compiler.compile_library(gcc, openmp, flags, library)
-            made.append(library)
+            compiler.compile_library(gcc, openmp, flags, made[-1])
     return made
 
 

@@ -62,6 +62,26 @@ def test_library_of_other_sources_is_left_alone(monkeypatch: pytest.MonkeyPatch,
     assert portable.find(()) is None
 
 
+def test_no_libraries_are_made_for_other_processors(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """An image that is built on ARM has an empty folder of them."""
+    monkeypatch.setattr(portable.platform, "machine", lambda: "aarch64")
+    assert portable.compile_all() == []
+    assert list(folder.iterdir()) == []
+    assert portable.find(()) is None
+
+
+def test_library_that_cannot_be_loaded_is_compiled_instead(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    if compiled.load() is None:
+        pytest.skip("no gcc, or torch without GNU OpenMP")
+    compiled.load.cache_clear()
+    pretend(monkeypatch, AVX2, may_use_tiles=compiler.may_use_tiles())
+    folder.mkdir()
+    portable.TARGETS[-1].library(()).write_bytes(b"not a library")
+    found = compiled.load()
+    assert found is not None
+    assert str(folder) not in found._name
+
+
 def test_machine_without_a_compiler_takes_what_was_compiled(
     monkeypatch: pytest.MonkeyPatch, folder: Path, tmp_path: Path
 ) -> None:
@@ -74,6 +94,6 @@ def test_machine_without_a_compiler_takes_what_was_compiled(
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     compiled.load.cache_clear()
-    loaded = [compiled.load(*definitions) for definitions in portable.FORMATS]
+    loaded = [compiled.load(*definitions) for definitions in compiler.DEFINITIONS.values()]
     assert [library and library._name for library in loaded] == [str(path) for path in made]
     assert not (tmp_path / "caption_ray").exists()
