@@ -90,15 +90,12 @@ def _load(gcc: str, openmp: Path, definitions: tuple[str, ...]) -> ctypes.CDLL:
     try:
         kept.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         with tempfile.TemporaryDirectory(dir=kept.parent) as folder:
-            made = Path(folder) / name
-            compiler.compile_library(gcc, openmp, flags, made)
+            made = compiler.compile_library(gcc, openmp, flags, Path(folder) / name)
             made.replace(kept)  # at once: many workers may start together
         return ctypes.CDLL(str(kept))
     except OSError:  # a home that cannot be written to: compiled for this process alone
         with tempfile.TemporaryDirectory() as folder:
-            made = Path(folder) / name
-            compiler.compile_library(gcc, openmp, flags, made)
-            return ctypes.CDLL(str(made))
+            return ctypes.CDLL(str(compiler.compile_library(gcc, openmp, flags, Path(folder) / name)))
 
 
 def _cache_folder() -> Path:

@@ -39,8 +39,11 @@ def flags_for(processor: Iterable[str], definitions: Iterable[str]) -> list[str]
     return [*_FLAGS, *processor, *vectors, *(f"-D{definition}" for definition in definitions)]
 
 
-def compile_library(compiler: str, openmp: Path, flags: Iterable[str], library: Path) -> None:
-    """Compile the sources. Raises OSError and SubprocessError, which has what the compiler said as its `stderr`."""
+def compile_library(compiler: str, openmp: Path, flags: Iterable[str], library: Path) -> Path:
+    """Compile the sources, and return the library.
+
+    Raises OSError and SubprocessError, which has what the compiler said as its `stderr`.
+    """
     command = [
         *(compiler, *flags),
         *(str(source) for source in sources() if source.suffix == ".c"),
@@ -48,6 +51,7 @@ def compile_library(compiler: str, openmp: Path, flags: Iterable[str], library: 
         *("-Wl,--as-needed", str(openmp), "-o", str(library)),
     ]
     subprocess.run(command, capture_output=True, text=True, check=True, timeout=_TIMEOUT_S)
+    return library
 
 
 def version_of(compiler: str) -> bytes:

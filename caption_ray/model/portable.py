@@ -28,10 +28,14 @@ class Target:
         """Whether the kernel must grant AMX's tiles to the process."""
         return "amx_tile" in self.needs
 
+    def flags_for(self, definitions: Sequence[str]) -> list[str]:
+        """Return the compiler's flags."""
+        return compiler.flags_for(self.flags, (*definitions, *(("TILES",) if self.has_tiles else ())))
+
     def library(self, definitions: Sequence[str]) -> Path:
-        """Return where the library for these definitions is: under a name that other sources do not have."""
-        name = "-".join((self.name, *definitions, compiler.digest_of(" ".join(self.flags).encode())))
-        return FOLDER / f"{name}.so"
+        """Return where the library is: under a name that one of other sources or by other flags does not have."""
+        digest = compiler.digest_of(" ".join(self.flags_for(definitions)).encode())
+        return FOLDER / f"{'-'.join((self.name, *definitions, digest))}.so"
 
 
 _V3 = frozenset({"avx2", "bmi1", "bmi2", "f16c", "fma", "abm", "movbe"})
@@ -75,14 +79,11 @@ def compile_all() -> list[Path]:
     gcc, openmp = shutil.which("gcc"), compiler.openmp_of_torch()
     if gcc is None or openmp is None:
         raise FileNotFoundError("no gcc" if gcc is None else "torch has no GNU OpenMP here")
-    made = []
-    for target in TARGETS:
-        tiles = ("TILES",) if target.has_tiles else ()
-        for definitions in compiler.DEFINITIONS.values():
-            made.append(target.library(definitions))
-            flags = compiler.flags_for(target.flags, (*definitions, *tiles))
-            compiler.compile_library(gcc, openmp, flags, made[-1])
-    return made
+    return [
+        compiler.compile_library(gcc, openmp, target.flags_for(definitions), target.library(definitions))
+        for target in TARGETS
+        for definitions in compiler.DEFINITIONS.values()
+    ]
 
 
 if __name__ == "__main__":
