@@ -14,10 +14,9 @@ from caption_ray.config import AskedPrecision, DecodeOptions, Precision
 from caption_ray.data import images
 from caption_ray.device import autocast, pick_device, resolve_precision
 from caption_ray.model.caption_model import CaptionModel
-from caption_ray.model.decoder import Decoder
-from caption_ray.model.decoder_state import DecoderState, PictureContext
 from caption_ray.model.decoding import Hypothesis, beam_search, greedy_steps
 from caption_ray.model.encoder import fold_batch_norm
+from caption_ray.model.frozen_decoder import FrozenDecoder
 from caption_ray.model.fused_convolution import fuse_convolutions
 from caption_ray.special_ids import END_ID
 from caption_ray.text.vocabulary import Vocabulary
@@ -56,28 +55,12 @@ def to_captions(hypotheses: Sequence[Hypothesis], vocabulary: Vocabulary) -> lis
     return captions
 
 
-class _FrozenDecoder:
-    """A decoder whose weights stay as they are: laid out once for all searches, not at the start of each."""
-
-    @torch.no_grad()
-    def __init__(self, decoder: Decoder, num_features: int) -> None:
-        self._decoder = decoder
-        context, _ = decoder.start(decoder.embedding.weight.new_zeros(1, 1, num_features))
-        assert context.products is not None
-        self._products = context.products
-        self.step = decoder.step
-
-    def start(self, features: Tensor) -> tuple[PictureContext, DecoderState]:
-        """Do as `Decoder.start`."""
-        context, first = self._decoder.prepare(features)
-        return self._decoder.lay_out(context, self._products), first
-
-
 class Captioner:
     """A model ready to caption pictures; holds its own copy on one device, batch norm folded.
 
-    precision: of the encoder; the decoder always computes in fp32. 'auto' is bf16 where the hardware computes in it and
-    the backbone bears it: features of the ResNet family then differ by 1 %, MobileNetV2's would by 7 %.
+    precision: of the encoder, and on a CPU of the decoder's products too; their sums and all else are in fp32. 'auto'
+    is bf16 where the hardware computes in it and the backbone bears it: features of the ResNet family then differ by
+    1 %, MobileNetV2's would by 7 %.
     """
 
     def __init__(self, bundle: Bundle, device: torch.device | None = None, precision: AskedPrecision = "fp32") -> None:
@@ -88,7 +71,7 @@ class Captioner:
         if encoder is not None and self.precision == "bf16" and self.device.type == "cpu":
             encoder = fuse_convolutions(encoder)
         self.model = CaptionModel(encoder, bundle.model.decoder).to(self.device).eval()
-        self._searched = _FrozenDecoder(self.model.decoder, bundle.config.num_features)
+        self._searched = FrozenDecoder(self.model.decoder, rounded=self.precision == "bf16")
 
     @classmethod
     def load(cls, location: str, device: torch.device | None = None, precision: AskedPrecision = "fp32") -> "Captioner":

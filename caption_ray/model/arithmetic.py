@@ -5,6 +5,7 @@ does MKL's tanh beside torch's own sigmoid. Both ways agree up to rounding. All 
 whatever needs a gradient) takes torch's ordinary operations.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -29,6 +30,10 @@ def by_onednn(values: Tensor) -> bool:
         and not torch.is_grad_enabled()
         and not torch.is_autocast_enabled("cpu")
     )
+
+
+Multiply = Callable[[Tensor], Tensor]
+"""Inputs (..., I) to outputs (..., O), by weights that are its own."""
 
 
 class Product:

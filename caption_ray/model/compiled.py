@@ -45,13 +45,15 @@ def call(
     kind: type[ctypes.Structure],
     numbers: Mapping[str, float],
     tensors: Mapping[str, torch.Tensor | None],
-) -> None:
+) -> int:
     """Call a function of the library with a structure of numbers, of pointers to tensors, and of the threads to have.
 
     What is None is left out, a null pointer. Tensors must be as the function reads them, without gaps.
+    Returns what the function does, a number without meaning where it returns nothing.
     """
     pointers = {name: tensor.data_ptr() for name, tensor in tensors.items() if tensor is not None}
-    function(ctypes.byref(kind(threads=torch.get_num_threads(), **numbers, **pointers)))
+    result: int = function(ctypes.byref(kind(threads=torch.get_num_threads(), **numbers, **pointers)))
+    return result
 
 
 @functools.cache

@@ -7,7 +7,7 @@ Where it differs from the paper: the output layer reads the hidden state alone u
 features may first be projected to a smaller size (`feature_size`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -15,24 +15,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from caption_ray.config import ModelConfig
-from caption_ray.model.arithmetic import Product, linear, split_inputs, tanh
+from caption_ray.model.arithmetic import Multiply, Product, linear, split_inputs, tanh
 from caption_ray.model.attention import AdditiveAttention
 from caption_ray.model.caption_layout import CaptionLayout
-from caption_ray.model.decoder_state import DecoderState, PictureContext, StepProducts, distinct
+from caption_ray.model.decoder_state import DecoderState, LstmWeights, PictureContext, StepProducts
 from caption_ray.model.dropout import Dropout
 from caption_ray.model.fused_step import advance, key_powers, look, step_kernel
 from caption_ray.model.recurrence import StepWeights, multiplies_less_first, unroll
 from caption_ray.special_ids import PAD_ID, UNKNOWN_ID
 
-_ROWS, _FEW_ROWS = 32, 8
-
-
-class DecoderWeights(NamedTuple):
-    """The LSTM's weights by what they multiply: word (4H, E), context (4H, D), state (4H, H)."""
-
-    word: Tensor
-    context: Tensor
-    state: Tensor
+_ROWS = 32
 
 
 class TeacherForcing(NamedTuple):
@@ -107,15 +99,26 @@ class Decoder(nn.Module):
 
         features: (P, R, F), in any format.
         """
+        values = self.values(features)
+        return PictureContext(self.attention.project(values), values), self.first_state(values)
+
+    def values(self, features: Tensor) -> Tensor:
+        """Return what is attended to (P, R, D) of features (P, R, F), in any format."""
         exact = self.embedding.weight.dtype
         if self.config.standardise_features:
             scale = 1 / self.feature_deviation
             features = torch.addcmul(-self.feature_mean * scale, features.to(exact), scale)  # one pass over them
         # In the format of the products, once: autocast would round them anew for each.
         autocast = torch.is_autocast_enabled(features.device.type)
-        values = self._project(features).to(torch.get_autocast_dtype(features.device.type) if autocast else exact)
-        hidden, cell = torch.tanh(self.initial_state(values.mean(1))).chunk(2, dim=-1)
-        return PictureContext(self.attention.project(values), values), DecoderState(hidden, cell)
+        return self._project(features).to(torch.get_autocast_dtype(features.device.type) if autocast else exact)
+
+    def first_state(self, values: Tensor, product: Multiply | None = None) -> DecoderState:
+        """Return the state before the first word, one row a picture, of values (P, R, D).
+
+        product: that of `initial_state`, where it has been laid out.
+        """
+        hidden, cell = torch.tanh((product or self.initial_state)(values.mean(1))).chunk(2, dim=-1)
+        return DecoderState(hidden, cell)
 
     def start(self, features: Tensor) -> tuple[PictureContext, DecoderState]:
         """Prepare for many steps: as `prepare`, with the products laid out for them once.
@@ -123,13 +126,13 @@ class Decoder(nn.Module):
         The decoder's weights must stay as they are until the last step.
         """
         context, first = self.prepare(features)
-        return self.lay_out(context, self._step_products()), first
+        return self.lay_out(context, self.step_products()), first
 
     def lay_out(self, context: PictureContext, products: StepProducts) -> PictureContext:
         """Return the context of `prepare` with all that is laid out once for many steps."""
         kernel = step_kernel(context.keys, context.values)
         powers = None if kernel is None else key_powers(kernel, context.keys)
-        return context._replace(products=products, powers=powers)
+        return context._replace(products=products, kernel=kernel, powers=powers)
 
     def _project(self, features: Tensor) -> Tensor:
         if not isinstance(self.feature_projection, nn.Sequential):
@@ -141,16 +144,18 @@ class Decoder(nn.Module):
             values = part(values)
         return values
 
-    def _step_products(self) -> StepProducts:
-        weights = self._split_weights()
+    def step_products(self, make: Callable[..., Multiply] = Product) -> StepProducts:
+        """Return the products of a step, each made of weights and perhaps a bias, which are not followed later on."""
+        weights = self.split_weights()
         query, gate = self.attention.query.weight, self.context_gate
         gate_bias = F.pad(gate.bias, (len(query), len(weights.state)))
         return StepProducts(
-            word=Product(weights.word, self.lstm.bias_ih + self.lstm.bias_hh),
-            hidden=Product(torch.cat((query, gate.weight, weights.state)), gate_bias),
-            context=Product(weights.context),
-            deep=Product(self.deep.weight, self.deep.bias) if self.config.deep_output else None,
-            output=Product(self.output.weight, self.output.bias),
+            word=make(weights.word, self.lstm.bias_ih + self.lstm.bias_hh),
+            words=None,
+            hidden=make(torch.cat((query, gate.weight, weights.state)), gate_bias),
+            context=make(weights.context),
+            deep=make(self.deep.weight, self.deep.bias) if self.config.deep_output else None,
+            output=make(self.output.weight, self.output.bias),
         )
 
     def step(self, ids: Tensor, state: DecoderState, context: PictureContext) -> tuple[Tensor, DecoderState, Tensor]:
@@ -160,21 +165,20 @@ class Decoder(nn.Module):
         do for a single step, which then lays the products out for itself.
         Returns logits (B, V), the new state, and attention (B, R), whose rows sum to 1.
         """
-        products = context.products or self._step_products()
+        products = context.products or self.step_products()
         config, num_pictures = self.config, context.num_pictures
-        kernel = None if context.powers is None else step_kernel(context.keys, context.values)
-        # Each word once: beams share most of theirs. On a GPU, counting them would take longer than it saves.
-        words, word_of = torch.unique(ids, return_inverse=True) if ids.device.type == "cpu" else (ids, None)
-        word_gates = products.word(self.embedding(words))
+        kernel, word_gates = context.kernel, products.words
+        word_of: Tensor | None = ids
+        if word_gates is None:
+            # Each word once: beams share most of theirs. On a GPU, counting them would take longer than it saves.
+            words, word_of = torch.unique(ids, return_inverse=True) if ids.device.type == "cpu" else (ids, None)
+            word_gates = products.word(self.embedding(words))
 
         # What does not depend on the word: once for all words that a search goes on with from the same state.
         hidden, first, state_of = state.hidden, torch.arange(len(ids), device=ids.device), None
-        if state.origin is not None and kernel is not None:
-            place, which = distinct(state.origin)
-            room = _rounded_up(len(place), _FEW_ROWS)  # oneDNN writes code for each number of rows
-            if room < len(ids):
-                first, state_of = F.pad(place, (0, room - len(place)), value=len(ids) - 1), which
-                hidden = hidden.index_select(0, first)
+        if kernel is not None and (shared := state.shared_by_rows()):
+            first, state_of = shared
+            hidden = hidden.index_select(0, first)
         sizes = [config.attention_size, 1, 4 * config.hidden_size]
         query, gate, hidden_gates = products.hidden(hidden).split(sizes, dim=-1)
         if kernel is None or context.powers is None:
@@ -187,7 +191,7 @@ class Decoder(nn.Module):
             score = self.attention.score.weight[0]
             attention, attended = look(kernel, query, context.powers, context.values, picture_of, score)
         attended = torch.sigmoid(gate) * attended  # Xu et al. 2015, sec. 4.2.1
-        state_gates = products.context(attended).add_(hidden_gates)
+        state_gates = hidden_gates + (attended if products.context is None else products.context(attended))
 
         if kernel is None:
             gates = state_gates.add_(word_gates if word_of is None else word_gates.index_select(0, word_of))
@@ -213,7 +217,7 @@ class Decoder(nn.Module):
         lengths: predictions per caption, each its words plus <end>, falling.  picture_index: (N,), rows of features.
         """
         context, first = self.prepare(features)
-        weights = self._split_weights()
+        weights = self.split_weights()
         active = active_rows(lengths)
         # Deep output wants the contexts themselves.
         beforehand = not self.config.deep_output and multiplies_less_first(context.values, weights.context, sum(active))
@@ -239,11 +243,12 @@ class Decoder(nn.Module):
         attention_sums = attention.new_zeros(len(lengths), attention.shape[1]).index_add(0, layout.rows(), attention)
         return TeacherForcing(self._readout(hidden, attended), attention_sums)
 
-    def _split_weights(self) -> DecoderWeights:
+    def split_weights(self) -> LstmWeights:
+        """Return the LSTM's weights by what they multiply, under autocast rounded to its format."""
         word, context = split_inputs(self.lstm.weight_ih, self.config.embedding_size)
-        return DecoderWeights(word, context, self.lstm.weight_hh)
+        return LstmWeights(word, context, self.lstm.weight_hh)
 
-    def _word_gates(self, embedded: Tensor, weights: DecoderWeights) -> Tensor:
+    def _word_gates(self, embedded: Tensor, weights: LstmWeights) -> Tensor:
         return F.linear(embedded, weights.word, self.lstm.bias_ih + self.lstm.bias_hh)
 
     def _readout(self, hidden: Tensor, attended: Tensor) -> Tensor:
@@ -267,12 +272,8 @@ def _room(num_words: int, device: torch.device) -> int:
     many of the products, and the words of batches are hardly ever as many.
     """
     if device.type == "cpu" and torch.is_autocast_enabled("cpu"):
-        return _rounded_up(num_words, _ROWS)
+        return -(-num_words // _ROWS) * _ROWS
     return num_words
-
-
-def _rounded_up(number: int, step: int) -> int:
-    return -(-number // step) * step
 
 
 def active_rows(lengths: Sequence[int]) -> list[int]:

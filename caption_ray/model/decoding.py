@@ -14,6 +14,7 @@ from torch import Tensor
 
 from caption_ray.config import DecodeOptions
 from caption_ray.model.decoder_state import DecoderState, PictureContext
+from caption_ray.model.fused_ranking import rank, ranking_kernel
 from caption_ray.special_ids import END_ID, PAD_ID, START_ID, UNKNOWN_ID
 
 _NEVER_WRITTEN = (PAD_ID, START_ID, UNKNOWN_ID)
@@ -44,14 +45,30 @@ class Hypothesis:
 
 
 def _log_probabilities(logits: Tensor, first: bool) -> Tensor:
-    """Return log p (B, V), with words that are never written at minus infinity (not renormalised).
-
-    A caption has at least one word, so `<end>` is among them at the first step.
-    """
+    """Return log p (B, V), with words that are never written at minus infinity (not renormalised)."""
     log_p = torch.log_softmax(logits.float(), dim=-1)
-    for word in (*_NEVER_WRITTEN, END_ID) if first else _NEVER_WRITTEN:
+    for word in _never(first):
         log_p[:, word] = -torch.inf
     return log_p
+
+
+def _never(first: bool) -> tuple[int, ...]:
+    """Return the words that are not written. A caption has at least one, so `<end>` is not the first."""
+    return (*_NEVER_WRITTEN, END_ID) if first else _NEVER_WRITTEN
+
+
+def _best_continuations(logits: Tensor, scores: Tensor, count: int, first: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the best `count` of each picture's: log p of all their words, their rows and words, (P, count) each.
+
+    logits: (B, V).  scores: (P, K), log p of the words so far.
+    """
+    if kernel := ranking_kernel(logits):
+        return rank(kernel, logits, scores, _never(first), count)
+    log_p = _log_probabilities(logits, first)
+    totals = log_p.add_(scores.view(-1, 1)).view(len(scores), -1)
+    total, flat = totals.topk(count, dim=-1)
+    first_rows = torch.arange(len(scores), device=logits.device).unsqueeze(1) * scores.shape[1]
+    return total, first_rows + flat // logits.shape[1], flat % logits.shape[1]
 
 
 def rank_score(log_probability: float, num_tokens: int, length_penalty: float) -> float:
@@ -108,13 +125,9 @@ def beam_search(decoder: StepDecoder, features: Tensor, options: DecodeOptions) 
 
     for step in range(options.max_words):
         logits, state, attention = decoder.step(ids, state, context)
-        log_p = _log_probabilities(logits, first=step == 0)
-        vocabulary_size = log_p.shape[1]
         # Of 2K candidates at most K are <end>, one per row, so K remain to go on with.
-        totals = log_p.add_(scores.view(-1, 1)).view(len(searched), -1)
-        total, flat = totals.topk(min(2 * width, totals.shape[1]), dim=-1)  # (P, 2K)
-        first_rows = torch.arange(len(searched), device=device).unsqueeze(1) * scores.shape[1]
-        origin, chosen = first_rows + flat // vocabulary_size, flat % vocabulary_size
+        count = min(2 * width, scores.shape[1] * logits.shape[1])
+        total, origin, chosen = _best_continuations(logits, scores, count, first=step == 0)  # (P, 2K)
         ends = chosen == END_ID
         _collect_ended(searched, total[:, :width], origin[:, :width], ends[:, :width], words, attended)
         going_on = ends.int().sort(dim=-1, stable=True).indices[:, :width]

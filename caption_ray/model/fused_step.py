@@ -17,7 +17,7 @@ class _Attention(ctypes.Structure):
     """`struct attention` of kernels/step.c, which says what is what."""
 
     _fields_ = [
-        *((name, ctypes.c_int64) for name in ("threads", "rows", "regions", "attention", "value")),
+        *((name, ctypes.c_int64) for name in ("threads", "rows", "pictures", "regions", "attention", "value")),
         *((name, ctypes.c_void_p) for name in ("powers", "values", "queries", "picture_of", "score")),
         *((name, ctypes.c_void_p) for name in ("weights", "averages")),
     ]
@@ -27,7 +27,7 @@ class _Cell(ctypes.Structure):
     """`struct cell` of kernels/step.c."""
 
     _fields_ = [
-        *((name, ctypes.c_int64) for name in ("threads", "rows", "hidden")),
+        *((name, ctypes.c_int64) for name in ("threads", "rows", "hidden", "states", "words")),
         *((name, ctypes.c_void_p) for name in ("state_gates", "word_gates", "state_of", "word_of")),
         *((name, ctypes.c_void_p) for name in ("before", "after", "state")),
     ]
@@ -59,8 +59,6 @@ def look(
     Raises IndexError where a picture is not one of the P.
     """
     num_rows, (num_pictures, num_regions, size), value_size = len(query), powers.shape, values.shape[2]
-    if num_rows and not 0 <= int(picture_of.min()) <= int(picture_of.max()) < num_pictures:
-        raise IndexError(f"a row is of none of the {num_pictures} pictures")
     weights, averages = query.new_empty(num_rows, num_regions), query.new_empty(num_rows, value_size)
     tensors = {
         "powers": powers.contiguous(),
@@ -71,8 +69,9 @@ def look(
         "weights": weights,
         "averages": averages,
     }
-    sizes = {"rows": num_rows, "regions": num_regions, "attention": size, "value": value_size}
-    compiled.call(kernel.attention, _Attention, sizes, tensors)
+    sizes = {"rows": num_rows, "pictures": num_pictures, "regions": num_regions, "attention": size, "value": value_size}
+    if compiled.call(kernel.attention, _Attention, sizes, tensors):
+        raise IndexError(f"a row is of none of the {num_pictures} pictures")
     return weights, averages
 
 
@@ -91,10 +90,6 @@ def advance(
     Raises IndexError where a row has none of these.
     """
     num_rows, hidden_size = cell.shape
-    for number, gates in ((state_of, state_gates), (word_of, word_gates)):
-        numbers = torch.arange(num_rows) if number is None else number
-        if num_rows and not 0 <= int(numbers.min()) <= int(numbers.max()) < len(gates):
-            raise IndexError(f"a row has none of the {len(gates)} rows of gates")
     after, state = (torch.empty_like(cell, memory_format=torch.contiguous_format) for _ in range(2))
     tensors = {
         "state_gates": state_gates.contiguous(),
@@ -105,5 +100,7 @@ def advance(
         "after": after,
         "state": state,
     }
-    compiled.call(kernel.cell, _Cell, {"rows": num_rows, "hidden": hidden_size}, tensors)
+    sizes = {"rows": num_rows, "hidden": hidden_size, "states": len(state_gates), "words": len(word_gates)}
+    if lacking := compiled.call(kernel.cell, _Cell, sizes, tensors):
+        raise IndexError(f"a row has none of the {len((state_gates, word_gates)[lacking - 1])} rows of gates")
     return state, after

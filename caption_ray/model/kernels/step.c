@@ -1,10 +1,12 @@
 /* Parts of a step of decoding, as forward.c does them, which keeps what the way back needs: attention weights
-   a = softmax_r(v . tanh(k_r + q)) of queries with averages of values by them, and the LSTM's nonlinearities. */
+   a = softmax_r(v . tanh(k_r + q)) of queries with averages of values by them, and the LSTM's nonlinearities. What
+   takes numbers of rows returns 0, or, having done nothing, which of these numbers, the first or the second, are of no
+   row. */
 
 #include "arithmetic.h"
 
 struct attention { /* as in fused_step.py */
-    int64_t threads, rows, regions, attention, value;
+    int64_t threads, rows, pictures, regions, attention, value;
     const float *powers;       /* (P, R, A): e^2k */
     const real *values;        /* (P, R, D) */
     const real *queries;       /* (N, A) */
@@ -12,6 +14,12 @@ struct attention { /* as in fused_step.py */
     const float *score;        /* (A) */
     float *weights, *averages; /* (N, R) (N, D) */
 };
+
+static int are_within(const int64_t *numbers, int64_t count, int64_t end) {
+    for (int64_t n = 0; n < count; n++)
+        if (numbers[n] < 0 || numbers[n] >= end) return 0;
+    return 1;
+}
 
 /* Attention of one row. */
 static void look(const struct attention *p, int64_t row) {
@@ -24,9 +32,11 @@ static void look(const struct attention *p, int64_t row) {
     average(1, values, value, weights, regions, p->averages + row * value);
 }
 
-void attention(const struct attention *p) {
+int attention(const struct attention *p) {
+    if (!are_within(p->picture_of, p->rows, p->pictures)) return 1;
 #pragma omp parallel for num_threads(p->threads)
     for (int64_t row = 0; row < p->rows; row++) look(p, row);
+    return 0;
 }
 
 void powers(int64_t threads, int64_t count, const real *keys, float *to) {
@@ -35,15 +45,17 @@ void powers(int64_t threads, int64_t count, const real *keys, float *to) {
 }
 
 struct cell { /* as in fused_step.py */
-    int64_t threads, rows, hidden;
+    int64_t threads, rows, hidden, states, words;
     const float *state_gates, *word_gates;  /* (U, 4H) (V, 4H): their sum is that of a row's gates */
     const int64_t *state_of, *word_of;      /* (N) (N): which of them, or nothing where it is the row's own */
     const float *before;                    /* (N, H) */
     float *after, *state;                   /* (N, H) (N, H) */
 };
 
-void cell(const struct cell *p) {
+int cell(const struct cell *p) {
     int64_t hidden = p->hidden;
+    if (p->state_of ? !are_within(p->state_of, p->rows, p->states) : p->rows > p->states) return 1;
+    if (p->word_of ? !are_within(p->word_of, p->rows, p->words) : p->rows > p->words) return 2;
 #pragma omp parallel for num_threads(p->threads)
     for (int64_t row = 0; row < p->rows; row++) {
         const float *by_state = p->state_gates + (p->state_of ? p->state_of[row] : row) * 4 * hidden;
@@ -60,4 +72,5 @@ void cell(const struct cell *p) {
             state[j] = leave * hyperbolic_tangent(after[j]);
         }
     }
+    return 0;
 }
