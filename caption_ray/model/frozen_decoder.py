@@ -14,8 +14,8 @@ from caption_ray.model.fused_product import RoundedProduct, product_kernel
 class FrozenDecoder:
     """What a search needs of a decoder (`decoding.StepDecoder`).
 
-    rounded: have products round what they multiply to bf16, where compiled code does so on a CPU. Elsewhere it counts
-    for nothing.
+    rounded: have products round what they multiply to bf16, where that is faster (see fused_product.py). Elsewhere it
+    counts for nothing.
     """
 
     @torch.no_grad()
@@ -32,7 +32,7 @@ class FrozenDecoder:
         if kernel is not None:
             gates = None
             if not decoder.config.deep_output:  # which wants the contexts themselves
-                # By AMX the values of all regions are multiplied sooner than the weights are read again at every step.
+                # Values of all regions are multiplied sooner than the weights are read again at every step.
                 self._products, gates = self._products._replace(context=None), make(weights.context)
             key, first = decoder.attention.key, decoder.initial_state
             self._beforehand = (make(key.weight, key.bias), gates, make(first.weight, first.bias))

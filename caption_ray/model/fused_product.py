@@ -1,12 +1,13 @@
-"""Products in bf16 with weights that stay, by compiled C (`kernels/product.c`), on CPUs.
+"""Products in bf16 with weights that stay, by compiled C (`kernels/product.c`), on CPUs with AMX.
 
-Weights are half as long to read as in single precision, and AMX multiplies them many times as fast. torch's own would
-round the sums too, and write machine code for every number of rows that a search comes down to.
+Weights are half as long to read as in single precision, and multiplied several times as fast. torch's own would round
+the sums too, and write machine code for every number of rows that a search comes down to.
 """
 
 import ctypes
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from caption_ray.model import compiled
@@ -25,10 +26,11 @@ class _Product(ctypes.Structure):
 
 
 def product_kernel(*weights: Tensor) -> ctypes.CDLL | None:
-    """Return the compiled code for products with such weights (O, I), or None where torch's operations must do."""
+    """Return the compiled code for products with such weights (O, I), or None where torch's operations do better."""
     if not all(by_onednn(weight) for weight in weights):
         return None
-    return compiled.library_for(weights[0].to(torch.bfloat16), *(weight.shape[1] for weight in weights))
+    kernel = compiled.library_for(weights[0].new_empty(0, dtype=torch.bfloat16))
+    return kernel if kernel is not None and kernel.pays() else None
 
 
 class RoundedProduct:
@@ -39,19 +41,22 @@ class RoundedProduct:
 
     def __init__(self, kernel: ctypes.CDLL, weight: Tensor, bias: Tensor | None = None) -> None:
         self.kernel, self.bias = kernel, None if bias is None else bias.detach().float().contiguous()
-        outputs, inputs = weight.shape
-        self.sizes = {"inputs": inputs, "outputs": outputs}
+        self.num_outputs, self.num_inputs = weight.shape
+        self.num_zeros = -self.num_inputs % _PANEL  # inputs that are added, of zeros
+        self.sizes = {"inputs": self.num_inputs + self.num_zeros, "outputs": self.num_outputs}
         # Room for them in single precision, which is how they are kept where the CPU multiplies in no other.
-        self.panels = torch.empty(-(-outputs // _PANEL) * _PANEL, inputs)
-        rounded = weight.detach().to(torch.bfloat16).contiguous()
-        compiled.call(
-            kernel.lay_out_product, _Product, {"rows": 0, **self.sizes}, {"weights": rounded, "panels": self.panels}
-        )
+        self.panels = torch.empty(self.num_outputs + -self.num_outputs % _PANEL, self.sizes["inputs"])
+        tensors = {"weights": self._rounded(weight.detach()), "panels": self.panels}
+        compiled.call(kernel.lay_out_product, _Product, {"rows": 0, **self.sizes}, tensors)
 
     def __call__(self, inputs: Tensor) -> Tensor:
         """Return the product."""
-        rows = inputs.reshape(-1, self.sizes["inputs"]).to(torch.bfloat16).contiguous()
-        out = torch.empty(len(rows), self.sizes["outputs"])
+        rows = self._rounded(inputs.reshape(-1, self.num_inputs))
+        out = torch.empty(len(rows), self.num_outputs)
         tensors = {"in_": rows, "bias": self.bias, "panels": self.panels, "out": out}
         compiled.call(self.kernel.product, _Product, {"rows": len(rows), **self.sizes}, tensors)
-        return out.view(*inputs.shape[:-1], self.sizes["outputs"])
+        return out.view(*inputs.shape[:-1], self.num_outputs)
+
+    def _rounded(self, rows: Tensor) -> Tensor:
+        rounded = rows.to(torch.bfloat16)
+        return (F.pad(rounded, (0, self.num_zeros)) if self.num_zeros else rounded).contiguous()

@@ -10,7 +10,9 @@ from caption_ray.model.decoder import Decoder
 from caption_ray.model.decoding import Hypothesis, StepDecoder, beam_search
 from caption_ray.model.frozen_decoder import FrozenDecoder
 
-needs_kernel = pytest.mark.skipif(compiled.load("BFLOAT16") is None, reason="no gcc, or torch without GNU OpenMP")
+BF16 = compiled.load("BFLOAT16")
+needs_amx = pytest.mark.skipif(not (BF16 and BF16.pays()), reason="no AMX, or no compiled code")
+needs_kernel = pytest.mark.skipif(BF16 is None, reason="no gcc, or torch without GNU OpenMP")
 OPTIONS = DecodeOptions(beam_width=3, max_words=12)
 
 
@@ -56,7 +58,7 @@ def score(decoder: Decoder, features: Tensor, found: Hypothesis) -> tuple[float,
     return total, torch.stack(attended)
 
 
-@needs_kernel
+@needs_amx
 @pytest.mark.parametrize("feature_size", [None, 32])
 @pytest.mark.parametrize("deep_output", [False, True])
 def test_rounded_it_gives_captions_nearly_the_decoders_probability(deep_output: bool, feature_size: int | None) -> None:

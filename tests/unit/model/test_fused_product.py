@@ -6,17 +6,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from caption_ray.model import compiled
+from caption_ray.model import compiled, compiler
 from caption_ray.model.fused_product import RoundedProduct, product_kernel
 
 needs_kernel = pytest.mark.skipif(compiled.load("BFLOAT16") is None, reason="no gcc, or torch without GNU OpenMP")
 
 
 def product_of(weight: Tensor, bias: Tensor | None = None) -> RoundedProduct:
-    with torch.no_grad():
-        kernel = product_kernel(weight)
+    """Also where it does not pay, so that it is right everywhere."""
+    kernel = compiled.load("BFLOAT16")
     assert kernel is not None
     return RoundedProduct(kernel, weight, bias)
+
+
+@needs_kernel
+def test_it_is_for_cpus_with_amx() -> None:
+    with torch.no_grad():
+        found = product_kernel(torch.zeros(7, 40))
+    assert (found is not None) is (compiler.may_use_tiles() and b" amx_bf16" in compiler.cpu_flags())
 
 
 @needs_kernel
@@ -33,7 +40,7 @@ def test_two_outputs_by_hand() -> None:
 @settings(max_examples=60, deadline=None)
 @given(
     rows=st.integers(0, 150),
-    inputs=st.sampled_from([32, 64, 160]),
+    inputs=st.sampled_from([1, 20, 32, 64, 160]),
     outputs=st.integers(1, 100),
     biased=st.booleans(),
     threads=st.integers(1, 2),
@@ -78,8 +85,6 @@ def test_weights_that_change_later_are_not_followed() -> None:
 
 def test_left_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     with torch.no_grad():
-        assert product_kernel(torch.zeros(7, 40)) is None
-        assert product_kernel(torch.zeros(7, 32), torch.zeros(7, 40)) is None
         assert product_kernel(torch.zeros(7, 32, dtype=torch.float64)) is None
         monkeypatch.setenv("CAPTION_RAY_KERNEL", "off")
         assert product_kernel(torch.zeros(7, 32)) is None
