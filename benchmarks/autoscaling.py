@@ -25,7 +25,7 @@ from fake_cluster import fake_cluster
 from ray import serve
 
 from caption_ray.serve.captioner import CaptionerReplica
-from caption_ray.serve.deployment import Ingress
+from caption_ray.serve.ingress import Ingress
 from caption_ray.serve.schemas import Limits
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "gcp"))

@@ -19,6 +19,7 @@ from caption_ray import storage
 from caption_ray.bundle import Bundle, load_bundle
 from caption_ray.config import EncoderConfig
 from caption_ray.data import images
+from caption_ray.data.batches import stack_pictures
 from caption_ray.data.shards import load_manifest
 from caption_ray.device import autocast, pick_device, resolve_precision
 from caption_ray.evaluation.metrics import score_captions
@@ -60,7 +61,7 @@ def dev_batches(data: str, side: int, size: int) -> Iterator[tuple[list[str], li
             size, columns=["name", "captions", "image"]
         ):
             squares = [images.decode_square(image.as_py(), side) for image in table["image"]]
-            yield table["name"].to_pylist(), table["captions"].to_pylist(), images.stack_pictures(squares)
+            yield table["name"].to_pylist(), table["captions"].to_pylist(), stack_pictures(squares)
 
 
 def score(bundle: Bundle, data: str, encode: EncoderPass, device: torch.device) -> dict[str, float]:

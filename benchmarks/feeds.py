@@ -30,8 +30,9 @@ from caption_ray import storage
 from caption_ray.cluster import connect
 from caption_ray.data import images
 from caption_ray.data.batch_plan import BatchPlan
-from caption_ray.data.batches import CaptionBatch, PictureFormat, PictureGroup, collate
+from caption_ray.data.batches import CaptionBatch, PictureGroup, collate
 from caption_ray.data.feature_manifest import FeatureManifest, load_feature_manifest
+from caption_ray.data.picture_format import PictureFormat
 from caption_ray.data.pipeline import Feed, Share, cached_feed, stream_feed
 from caption_ray.data.shards import DatasetManifest, load_manifest, read_vocabulary
 from caption_ray.text.tokenizer import tokenize

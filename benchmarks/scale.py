@@ -21,8 +21,8 @@ from caption_ray import storage
 from caption_ray.config import ModelConfig
 from caption_ray.data import images
 from caption_ray.data.batch_plan import BatchPlan
-from caption_ray.data.batches import PictureFormat
 from caption_ray.data.feature_manifest import load_feature_manifest
+from caption_ray.data.picture_format import PictureFormat
 from caption_ray.data.shards import load_manifest, read_vocabulary
 from caption_ray.model.decoder import Decoder, pack_steps
 from caption_ray.model.loss import caption_loss

@@ -21,7 +21,7 @@ from textbook import textbook_logits
 
 from caption_ray import storage
 from caption_ray.data import images
-from caption_ray.data.batches import CaptionBatch, PictureGroup, collate
+from caption_ray.data.batches import CaptionBatch, PictureGroup, collate, stack_pictures
 from caption_ray.data.shards import load_manifest, read_vocabulary
 from caption_ray.device import autocast, pick_device, resolve_precision
 from caption_ray.model.decoder import Decoder, pack_steps
@@ -68,7 +68,7 @@ def tutorial_epoch(samples: list[Sample], encode: EncoderPass, trainer: Trainer)
     for start in range(0, len(samples), BATCH):
         part = samples[start : start + BATCH]
         with torch.inference_mode():
-            features = encode(images.stack_pictures([images.decode_square(image, 224) for image, _ in part]))
+            features = encode(stack_pictures([images.decode_square(image, 224) for image, _ in part]))
         trainer.step(to_batch((grid, ids) for grid, (_, ids) in zip(features.cpu().numpy(), part, strict=True)))
 
 
@@ -79,7 +79,7 @@ def cache(pictures: Iterable[bytes], encode: EncoderPass) -> dict[bytes, np.ndar
     for start in range(0, len(files), BATCH):
         part = files[start : start + BATCH]
         with torch.inference_mode():
-            grids = encode(images.stack_pictures([images.decode_square(image, 224) for image in part]))
+            grids = encode(stack_pictures([images.decode_square(image, 224) for image in part]))
         features |= zip(part, grids.cpu().numpy().astype("<f2"), strict=True)
     return features
 

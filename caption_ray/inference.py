@@ -1,7 +1,6 @@
 """From pictures, as bytes, to captions and attention maps, with a bundle."""
 
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -10,8 +9,10 @@ from PIL import Image
 from torch import Tensor
 
 from caption_ray.bundle import Bundle, load_bundle
+from caption_ray.caption import Caption
 from caption_ray.config import AskedPrecision, DecodeOptions, Precision
 from caption_ray.data import images
+from caption_ray.data.batches import stack_pictures
 from caption_ray.device import autocast, pick_device, resolve_precision
 from caption_ray.model.caption_model import CaptionModel
 from caption_ray.model.decoding import Hypothesis, beam_search, greedy_steps
@@ -20,24 +21,6 @@ from caption_ray.model.frozen_decoder import FrozenDecoder
 from caption_ray.model.fused_convolution import fuse_convolutions
 from caption_ray.special_ids import END_ID
 from caption_ray.text.vocabulary import Vocabulary
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Caption:
-    """One caption of a picture.
-
-    words: without markers.  log_probability: natural logarithm, of the words and the end.
-    attention: (T, side, side), for each word the share of attention on each cell; each map sums to 1.
-    """
-
-    words: tuple[str, ...]
-    log_probability: float
-    attention: npt.NDArray[np.float32]
-
-    @property
-    def text(self) -> str:
-        """The words as a sentence."""
-        return " ".join(self.words)
 
 
 def to_captions(hypotheses: Sequence[Hypothesis], vocabulary: Vocabulary) -> list[Caption]:
@@ -138,7 +121,7 @@ class Captioner:
     @torch.inference_mode()
     def _encode(self, pictures: Sequence[npt.NDArray[np.uint8]]) -> Tensor:
         with autocast(self.precision, self.device):
-            features = self.model.features(images.stack_pictures(pictures).to(self.device))
+            features = self.model.features(stack_pictures(pictures).to(self.device))
         return features.float()
 
 

@@ -16,7 +16,6 @@ import pyarrow as pa
 from caption_ray.data import images
 from caption_ray.data.batches import (
     CaptionBatch,
-    PictureFormat,
     PictureGroup,
     PictureRow,
     batched,
@@ -24,6 +23,7 @@ from caption_ray.data.batches import (
     draw_shuffled,
     group_captions,
 )
+from caption_ray.data.picture_format import PictureFormat
 from caption_ray.text.tokenizer import tokenize
 from caption_ray.text.vocabulary import Vocabulary
 

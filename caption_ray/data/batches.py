@@ -9,26 +9,12 @@ from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 import torch
 from torch import Tensor
 
 from caption_ray.special_ids import END_ID, PAD_ID, START_ID
 
 _Item = TypeVar("_Item")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PictureFormat:
-    """How the fixed-size binary picture columns of a feed are read: `shape` and `dtype` of one picture's array."""
-
-    shape: tuple[int, ...]
-    dtype: str
-
-    def read(self, column: pa.FixedSizeBinaryArray) -> npt.NDArray[np.generic]:
-        """Return the arrays of P pictures, (P, ...), as a view into the column; those of nulls are undefined."""
-        pictures = np.frombuffer(column.buffers()[1], dtype=self.dtype).reshape(-1, *self.shape)
-        return pictures[column.offset : column.offset + len(column)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,3 +125,8 @@ def collate(groups: Sequence[PictureGroup]) -> CaptionBatch:
         lengths=lengths,
         picture_index=torch.tensor([index for index, _ in captions]),
     )
+
+
+def stack_pictures(pictures: Sequence[npt.NDArray[np.uint8]]) -> Tensor:
+    """Return pictures of one size as a (B, 3, side, side) uint8 tensor."""
+    return torch.from_numpy(np.stack(pictures))

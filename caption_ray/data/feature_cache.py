@@ -24,6 +24,7 @@ from caption_ray import storage
 from caption_ray.cluster import actor_resources, connect
 from caption_ray.config import EncoderConfig, Precision
 from caption_ray.data import images
+from caption_ray.data.batches import stack_pictures
 from caption_ray.data.feature_manifest import (
     ENCODER_NAME,
     MANIFEST_NAME,
@@ -213,6 +214,6 @@ class _EncodePictures:
         if not present:
             return pa.nulls(len(squares), kind)
         with autocast(self.precision, self.device):
-            grids = self.encoder(images.stack_pictures(present).to(self.device))
+            grids = self.encoder(stack_pictures(present).to(self.device))
         halves = iter(grids.float().cpu().numpy().astype("<f2"))
         return pa.array([None if square is None else next(halves).tobytes() for square in squares], kind)

@@ -8,8 +8,8 @@ from pydantic import Field, ValidationError
 
 from caption_ray import storage
 from caption_ray.config import EncoderConfig, Precision, Settings
-from caption_ray.data.batches import PictureFormat
 from caption_ray.data.images import PREPROCESSING
+from caption_ray.data.picture_format import PictureFormat
 from caption_ray.data.shards import DatasetManifest, ShardFile, check_files
 from caption_ray.errors import DatasetError, FeatureCacheError, UsageError
 

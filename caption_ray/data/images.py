@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from caption_ray import storage
@@ -225,8 +224,3 @@ def crop(picture: npt.NDArray[np.uint8], side: int, top: int, left: int, mirrore
     """Return a (3, side, side) window of a picture, mirrored or not, as a copy."""
     window = picture[:, top : top + side, left : left + side]
     return np.ascontiguousarray(window[:, :, ::-1]) if mirrored else window.copy()
-
-
-def stack_pictures(pictures: Sequence[npt.NDArray[np.uint8]]) -> torch.Tensor:
-    """Return pictures of one size as a (B, 3, side, side) uint8 tensor."""
-    return torch.from_numpy(np.stack(pictures))

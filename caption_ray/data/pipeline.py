@@ -17,8 +17,8 @@ import ray.train
 from caption_ray import storage
 from caption_ray.cluster import KEEP_MEMORY
 from caption_ray.data import images
-from caption_ray.data.batches import PictureFormat
 from caption_ray.data.feature_manifest import FeatureManifest
+from caption_ray.data.picture_format import PictureFormat
 from caption_ray.data.shards import MAX_GROUP_BYTES, MAX_GROUP_ROWS, DatasetManifest, ShardFile
 from caption_ray.data.staging import StagedShard
 

@@ -7,7 +7,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from caption_ray.inference import Caption
+from caption_ray.caption import Caption
 from caption_ray.serve.schemas import ModelAnswer
 
 Square = npt.NDArray[np.uint8]

@@ -24,6 +24,7 @@ from caption_ray.serve.batching import BatchOptions, MaxQueued
 from caption_ray.serve.compute import describe, load_captioner, model_id
 from caption_ray.serve.engine import BatchRecord, Engine
 from caption_ray.serve.places import Places
+from caption_ray.serve.replica_log import log_through_serve
 from caption_ray.serve.schemas import ModelAnswer
 from caption_ray.serve.siblings import load_as_siblings
 
@@ -201,11 +202,3 @@ class _Metrics:
 
 def _now() -> datetime:
     return datetime.now(timezone.utc)
-
-
-def log_through_serve() -> None:
-    """Have this package's records written where Serve writes a replica's own, in its form, with its request ids."""
-    package, replica = logging.getLogger("caption_ray"), logging.getLogger("ray.serve")
-    package.handlers[:] = replica.handlers
-    package.setLevel(replica.level)
-    package.propagate = False

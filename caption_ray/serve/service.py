@@ -8,8 +8,8 @@ from contextlib import aclosing
 import numpy as np
 import numpy.typing as npt
 
+from caption_ray.caption import Caption
 from caption_ray.errors import PictureError
-from caption_ray.inference import Caption
 from caption_ray.serve.access_log import RequestRecord
 from caption_ray.serve.backend import BackendUnavailableError, CaptionBackend, CaptionedPicture
 from caption_ray.serve.errors import QueryError, TooLargeError, refuse

@@ -9,8 +9,8 @@ from PIL import Image
 
 from caption_ray import storage
 from caption_ray.attention_figure import draw_attention
+from caption_ray.caption import Caption
 from caption_ray.data.images import open_picture
-from caption_ray.inference import Caption
 
 NUM_SHOWN = 4
 

@@ -6,12 +6,13 @@ from dataclasses import dataclass, field
 import torch
 import torch.distributed as dist
 
+from caption_ray.caption import Caption
 from caption_ray.config import DecodeOptions, Precision
 from caption_ray.data.batches import CaptionBatch, PictureRow
 from caption_ray.device import autocast
 from caption_ray.errors import RunError
 from caption_ray.evaluation.metrics import CaptionScores, score_captions
-from caption_ray.inference import Caption, to_captions
+from caption_ray.inference import to_captions
 from caption_ray.model.caption_model import CaptionModel
 from caption_ray.model.decoding import beam_search
 from caption_ray.text.tokenizer import tokenize

@@ -15,8 +15,9 @@ import torch
 
 from caption_ray import storage
 from caption_ray.data.batch_plan import BatchPlan
-from caption_ray.data.batches import CaptionBatch, PictureFormat, batched
+from caption_ray.data.batches import CaptionBatch, batched
 from caption_ray.data.images import seeded_generator
+from caption_ray.data.picture_format import PictureFormat
 from caption_ray.data.pipeline import Share
 from caption_ray.data.shards import first_pictures
 from caption_ray.device import check_kernels, limit_memory, resolve_precision

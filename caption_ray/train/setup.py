@@ -6,7 +6,8 @@ import torch
 from pydantic import Field
 
 from caption_ray.config import Experiment, Settings
-from caption_ray.data.images import decode_square, stack_pictures
+from caption_ray.data.batches import stack_pictures
+from caption_ray.data.images import decode_square
 from caption_ray.model.caption_model import CaptionModel
 from caption_ray.model.decoder import Decoder
 from caption_ray.model.encoder import Encoder

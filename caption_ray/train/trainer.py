@@ -1,6 +1,7 @@
 """Starting, resuming and finishing a training run under Ray Train."""
 
 import logging
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,6 +43,9 @@ from caption_ray.train.steps import groups_per_worker
 from caption_ray.train.stopping import stop_files, stop_on_signal
 
 logger = logging.getLogger(__name__)
+
+_LOOK_EVERY_S = "0.5"
+"""How often Ray Train looks at its workers: every two seconds by itself, and a run ends two such looks late."""
 
 MAX_WORKER_FAILURES = 3
 """Worker deaths that a run survives, each at the cost of the epoch under way."""
@@ -205,6 +209,7 @@ def _fit(request: TrainRequest, inputs: RunInputs, surroundings: Surroundings) -
             ),
         ),
     )
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", _LOOK_EVERY_S)
     try:
         with stop_on_signal(request.run_folder):
             result = trainer.fit()

@@ -4,7 +4,8 @@ import torch
 
 from caption_ray.bundle import Bundle, BundleConfig, BundleManifest, build_model
 from caption_ray.config import DecodeOptions, EncoderConfig, ModelConfig
-from caption_ray.data.images import decode_square, stack_pictures
+from caption_ray.data.batches import stack_pictures
+from caption_ray.data.images import decode_square
 from caption_ray.inference import Captioner
 from caption_ray.serve.example_pictures import FOLDER
 from caption_ray.special_ids import END_ID

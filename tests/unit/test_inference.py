@@ -8,7 +8,7 @@ from PIL import Image
 
 from caption_ray.bundle import BundleConfig, build_model, load_bundle, save_bundle
 from caption_ray.config import DecodeOptions, EncoderConfig, ModelConfig
-from caption_ray.data.images import stack_pictures
+from caption_ray.data.batches import stack_pictures
 from caption_ray.device import resolve_precision
 from caption_ray.errors import PictureError
 from caption_ray.inference import Captioner, to_captions

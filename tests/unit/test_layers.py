@@ -21,23 +21,26 @@ TEXT = ("text.*",)
 DATA_FILES = ("data.captions", "data.caption_formats", "data.splits", "data.synthetic")
 DATA_TABLES = (
     "data.images",
+    "data.picture_format",
     "data.picture_layout",
     "data.picture_limits",
     "data.shards",
     "data.output_folder",
-    "data.batches",
     "data.feature_manifest",
     "data.staging",
 )
+BATCHES = ("data.batches",)
 BATCH_PLAN = ("data.batch_plan",)
 MODEL = ("model.*",)
 TENSORS = ("device", "weights")
 METRICS = ("evaluation.metrics", "evaluation.comparison")
-PURE = (*BASE, *TEXT, *DATA_FILES, *DATA_TABLES, *TENSORS, *MODEL, *METRICS)
+PURE = (*BASE, *TEXT, *DATA_FILES, *DATA_TABLES, *BATCHES, *TENSORS, *MODEL, *METRICS)
 STEPS = ("train.steps", "train.state", "train.schedule", "train.resources", "train.setup")
 RUN_PARTS = ("train.run_folder", "train.dev", "train.board", "train.encoder_source", "train.meter", "train.stopping")
-CAPTIONING = ("bundle", "inference", "attention_figure")
-DATA_ADAPTERS = (*BATCH_PLAN, "cluster", "data.prepare", "data.pipeline", "data.feature_cache", "data.tables")
+CAPTION = ("caption",)
+CAPTIONING = (*CAPTION, "bundle", "inference", "attention_figure")
+TABLE_ADAPTERS = ("cluster", "data.prepare", "data.pipeline", "data.tables")
+DATA_ADAPTERS = (*BATCH_PLAN, *TABLE_ADAPTERS, "data.feature_cache")
 EVALUATION_ADAPTERS = ("evaluation.evaluate", "evaluation.pictures")
 TRAIN_ADAPTERS = ("train.inputs", "train.loop", "train.trainer")
 TUNE = (
@@ -54,7 +57,8 @@ SERVE_APP = (
 SERVE_CONFIG = ("serve.config_file", "serve.rollout")
 SERVE_COMPUTE = ("serve.batching", "serve.compute", "serve.engine")
 SERVE_PURE = (*SERVE_CONTRACT, *SERVE_APP, *SERVE_COMPUTE)
-SERVE_ADAPTERS = ("serve.deployment", "serve.captioner", "serve.handle", "serve.ray_metrics", "serve.siblings")
+SERVE_INGRESS = ("serve.handle", "serve.ingress", "serve.ray_metrics", "serve.replica_log")
+SERVE_ADAPTERS = (*SERVE_INGRESS, "serve.captioner", "serve.deployment", "serve.siblings")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,23 +78,26 @@ LAYERS = (
     # 1, pure parts
     Layer(TEXT, (*BASE, *TEXT), ("pydantic",)),
     Layer(DATA_FILES, (*BASE, *DATA_FILES), ("numpy", "PIL")),
-    Layer(DATA_TABLES, (*BASE, *DATA_TABLES), (*ARROW, "PIL", "pydantic", "typing_extensions")),
+    # Without torch: Ray loads these in every process that a picture goes through.
+    Layer(DATA_TABLES, (*BASE, *DATA_TABLES), ("numpy", "pyarrow", "PIL", "pydantic", "typing_extensions")),
+    Layer(BATCHES, (*BASE, *DATA_TABLES), ARROW),
     Layer(TENSORS, BASE, ("torch", "safetensors")),
     Layer(MODEL, (*BASE, *MODEL), (*TORCH, "torchvision")),
     Layer(METRICS, (*BASE, *METRICS), ("numpy", "nltk", "pycocoevalcap", "pydantic")),
     Layer(TEMPLATES, (), ("jinja2",)),
     Layer(("evaluation.report",), (*BASE, *TEMPLATES, *METRICS), ()),
-    Layer(BATCH_PLAN, (*BASE, *TEXT, *DATA_TABLES), ARROW),
+    Layer(BATCH_PLAN, (*BASE, *TEXT, *DATA_TABLES, *BATCHES), ARROW),
     # 2, engines and captioning; all without Ray
     Layer(("bundle",), PURE, (*TORCH, "pydantic", "safetensors")),
     Layer(STEPS, (*PURE, *STEPS), (*TORCH, "pydantic")),
     Layer(("attention_figure",), BASE, ("numpy", "PIL")),
-    Layer(("inference",), (*PURE, "bundle"), (*TORCH, "PIL")),
+    Layer(CAPTION, (), ("numpy",)),
+    Layer(("inference",), (*PURE, *CAPTION, "bundle"), (*TORCH, "PIL")),
     Layer(RUN_PARTS, (*PURE, *STEPS, *RUN_PARTS, *CAPTIONING), (*ARROW, "PIL", "pydantic", "safetensors")),
-    Layer(SERVE_CONTRACT, (*BASE, *CAPTIONING, *SERVE_CONTRACT), ("numpy", "pydantic")),
+    Layer(SERVE_CONTRACT, (*BASE, *CAPTION, *SERVE_CONTRACT), ("numpy", "pydantic")),
     Layer(
         SERVE_APP,
-        (*BASE, *TEMPLATES, "data.images", "inference", *SERVE_CONTRACT, *SERVE_APP),
+        (*BASE, *TEMPLATES, "data.images", *CAPTION, *SERVE_CONTRACT, *SERVE_APP),
         ("numpy", "prometheus_client", "pydantic", "python_multipart", "starlette"),
     ),
     Layer(
@@ -105,10 +112,11 @@ LAYERS = (
     # 3, Ray adapters
     Layer(("cluster",), BASE, ("ray",)),
     Layer(
-        ("data.prepare", "data.pipeline", "data.feature_cache", "data.tables"),
-        (*BASE, *TEXT, *DATA_FILES, *DATA_TABLES, *TENSORS, *DATA_ADAPTERS),
-        (*ARROW, "ray", "PIL", "pydantic"),
+        ("data.prepare", "data.pipeline", "data.tables"),
+        (*BASE, *TEXT, *DATA_FILES, *DATA_TABLES, *TABLE_ADAPTERS),
+        ("numpy", "pyarrow", "ray", "PIL", "pydantic"),
     ),
+    Layer(("data.feature_cache",), (*BASE, *DATA_TABLES, *BATCHES, *TENSORS, *TABLE_ADAPTERS), (*ARROW, "ray", "PIL")),
     Layer(
         TRAIN_ADAPTERS,
         (*PURE, *STEPS, *RUN_PARTS, *CAPTIONING, *DATA_ADAPTERS, *TRAIN_ADAPTERS),
@@ -204,6 +212,7 @@ def test_module_imports_only_what_its_layer_allows(module: str) -> None:
         ("serve.app", "from caption_ray.train.steps import Stepper", ["caption_ray.train.steps"]),
         ("jobs.train", "from jobs.tune import main", ["jobs.tune"]),
         ("config", "import torch", ["torch"]),
+        ("data.pipeline", "from caption_ray.data import batches", ["caption_ray.data.batches"]),
         ("train.loop", "import ray.train, json\nfrom caption_ray import storage", []),
     ],
 )
@@ -243,6 +252,11 @@ def test_importing_the_base_loads_neither_ray_nor_torch(tmp_path: Path) -> None:
     modules = ["caption_ray", *(f"caption_ray.{name}" for name in BASE)]
     assert run_python(PROBE.format(modules=modules), tmp_path) == {"loaded": [], "handlers": []}
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_ray_loads_wherever_pictures_go_through_loads_no_torch(tmp_path: Path) -> None:
+    modules = [f"caption_ray.{name}" for name in (*DATA_TABLES, *TABLE_ADAPTERS, *SERVE_CONTRACT, *SERVE_INGRESS)]
+    assert run_python(PROBE.format(modules=modules), tmp_path)["loaded"] == ["ray", "starlette"]
 
 
 def test_importing_modules_without_ray_loads_no_ray_and_leaves_no_trace(tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ from strict import problems
 
 from caption_ray.errors import BundleError, UsageError
 from caption_ray.serve import deployment
-from caption_ray.serve.deployment import ServeArguments, build_app, find_api_keys, find_bundle
+from caption_ray.serve.deployment import ServeArguments, build_app, find_bundle
+from caption_ray.serve.ingress import find_api_keys
 from caption_ray.serve.schemas import Limits
 
 ROOT = Path(__file__).parents[3]

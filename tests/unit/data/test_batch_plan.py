@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from caption_ray.data.batch_plan import BatchPlan, hash_names, mix
-from caption_ray.data.batches import CaptionBatch, PictureFormat
+from caption_ray.data.batches import CaptionBatch
+from caption_ray.data.picture_format import PictureFormat
 from caption_ray.text.vocabulary import SPECIAL_WORDS, Vocabulary
 
 STORED, SIDE = 18, 16

@@ -8,13 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from caption_ray.data.batches import (
-    PictureFormat,
     PictureGroup,
     batched,
     collate,
     draw_shuffled,
     group_captions,
+    stack_pictures,
 )
+from caption_ray.data.picture_format import PictureFormat
 
 
 def picture(value: int) -> np.ndarray:
@@ -120,3 +121,9 @@ def test_pictures_are_read_without_a_copy_from_where_a_column_begins() -> None:
     pictures = PictureFormat(shape=(2, 3), dtype="<f2").read(column)
     assert pictures[:, 0, 0].tolist() == [1, 2]
     assert np.shares_memory(pictures, np.frombuffer(column.buffers()[1], dtype=np.uint8))
+
+
+def test_stack_pictures() -> None:
+    stacked = stack_pictures([np.full((3, 2, 2), value, dtype=np.uint8) for value in (7, 9)])
+    assert stacked.shape == (2, 3, 2, 2)
+    assert stacked[:, 0, 0, 0].tolist() == [7, 9]

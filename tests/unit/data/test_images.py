@@ -17,7 +17,6 @@ from caption_ray.data.images import (
     open_picture,
     padded_side,
     seeded_generator,
-    stack_pictures,
     to_square,
 )
 from caption_ray.errors import PictureError
@@ -247,12 +246,6 @@ def test_seeded_generator_is_the_same_everywhere() -> None:
 def test_seeded_generator_tells_its_parts_apart() -> None:
     drawn = {int(seeded_generator(*parts).integers(1 << 60)) for parts in ((1, 23), (12, 3), (123,), (1, 2, 3))}
     assert len(drawn) == 4
-
-
-def test_stack_pictures() -> None:
-    stacked = stack_pictures([np.full((3, 2, 2), value, dtype=np.uint8) for value in (7, 9)])
-    assert stacked.shape == (2, 3, 2, 2)
-    assert stacked[:, 0, 0, 0].tolist() == [7, 9]
 
 
 def test_many_pictures_are_decoded_as_each_by_itself() -> None:
