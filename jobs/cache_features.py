@@ -4,9 +4,7 @@ from pydantic import Field
 
 from caption_ray import storage
 from caption_ray.config import EncoderConfig, Precision, Settings
-from caption_ray.data.feature_cache import cache_features
 from caption_ray.entry import run_job
-from caption_ray.model.encoder import build_encoder, fold_batch_norm, weights_digest
 
 
 class Arguments(Settings):
@@ -38,6 +36,10 @@ class Arguments(Settings):
 
 def main(arguments: Arguments) -> dict[str, object]:
     """Make the cache and sum it up."""
+    # Loaded here, so that --help and a wrong command line are answered at once.
+    from caption_ray.data.feature_cache import cache_features
+    from caption_ray.model.encoder import build_encoder, fold_batch_norm, weights_digest
+
     encoder = build_encoder(arguments.encoder)
     manifest = cache_features(
         arguments.data,

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 from pydantic import Field
@@ -13,7 +13,9 @@ from caption_ray.config import BeamWidth, DecodeOptions, Settings
 from caption_ray.data.images import load_picture
 from caption_ray.entry import run_job
 from caption_ray.errors import PictureError, UsageError
-from caption_ray.inference import Captioner
+
+if TYPE_CHECKING:
+    from caption_ray.inference import Captioner
 
 logger = logging.getLogger("caption_ray.jobs.caption")
 
@@ -35,6 +37,9 @@ class Arguments(Settings):
 
 def main(arguments: Arguments) -> dict[str, object]:
     """Caption what can be read; what cannot is an error in the end, a line each."""
+    # Loaded here, so that --help and a wrong command line are answered at once.
+    from caption_ray.inference import Captioner
+
     figures = figure_paths(arguments.attention, arguments.pictures)
     captioner = Captioner.load(arguments.bundle)
     options = captioner.bundle.config.decode.changed(beam_width=arguments.beam_width)
@@ -51,7 +56,7 @@ def main(arguments: Arguments) -> dict[str, object]:
     return {"captions": found}
 
 
-def _caption(captioner: Captioner, name: str, options: DecodeOptions, figure: str | None) -> dict[str, object]:
+def _caption(captioner: "Captioner", name: str, options: DecodeOptions, figure: str | None) -> dict[str, object]:
     picture = load_picture(name)
     captions = captioner.caption_picture(picture, options)
     best = captions[0]

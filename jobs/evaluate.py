@@ -4,12 +4,9 @@ from typing import Literal
 
 from pydantic import Field
 
-from caption_ray.bundle import load_bundle
 from caption_ray.config import BeamWidth, CaptionLength, LengthPenalty, Settings
 from caption_ray.entry import run_job
 from caption_ray.errors import UsageError
-from caption_ray.evaluation.evaluate import evaluate
-from caption_ray.evaluation.pictures import prepared_pictures, source_pictures
 
 
 class Arguments(Settings):
@@ -33,6 +30,11 @@ class Arguments(Settings):
 
 def main(arguments: Arguments) -> dict[str, object]:
     """Evaluate and return the scores."""
+    # Loaded here, so that --help and a wrong command line are answered at once.
+    from caption_ray.bundle import load_bundle
+    from caption_ray.evaluation.evaluate import evaluate
+    from caption_ray.evaluation.pictures import prepared_pictures, source_pictures
+
     if (arguments.data is None) == (arguments.source is None):
         raise UsageError("give the pictures either as --data DATA or as --source FOLDER")
     if arguments.data is not None:

@@ -7,7 +7,6 @@ from tyro.conf import arg
 
 from caption_ray import storage
 from caption_ray.config import CaptionRules, Settings, VocabularyConfig
-from caption_ray.data.prepare import REPORT_NAME, prepare_dataset
 from caption_ray.entry import run_job
 
 
@@ -32,6 +31,9 @@ class Arguments(Settings):
 
 def main(arguments: Arguments) -> dict[str, object]:
     """Prepare the data set and sum it up."""
+    # Loaded here, so that --help and a wrong command line are answered at once.
+    from caption_ray.data.prepare import REPORT_NAME, prepare_dataset
+
     manifest = prepare_dataset(
         arguments.source,
         arguments.output,

@@ -6,7 +6,6 @@ from pydantic import Field
 
 from caption_ray.config import Settings
 from caption_ray.entry import run_job
-from caption_ray.promotion import PromoteRequest, promote
 
 
 class Arguments(Settings):
@@ -39,6 +38,9 @@ class Arguments(Settings):
 
 def main(arguments: Arguments) -> dict[str, object]:
     """Promote, and sum up the comparison."""
+    # Loaded here, so that --help and a wrong command line are answered at once.
+    from caption_ray.promotion import PromoteRequest, promote
+
     promoted = promote(PromoteRequest(**{name: getattr(arguments, name) for name in Arguments.model_fields}))
     comparison = {} if promoted.comparison is None else promoted.comparison.model_dump()
     return {

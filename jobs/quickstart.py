@@ -7,22 +7,9 @@ from pathlib import Path
 from pydantic import Field
 
 from caption_ray import presets
-from caption_ray.attention_figure import draw_attention
-from caption_ray.bundle import load_bundle
-from caption_ray.cluster import connect
 from caption_ray.config import CaptionRules, Settings, VocabularyConfig
-from caption_ray.data.feature_cache import cache_features
-from caption_ray.data.images import load_picture
-from caption_ray.data.output_folder import clear_parts
-from caption_ray.data.prepare import prepare_dataset
-from caption_ray.data.synthetic import write_synthetic_flickr8k
 from caption_ray.entry import run_job
 from caption_ray.errors import QualityError, UsageError
-from caption_ray.evaluation.evaluate import evaluate
-from caption_ray.evaluation.pictures import prepared_pictures
-from caption_ray.inference import Captioner
-from caption_ray.model.encoder import build_encoder, fold_batch_norm, weights_digest
-from caption_ray.train.trainer import TrainRequest, train
 
 logger = logging.getLogger("caption_ray.jobs.quickstart")
 
@@ -48,6 +35,21 @@ class Arguments(Settings):
 
 def main(arguments: Arguments) -> dict[str, object]:
     """Run every step; each is what the job of that name does."""
+    # Loaded here, so that --help and a wrong command line are answered at once.
+    from caption_ray.attention_figure import draw_attention
+    from caption_ray.bundle import load_bundle
+    from caption_ray.cluster import connect
+    from caption_ray.data.feature_cache import cache_features
+    from caption_ray.data.images import load_picture
+    from caption_ray.data.output_folder import clear_parts
+    from caption_ray.data.prepare import prepare_dataset
+    from caption_ray.data.synthetic import write_synthetic_flickr8k
+    from caption_ray.evaluation.evaluate import evaluate
+    from caption_ray.evaluation.pictures import prepared_pictures
+    from caption_ray.inference import Captioner
+    from caption_ray.model.encoder import build_encoder, fold_batch_norm, weights_digest
+    from caption_ray.train.trainer import TrainRequest, train
+
     folder = Path(arguments.output).absolute()
     drawn = arguments.source is None
     source = arguments.source or str(folder / "source")

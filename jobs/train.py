@@ -8,7 +8,6 @@ from pydantic import Field
 from caption_ray.config import Experiment, Settings
 from caption_ray.entry import preset_command_line, run_job
 from caption_ray.presets import PRESETS
-from caption_ray.train.trainer import TrainRequest, train
 
 
 class Arguments(Settings):
@@ -46,6 +45,9 @@ class Arguments(Settings):
 
 def main(arguments: Arguments) -> dict[str, object]:
     """Train and sum up the run."""
+    # Loaded here, so that --help and a wrong command line are answered at once.
+    from caption_ray.train.trainer import TrainRequest, train
+
     outcome = train(
         TrainRequest(
             experiment=arguments.experiment,

@@ -1,6 +1,6 @@
 """Sweep the settings of a preset, or go on with a sweep."""
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 from pydantic import Field
@@ -9,9 +9,10 @@ from caption_ray.config import Experiment, Settings
 from caption_ray.entry import preset_command_line, run_job
 from caption_ray.presets import PRESETS
 from caption_ray.tune.records import StoppingConfig
-from caption_ray.tune.request import SweepRequest
 from caption_ray.tune.space import SearchSpace, recentred, space_around
-from caption_ray.tune.sweep import sweep
+
+if TYPE_CHECKING:
+    from caption_ray.tune.request import SweepRequest
 
 
 class Arguments(Settings):
@@ -47,6 +48,9 @@ class Arguments(Settings):
 
 def main(arguments: Arguments) -> dict[str, object]:
     """Sweep, and name the best trial."""
+    # Loaded here, so that --help and a wrong command line are answered at once.
+    from caption_ray.tune.sweep import sweep
+
     outcome = sweep(to_request(arguments))
     best = outcome.best
     return {
@@ -65,8 +69,10 @@ def main(arguments: Arguments) -> dict[str, object]:
 _STATUSES = ("finished", "stopped", "failed")
 
 
-def to_request(arguments: Arguments) -> SweepRequest:
+def to_request(arguments: Arguments) -> "SweepRequest":
     """Return what the command line asks for."""
+    from caption_ray.tune.request import SweepRequest
+
     preset = PRESETS[arguments.preset]()
     asked = {name: getattr(arguments, name) for name in Arguments.model_fields}
     asked |= {"preset_name": arguments.preset, "preset": preset}

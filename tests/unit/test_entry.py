@@ -11,6 +11,7 @@ from caption_ray.data.feature_manifest import load_feature_manifest
 from caption_ray.data.shards import load_manifest
 from caption_ray.errors import CaptionRayError
 
+JOBS = Path(__file__).parents[2] / "jobs"
 JOB = '''
 import os
 import subprocess
@@ -142,3 +143,18 @@ def test_a_wrong_command_line_exits_with_2(job: Path, arguments: tuple[str, ...]
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr != ""
+
+
+@pytest.mark.parametrize("job", sorted(JOBS.glob("*.py")), ids=lambda job: job.stem)
+def test_help_is_given_before_anything_is_loaded_that_takes_seconds(job: Path) -> None:
+    code = f"""
+import runpy, sys
+sys.argv = [{job.name!r}, "--help"]
+try:
+    runpy.run_path({str(job)!r}, run_name="__main__")
+except SystemExit as end:
+    print(end.code, sorted({{"ray", "torch", "torchvision", "pandas"}} & set(sys.modules)), file=sys.stderr)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stderr.splitlines()[-1] == "0 []"
+    assert "usage" in done.stdout
