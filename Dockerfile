@@ -34,7 +34,9 @@ RUN python -c 'import tomllib; print(*tomllib.load(open("/opt/pyproject.toml", "
 FROM dependencies AS kernels
 RUN apt-get update && apt-get install --yes --no-install-recommends gcc=4:12.* libc6-dev=2.36-*
 WORKDIR /app
-COPY caption_ray caption_ray
+# No more than is compiled and compiles it: else every change to the service would have it done anew.
+COPY caption_ray/__init__.py caption_ray/
+COPY caption_ray/model caption_ray/model
 RUN ["python", "-m", "caption_ray.model.portable"]
 
 FROM ${PYTHON_IMAGE}

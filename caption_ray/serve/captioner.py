@@ -48,7 +48,9 @@ class CaptionerConfig(BatchOptions):
     bundle: str | None = Field(
         None, description="The bundle to answer with, a folder or URI; by default that of the application's `args`."
     )
-    precision: AskedPrecision = Field("auto", description="Of the encoder; 'auto' takes bf16 where that is faster.")
+    precision: AskedPrecision = Field(
+        "auto", description="Of what is multiplied; 'auto' takes bf16 where that is faster and does no harm."
+    )
     max_queued: MaxQueued = Field(
         64,
         description="Pictures that may be in the model or wait for it; Serve counts requests, of which some bring 16.",

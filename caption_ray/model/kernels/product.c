@@ -2,15 +2,6 @@
 
 #include "arithmetic.h"
 
-/* Without AMX, oneDNN's products in single precision are as fast for a few rows, and faster for many. */
-int pays(void) {
-#ifdef AMX
-    return 1;
-#else
-    return 0;
-#endif
-}
-
 #define WIDE 4 /* tiles of rows at a time: a panel is read once for all of them */
 
 struct product { /* as in fused_product.py */
@@ -57,4 +48,13 @@ void product(const struct product *p) {
                     part(p, o, row, p->rows - row < TILE ? p->rows - row : TILE);
         give_back_tiles();
     }
+}
+
+/* Without AMX, oneDNN's products in single precision are as fast for a few rows, and faster for many. */
+int pays(void) {
+#ifdef AMX
+    return 1;
+#else
+    return 0;
+#endif
 }
