@@ -44,7 +44,8 @@ class Captioner:
     precision: of the encoder. 'auto' is bf16 where the hardware computes in it and the backbone bears it: features of
     the ResNet family then differ by 1 %, MobileNetV2's would by 7 %.
     With bf16, and with 'auto' where the hardware has it, a decoder on a CPU with AMX rounds the factors of its products
-    too, all else being fp32: 99 in 100 of a trained model's captions of Flickr8k's dev split stay the same.
+    too (but for the projection of features), all else being fp32: 99 in 100 of a trained model's captions of Flickr8k's
+    dev split stay the same.
     """
 
     def __init__(self, bundle: Bundle, device: torch.device | None = None, precision: AskedPrecision = "fp32") -> None:

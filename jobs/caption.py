@@ -37,10 +37,10 @@ class Arguments(Settings):
 
 def main(arguments: Arguments) -> dict[str, object]:
     """Caption what can be read; what cannot is an error in the end, a line each."""
+    figures = figure_paths(arguments.attention, arguments.pictures)
     # Loaded here, so that --help and a wrong command line are answered at once.
     from caption_ray.inference import Captioner
 
-    figures = figure_paths(arguments.attention, arguments.pictures)
     captioner = Captioner.load(arguments.bundle)
     options = captioner.bundle.config.decode.changed(beam_width=arguments.beam_width)
     found: list[dict[str, object]] = []

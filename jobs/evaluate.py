@@ -30,13 +30,13 @@ class Arguments(Settings):
 
 def main(arguments: Arguments) -> dict[str, object]:
     """Evaluate and return the scores."""
+    if (arguments.data is None) == (arguments.source is None):
+        raise UsageError("give the pictures either as --data DATA or as --source FOLDER")
     # Loaded here, so that --help and a wrong command line are answered at once.
     from caption_ray.bundle import load_bundle
     from caption_ray.evaluation.evaluate import evaluate
     from caption_ray.evaluation.pictures import prepared_pictures, source_pictures
 
-    if (arguments.data is None) == (arguments.source is None):
-        raise UsageError("give the pictures either as --data DATA or as --source FOLDER")
     if arguments.data is not None:
         pictures = prepared_pictures(arguments.data, arguments.split)
     else:

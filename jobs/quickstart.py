@@ -35,6 +35,11 @@ class Arguments(Settings):
 
 def main(arguments: Arguments) -> dict[str, object]:
     """Run every step; each is what the job of that name does."""
+    folder = Path(arguments.output).absolute()
+    drawn = arguments.source is None
+    source = arguments.source or str(folder / "source")
+    if not drawn and Path(source).resolve().is_relative_to(folder.resolve()):
+        raise UsageError(f"--source {source}: lies in --output {folder}, which is replaced; choose another --output")
     # Loaded here, so that --help and a wrong command line are answered at once.
     from caption_ray.attention_figure import draw_attention
     from caption_ray.bundle import load_bundle
@@ -50,11 +55,6 @@ def main(arguments: Arguments) -> dict[str, object]:
     from caption_ray.model.encoder import build_encoder, fold_batch_norm, weights_digest
     from caption_ray.train.trainer import TrainRequest, train
 
-    folder = Path(arguments.output).absolute()
-    drawn = arguments.source is None
-    source = arguments.source or str(folder / "source")
-    if not drawn and Path(source).resolve().is_relative_to(folder.resolve()):
-        raise UsageError(f"--source {source}: lies in --output {folder}, which is replaced; choose another --output")
     clear_parts(folder, ("source", *PARTS) if drawn else PARTS, marker=MARKER)
     data, features, bundle_folder = (str(folder / part) for part in ("data", "features", "bundle"))
     experiment = presets.quickstart()

@@ -1,4 +1,4 @@
-"""Bytes of a picture to a tensor: the one definition that training, evaluation and serving share.
+"""Bytes of a picture to an array: the one definition that training, evaluation and serving share.
 
 The whole picture is squeezed into a square, not cropped: captions speak of things at the edges. Values stay uint8 here;
 scaling and normalisation belong to the encoder, so that they happen on its device.

@@ -43,7 +43,7 @@ class Product:
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
-        self.bias = bias
+        self.bias = None if bias is None else bias.detach().clone()
         self.packed = by_onednn(weight)
         device = weight.device.type
         if self.packed:

@@ -14,8 +14,8 @@ from caption_ray.model.fused_product import RoundedProduct, product_kernel
 class FrozenDecoder:
     """What a search needs of a decoder (`decoding.StepDecoder`).
 
-    rounded: have products round what they multiply to bf16, where that is faster (see fused_product.py). Elsewhere it
-    counts for nothing.
+    rounded: have products, but for the projection of features, round what they multiply to bf16, where that is faster
+    (see fused_product.py). Elsewhere it counts for nothing.
     """
 
     @torch.no_grad()

@@ -40,7 +40,7 @@ class RoundedProduct:
     """
 
     def __init__(self, kernel: ctypes.CDLL, weight: Tensor, bias: Tensor | None = None) -> None:
-        self.kernel, self.bias = kernel, None if bias is None else bias.detach().float().contiguous()
+        self.kernel, self.bias = kernel, None if bias is None else bias.detach().float().clone()
         self.num_outputs, self.num_inputs = weight.shape
         self.num_zeros = -self.num_inputs % _PANEL  # inputs that are added, of zeros
         self.sizes = {"inputs": self.num_inputs + self.num_zeros, "outputs": self.num_outputs}

@@ -34,15 +34,18 @@ def rank(
 
     A total is its row's score and the word's log-probability; minus infinity, of no meaning, where there are fewer.
     logits: (B, V), rows picture by picture.  scores: (P, K), with P * K = B.  never: words that are not chosen.
+    Raises ValueError where these do not fit together, or nothing is to be found.
     """
     num_pictures, num_rows = scores.shape
+    if len(logits) != scores.numel() or count < 1:
+        raise ValueError(f"the {count} best of {len(logits)} rows, with scores for {num_pictures} times {num_rows}")
     forbidden = torch.tensor(never)
     origins, found = (torch.empty((num_pictures, count), dtype=torch.long) for _ in range(2))
     totals = torch.empty((num_pictures, count))
     tensors = {
         "never": forbidden,
         "logits": logits.contiguous(),
-        "scores": scores.contiguous(),
+        "scores": scores.float().contiguous(),
         "totals": totals,
         "origins": origins,
         "found": found,

@@ -125,7 +125,7 @@ class ModelAnswer(Answer):
     vocabulary_size: int
     num_parameters: int
     device: str
-    precision: str
+    precision: str = Field(description="Of the encoder.")
     beam_width: int = Field(description="Of a request that does not say.")
     max_words: int
     metrics: dict[str, object] = Field(description="Scores on the dev split when it was trained.")

@@ -1,4 +1,4 @@
-/* Numbers, nonlinearities and products for recurrence.c.
+/* Numbers, nonlinearities and products for the files beside it.
 
    `real` is float, or with -DBFLOAT16 bfloat16; all that is computed is float. Vectors are GCC's and clang's own, which
    they map to whatever the machine has. */

