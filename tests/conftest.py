@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from hypothesis import settings
+from threads import computing_with
 
 from caption_ray.bundle import BundleConfig, build_model, save_bundle
 from caption_ray.config import DecodeOptions, EncoderConfig, ModelConfig
@@ -18,13 +19,10 @@ settings.load_profile("caption_ray")
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> Iterator[None]:
     """Compute in one thread, in child processes too: tensors are tiny, and threads wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
+    with computing_with(1), pytest.MonkeyPatch.context() as patch:
         if "OMP_NUM_THREADS" not in os.environ:
             patch.setenv("OMP_NUM_THREADS", "1")
         yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

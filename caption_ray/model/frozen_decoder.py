@@ -33,7 +33,7 @@ class FrozenDecoder:
             gates = None
             if not decoder.config.deep_output:  # which wants the contexts themselves
                 # Values of all regions are multiplied sooner than the weights are read again at every step.
-                self._products, gates = self._products._replace(context=None), make(weights.context)
+                gates, self._products = products.context, self._products._replace(context=None)
             key, first = decoder.attention.key, decoder.initial_state
             self._beforehand = (make(key.weight, key.bias), gates, make(first.weight, first.bias))
 

@@ -80,7 +80,7 @@ LAYERS = (
     Layer(DATA_FILES, (*BASE, *DATA_FILES), ("numpy", "PIL")),
     # Without torch: Ray loads these in every process that a picture goes through.
     Layer(DATA_TABLES, (*BASE, *DATA_TABLES), ("numpy", "pyarrow", "PIL", "pydantic", "typing_extensions")),
-    Layer(BATCHES, (*BASE, *DATA_TABLES), ARROW),
+    Layer(BATCHES, BASE, TORCH),
     Layer(TENSORS, BASE, ("torch", "safetensors")),
     Layer(MODEL, (*BASE, *MODEL), (*TORCH, "torchvision")),
     Layer(METRICS, (*BASE, *METRICS), ("numpy", "nltk", "pycocoevalcap", "pydantic")),

@@ -99,6 +99,15 @@ INLINE float exponential(float x) {
     return p * scale;
 }
 
+INLINE float log_of_sum(const real *x, int64_t count) { /* log sum e^x */
+    float highest = -INFINITY, total = 0;
+#pragma omp simd reduction(max : highest)
+    for (int64_t k = 0; k < count; k++) highest = widen(x[k]) > highest ? widen(x[k]) : highest;
+#pragma omp simd reduction(+ : total)
+    for (int64_t k = 0; k < count; k++) total += exponential(widen(x[k]) - highest);
+    return highest + logf(total);
+}
+
 INLINE float sigmoid(float x) { return 1 / (1 + exponential(-x)); }
 INLINE float hyperbolic_tangent(float x) { return 1 - 2 / (1 + exponential(2 * x)); } /* within 3e-7 */
 

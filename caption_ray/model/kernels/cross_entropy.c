@@ -20,19 +20,13 @@ void cross_entropy(const struct cross_entropy *p) {
 #pragma omp parallel for num_threads(p->threads)
     for (int64_t word = 0; word < p->words; word++) {
         const real *logits = p->logits + word * vocabulary;
-        float highest = -INFINITY, total = 0, sum = 0;
-#pragma omp simd reduction(max : highest) reduction(+ : sum)
-        for (int64_t v = 0; v < vocabulary; v++) {
-            float x = widen(logits[v]);
-            highest = x > highest ? x : highest;
-            sum += x;
-        }
-#pragma omp simd reduction(+ : total)
-        for (int64_t v = 0; v < vocabulary; v++) total += exponential(widen(logits[v]) - highest);
-        float log_sum = highest + logf(total), smoothing = p->smoothing;
+        float log_sum = log_of_sum(logits, vocabulary), smoothing = p->smoothing, sum = 0;
         p->log_sums[word] = log_sum;
         p->losses[word] = log_sum - (1 - smoothing) * widen(logits[p->targets[word]]);
-        if (smoothing != 0) p->losses[word] -= smoothing * sum / vocabulary;
+        if (smoothing == 0) continue;
+#pragma omp simd reduction(+ : sum)
+        for (int64_t v = 0; v < vocabulary; v++) sum += widen(logits[v]);
+        p->losses[word] -= smoothing * sum / vocabulary;
     }
 }
 

@@ -8,19 +8,11 @@
 struct ranking { /* as in fused_ranking.py */
     int64_t threads, pictures, rows, words, count, num_never; /* rows of a picture; how many to find */
     const int64_t *never;                                     /* words that are not among them, but in the sums */
-    const float *logits, *scores;                             /* (P, K, V) (P, K) */
+    const real *logits;                                       /* (P, K, V) */
+    const float *scores;                                      /* (P, K) */
     float *totals;                                            /* (P, C), falling; where there are fewer, -inf */
     int64_t *origins, *found;                                 /* (P, C) rows of all, and words */
 };
-
-static float log_of_sum(const float *x, int64_t count) {
-    float highest = -INFINITY, sum = 0;
-#pragma omp simd reduction(max : highest)
-    for (int64_t k = 0; k < count; k++) highest = x[k] > highest ? x[k] : highest;
-#pragma omp simd reduction(+ : sum)
-    for (int64_t k = 0; k < count; k++) sum += exponential(x[k] - highest);
-    return highest + logf(sum);
-}
 
 INLINE int is_never(const struct ranking *p, int64_t word) {
     for (int64_t n = 0; n < p->num_never; n++)
@@ -50,15 +42,15 @@ static void rank_picture(const struct ranking *p, int64_t picture) {
         found[n] = p->num_never ? p->never[0] : 0;
     }
     for (int64_t row = picture * p->rows; row < (picture + 1) * p->rows; row++) {
-        const float *x = p->logits + row * p->words;
+        const real *x = p->logits + row * p->words;
         float shift = p->scores[row] - log_of_sum(x, p->words);
         for (int64_t first = 0; first < p->words; first += BLOCK) {
             int64_t end = first + BLOCK < p->words ? first + BLOCK : p->words;
             int any = 0;
-            for (int64_t word = first; word < end; word++) any |= x[word] + shift > totals[count - 1];
+            for (int64_t word = first; word < end; word++) any |= widen(x[word]) + shift > totals[count - 1];
             for (int64_t word = first; any && word < end; word++)
-                if (x[word] + shift > totals[count - 1] && !is_never(p, word))
-                    insert(totals, origins, found, count - 1, x[word] + shift, row, word);
+                if (widen(x[word]) + shift > totals[count - 1] && !is_never(p, word))
+                    insert(totals, origins, found, count - 1, widen(x[word]) + shift, row, word);
         }
     }
 }

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from threads import computing_with
 from torch import Tensor
 
 from caption_ray.model import compiled, compiler
@@ -58,12 +59,8 @@ def test_sums_of_rounded_factors_are_exact(
     generator = torch.Generator().manual_seed(seed)
     given, weight = torch.randn(rows, inputs, generator=generator), torch.randn(outputs, inputs, generator=generator)
     bias = torch.randn(outputs, generator=generator) if biased else None
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
+    with computing_with(threads):
         mine = product_of(weight, bias)(given)
-    finally:
-        torch.set_num_threads(before)
     expected = given.bfloat16().double() @ weight.bfloat16().double().T
     if bias is not None:
         expected += bias.double()

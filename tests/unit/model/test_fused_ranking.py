@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from threads import computing_with
 from torch import Tensor
 
 from caption_ray.model import compiled
@@ -63,12 +64,8 @@ def test_the_best_are_those_of_sorting(
     generator = torch.Generator().manual_seed(seed)
     logits = 3 * torch.randn(pictures * rows, words, generator=generator)
     scores = -3 * torch.rand(pictures, rows, generator=generator)
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
+    with computing_with(threads):
         mine = ranked(logits, scores, (0, 3), min(count, words - 2))
-    finally:
-        torch.set_num_threads(before)
     for beam, expected in zip(mine, by_sorting(logits, scores, (0, 3), min(count, words - 2)), strict=True):
         assert [total for total, _, _ in beam] == pytest.approx([total for total, _, _ in expected], abs=1e-4)
         assert [(row, word) for _, row, word in beam] == [(row, word) for _, row, word in expected]
