@@ -14,7 +14,7 @@ from textbook import textbook_logits
 from torch import Tensor
 
 from caption_ray.config import ModelConfig, Precision
-from caption_ray.data.batches import CaptionBatch, PictureGroup, collate
+from caption_ray.data.batches import CaptionBatch, PictureGroup, by_longest_caption, collate
 from caption_ray.device import autocast, resolve_precision
 from caption_ray.model.decoder import Decoder, pack_steps
 from caption_ray.model.loss import caption_loss
@@ -34,15 +34,14 @@ def random_batch(num_pictures: int, num_captions: int, seed: int) -> CaptionBatc
     lengths = generator.choice(list(LENGTHS), size=num_captions, p=weights / weights.sum())
     captions = [tuple(generator.integers(4, VOCABULARY, size=length).tolist()) for length in lengths]
     each = num_captions // num_pictures
-    return collate(
-        [
-            PictureGroup(
-                picture=generator.standard_normal((REGIONS, FEATURES), dtype=np.float32),
-                captions=tuple(captions[row * each : (row + 1) * each]),
-            )
-            for row in range(num_pictures)
-        ]
+    groups = (
+        PictureGroup(
+            picture=generator.standard_normal((REGIONS, FEATURES), dtype=np.float32),
+            captions=tuple(captions[row * each : (row + 1) * each]),
+        )
+        for row in range(num_pictures)
     )
+    return collate(by_longest_caption(groups))
 
 
 class Step:

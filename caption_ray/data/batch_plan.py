@@ -19,6 +19,7 @@ from caption_ray.data.batches import (
     PictureGroup,
     PictureRow,
     batched,
+    by_longest_caption,
     collate,
     draw_shuffled,
     group_captions,
@@ -81,7 +82,7 @@ class BatchPlan:
             for group in group_captions(picture, captions, self.captions_per_picture, generator)
         )
         for batch in batched(draw_shuffled(groups, self.shuffle_buffer, generator), self.groups_per_batch):
-            yield collate(batch)
+            yield collate(by_longest_caption(batch))
 
     def rows(self, tables: Iterable[pa.Table]) -> Iterator[PictureRow]:
         """Yield a share's pictures in order, as they are."""

@@ -127,6 +127,15 @@ def collate(groups: Sequence[PictureGroup]) -> CaptionBatch:
     )
 
 
+def by_longest_caption(groups: Iterable[PictureGroup]) -> list[PictureGroup]:
+    """Return groups by falling length of their longest captions (ties keep their order).
+
+    So the pictures that still have words to come stay the first of a batch step after step, as its captions do, and the
+    decoder need not move their regions.
+    """
+    return sorted(groups, key=lambda group: -max(map(len, group.captions)))
+
+
 def stack_pictures(pictures: Sequence[npt.NDArray[np.uint8]]) -> Tensor:
     """Return pictures of one size as a (B, 3, side, side) uint8 tensor."""
     return torch.from_numpy(np.stack(pictures))

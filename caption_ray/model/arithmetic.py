@@ -1,4 +1,4 @@
-"""Products and tanh by the kernels that are fastest where they run.
+"""Products, means and tanh by the kernels that are fastest where they run.
 
 `F.linear` in single precision on a CPU goes to MKL, which on AMD's CPUs reaches less than half of what oneDNN does; so
 does MKL's tanh beside torch's own sigmoid. Both ways agree up to rounding. All else (GPUs, other formats, autocast,
@@ -106,3 +106,11 @@ def tanh(values: Tensor) -> Tensor:
     if by_onednn(values):
         return torch.sigmoid(2 * values).mul_(2).sub_(1)
     return torch.tanh(values)
+
+
+def mean_of_regions(values: Tensor) -> Tensor:
+    """Return the means (P, D) of values (P, R, D)."""
+    if values.device.type == "cpu" and values.dtype == torch.bfloat16:
+        # By a product, whose sums are in single precision; autocast would copy all values to it.
+        return torch.bmm(values.new_ones(len(values), 1, values.shape[1]), values).squeeze(1) / values.shape[1]
+    return values.mean(1)

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from caption_ray.config import ModelConfig
-from caption_ray.model.arithmetic import Multiply, Product, linear, split_inputs, tanh
+from caption_ray.model.arithmetic import Multiply, Product, linear, mean_of_regions, split_inputs, tanh
 from caption_ray.model.attention import AdditiveAttention
 from caption_ray.model.caption_layout import CaptionLayout
 from caption_ray.model.decoder_state import DecoderState, LstmWeights, PictureContext, StepProducts
@@ -117,7 +117,7 @@ class Decoder(nn.Module):
 
         product: that of `initial_state`, where it has been laid out.
         """
-        hidden, cell = torch.tanh((product or self.initial_state)(values.mean(1))).chunk(2, dim=-1)
+        hidden, cell = torch.tanh((product or self.initial_state)(mean_of_regions(values))).chunk(2, dim=-1)
         return DecoderState(hidden, cell)
 
     def start(self, features: Tensor) -> tuple[PictureContext, DecoderState]:

@@ -168,7 +168,7 @@ class FusedRecurrence(torch.autograd.Function):
             None,
             d_gates,
             (d_keys * (4 * problem["score"])).to(keys.dtype),
-            None if d_contexts is None else torch.bmm(spread.flatten(1, 2).mT, d_contexts.flatten(1, 2)),
+            None if d_contexts is None else _d_values(spread.flatten(1, 2), d_contexts.flatten(1, 2), not input_size),
             layout.sum_by_picture(d_state).to(keys.dtype),
             layout.sum_by_picture(d_cell),
             torch.mm(d_query.t(), states),
@@ -178,6 +178,18 @@ class FusedRecurrence(torch.autograd.Function):
             d_recurrent[:, :input_size] if input_size else None,
             d_recurrent[:, input_size:],
         )
+
+
+def _d_values(weights: Tensor, d_averages: Tensor, by_feature: bool) -> Tensor:
+    """Return the gradient (P, R, D) of values, of the weights (P, W, R) of averages and their gradients (P, W, D).
+
+    by_feature: packed as (D, P, R), which is how the gradient of weights that made the values reads it.
+    """
+    if not by_feature:
+        return torch.bmm(weights.mT, d_averages)
+    packed = weights.new_empty(d_averages.shape[2], len(weights), weights.shape[2])
+    torch.bmm(d_averages.mT, weights, out=packed.transpose(0, 1))
+    return packed.permute(1, 2, 0)
 
 
 def _room(num_words: int, num_rows: int, like: Tensor, size: int) -> Tensor:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from caption_ray.data.batches import (
     PictureGroup,
     batched,
+    by_longest_caption,
     collate,
     draw_shuffled,
     group_captions,
@@ -56,6 +57,17 @@ def test_collate_keeps_every_caption_with_its_picture(groups: list[tuple[tuple[i
         found[index, tuple(row[1:length])] += 1
     assert found == Counter((n, caption) for n, group in enumerate(groups) for caption in group)
     assert list(batch.lengths) == sorted(batch.lengths, reverse=True)
+
+
+def test_groups_go_by_their_longest_captions() -> None:
+    groups = [
+        PictureGroup(picture=picture(n), captions=tuple((9,) * length for length in lengths))
+        for n, lengths in enumerate([(1, 2), (1, 4), (3,), (2, 2)])
+    ]
+    ordered = by_longest_caption(groups)
+    assert [group.picture[0, 0] for group in ordered] == [1, 2, 0, 3]
+    # The pictures of the captions that go on are the first ones, whichever step it is.
+    assert list(dict.fromkeys(collate(ordered).picture_index.tolist())) == [0, 1, 2, 3]
 
 
 def test_batch_moves_as_a_whole() -> None:

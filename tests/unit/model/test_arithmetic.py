@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from caption_ray.model.arithmetic import Product, by_onednn, linear, split_inputs, tanh
+from caption_ray.model.arithmetic import Product, by_onednn, linear, mean_of_regions, split_inputs, tanh
 
 
 @pytest.fixture(params=["contiguous", "gaps between rows", "expanded"])
@@ -71,3 +71,17 @@ def test_split_weights_are_slices_of_one_gradient(dtype: torch.dtype) -> None:
     (2 * first.sum() + 3 * rest.sum()).backward()
     assert weight.grad.dtype == torch.float32
     assert weight.grad.tolist() == [[2, 2, 3], [2, 2, 3]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_mean_of_regions_by_hand(dtype: torch.dtype) -> None:
+    values = torch.tensor([[[1.0, 8.0], [3.0, 0.0]], [[5.0, 2.0], [5.0, -4.0]]], dtype=dtype, requires_grad=True)
+    mean = mean_of_regions(values)
+    assert mean.tolist() == [[2.0, 4.0], [5.0, -1.0]]
+    mean[:, 0].sum().backward()
+    assert values.grad.tolist() == [[[0.5, 0.0], [0.5, 0.0]]] * 2
+
+
+def test_mean_in_half_precision_is_summed_in_single() -> None:
+    values = torch.full((1, 4096, 1), 1 + 2**-7, dtype=torch.bfloat16)  # sums in bf16 would stop growing at 512
+    assert mean_of_regions(values).item() == 1 + 2**-7
