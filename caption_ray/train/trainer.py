@@ -44,8 +44,13 @@ from caption_ray.train.stopping import stop_files, stop_on_signal
 
 logger = logging.getLogger(__name__)
 
-_LOOK_EVERY_S = "0.5"
-"""How often Ray Train looks at its workers: every two seconds by itself, and a run ends two such looks late."""
+_RAY_TRAIN = {
+    # How often it looks at its workers: every two seconds by itself, and a run ends two such looks late.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    # A process that tells workers of a node about to go, as train.stopping does, which does not depend on Ray.
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+}
+"""What Ray Train is set to by its environment, unless the user has set it."""
 
 MAX_WORKER_FAILURES = 3
 """Worker deaths that a run survives, each at the cost of the epoch under way."""
@@ -209,7 +214,7 @@ def _fit(request: TrainRequest, inputs: RunInputs, surroundings: Surroundings) -
             ),
         ),
     )
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", _LOOK_EVERY_S)
+    os.environ.update({name: value for name, value in _RAY_TRAIN.items() if name not in os.environ})
     try:
         with stop_on_signal(request.run_folder):
             result = trainer.fit()

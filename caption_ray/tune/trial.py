@@ -31,9 +31,8 @@ def run_trial(
     """
     configure_logging()
     quieten_ray_workers()
-    # A process a trial that tells it of a node about to go; a trial goes on from its last epoch in any case.
-    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-    os.environ.pop(STOP_VARIABLE, None)  # likewise; and one that stopped in an epoch would count as failed
+    # A trial goes on from its last epoch in any case; and one that stopped in the midst of one would count as failed.
+    os.environ.pop(STOP_VARIABLE, None)
     settings = dict(config)
     request = trial_request(base, settings.pop(NUMBER), settings)
     surroundings = Surroundings(
