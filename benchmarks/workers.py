@@ -8,7 +8,7 @@ import ray.data
 import ray.train
 import ray.train.torch
 
-from caption_ray.cluster import KEEP_MEMORY
+from caption_ray.cluster import KEEP_MEMORY, set_up_ray_train
 from caption_ray.data.pipeline import ExactSplit
 
 
@@ -16,6 +16,7 @@ def run_in_workers(
     loop: Callable[[dict[str, Any]], float], config: dict[str, Any], dataset: ray.data.Dataset, num_workers: int = 1
 ) -> float:
     """Return what `loop` returns for `config` in the first of the workers, which share a CPU and the `train` shards."""
+    set_up_ray_train()
     with tempfile.TemporaryDirectory() as runs:
         trainer = ray.train.torch.TorchTrainer(
             loop,

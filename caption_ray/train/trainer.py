@@ -1,7 +1,6 @@
 """Starting, resuming and finishing a training run under Ray Train."""
 
 import logging
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +13,7 @@ import torch
 
 from caption_ray import storage
 from caption_ray.bundle import BundleConfig, load_bundle, save_bundle
-from caption_ray.cluster import KEEP_MEMORY, connect
+from caption_ray.cluster import KEEP_MEMORY, connect, set_up_ray_train
 from caption_ray.config import Experiment
 from caption_ray.data.pipeline import ExactSplit, Feed
 from caption_ray.data.shards import VOCABULARY_NAME, read_vocabulary
@@ -43,14 +42,6 @@ from caption_ray.train.steps import groups_per_worker
 from caption_ray.train.stopping import stop_files, stop_on_signal
 
 logger = logging.getLogger(__name__)
-
-_RAY_TRAIN = {
-    # How often it looks at its workers: every two seconds by itself, and a run ends two such looks late.
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
-    # A process that tells workers of a node about to go, as train.stopping does, which does not depend on Ray.
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
-}
-"""What Ray Train is set to by its environment, unless the user has set it."""
 
 MAX_WORKER_FAILURES = 3
 """Worker deaths that a run survives, each at the cost of the epoch under way."""
@@ -214,7 +205,7 @@ def _fit(request: TrainRequest, inputs: RunInputs, surroundings: Surroundings) -
             ),
         ),
     )
-    os.environ.update({name: value for name, value in _RAY_TRAIN.items() if name not in os.environ})
+    set_up_ray_train()
     try:
         with stop_on_signal(request.run_folder):
             result = trainer.fit()
