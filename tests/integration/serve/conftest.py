@@ -11,8 +11,9 @@ import torch
 import yaml
 from PIL import Image
 from serving import ROOT, Service
+from waiting import wait_until
 
-from caption_ray.bundle import BundleConfig, build_model, save_bundle
+from caption_ray.bundle import BundleConfig, build_model, read_manifest, save_bundle
 from caption_ray.config import DecodeOptions, EncoderConfig, ModelConfig
 from caption_ray.text.vocabulary import Vocabulary
 
@@ -111,6 +112,9 @@ def running(
 
 
 @pytest.fixture
-def service(running: Service) -> Iterator[Service]:
+def service(running: Service, bundle_a: str) -> Iterator[Service]:
     yield running
     running.deploy()
+    # Settings are there at once; the bundle is loaded while the one that a test has left goes on answering.
+    digest = read_manifest(bundle_a).digest
+    wait_until(lambda: running.get("/v1/model")["id"] == digest, 60)
