@@ -131,11 +131,7 @@ INLINE float power(float x) { /* e^2x */
 
 INLINE vec fraction(vec key_powers, vec query_powers) { /* (1 - tanh(k + q)) / 2 */
     vec sum = 1 + key_powers * query_powers;
-#ifdef __AVX512F__
-    sum = (vec)_mm512_min_ps(_mm512_set1_ps(LIMIT), (__m512)sum); /* of NaN and a number, the second: NaN stays */
-#else
     for (int lane = 0; lane < LANES; lane++) sum[lane] = sum[lane] > LIMIT ? LIMIT : sum[lane];
-#endif
     return reciprocal(sum);
 }
 
