@@ -1,8 +1,9 @@
 """The encoder pass of `jobs/cache_features.py` against eager single precision: `python benchmarks/encoder_pass.py`.
 
 The slow way is torchvision's network as it comes: channels first, batch norm apart, fp32. The fast one is what the
-cache's actors run: channels last, batch norm folded, and bf16 if the CPU computes in it. With `--bundle` and `--data`,
-dev captions are decoded from the features of both, to see that they are as good.
+cache's actors run: channels last, batch norm folded, activations and sums within the convolutions, and bf16 if the CPU
+computes in it. With `--bundle` and `--data`, dev captions are decoded from the features of both, to see that they are
+as good.
 """
 
 import argparse
@@ -21,10 +22,11 @@ from caption_ray.config import EncoderConfig
 from caption_ray.data import images
 from caption_ray.data.batches import stack_pictures
 from caption_ray.data.shards import load_manifest
-from caption_ray.device import autocast, pick_device, resolve_precision
+from caption_ray.device import pick_device, resolve_precision
 from caption_ray.evaluation.metrics import score_captions
 from caption_ray.model.decoding import beam_search
-from caption_ray.model.encoder import Encoder, build_encoder, fold_batch_norm
+from caption_ray.model.encoder import Encoder, build_encoder
+from caption_ray.model.frozen_encoder import FrozenEncoder
 from caption_ray.text.tokenizer import tokenize
 
 EncoderPass = Callable[[Tensor], Tensor]
@@ -44,14 +46,7 @@ def eager(encoder: Encoder, device: torch.device) -> EncoderPass:
 
 def ours(encoder: Encoder, device: torch.device) -> EncoderPass:
     """Return the pass that a feature cache's actors run."""
-    folded, precision = fold_batch_norm(encoder).to(device), resolve_precision("auto", device)
-
-    def run(pictures: Tensor) -> Tensor:
-        with autocast(precision, device):
-            features: Tensor = folded(pictures.to(device))
-        return features.float()
-
-    return run
+    return FrozenEncoder(encoder).on(device, resolve_precision("auto", device))
 
 
 def dev_batches(data: str, side: int, size: int) -> Iterator[tuple[list[str], list[list[str]], Tensor]]:

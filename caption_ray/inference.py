@@ -13,12 +13,10 @@ from caption_ray.caption import Caption
 from caption_ray.config import AskedPrecision, DecodeOptions, Precision
 from caption_ray.data import images
 from caption_ray.data.batches import stack_pictures
-from caption_ray.device import autocast, pick_device, resolve_precision
-from caption_ray.model.caption_model import CaptionModel
+from caption_ray.device import pick_device, resolve_precision
 from caption_ray.model.decoding import Hypothesis, beam_search, greedy_steps
-from caption_ray.model.encoder import fold_batch_norm
 from caption_ray.model.frozen_decoder import FrozenDecoder
-from caption_ray.model.fused_convolution import fuse_convolutions
+from caption_ray.model.frozen_encoder import FrozenEncoder
 from caption_ray.special_ids import END_ID
 from caption_ray.text.vocabulary import Vocabulary
 
@@ -52,11 +50,10 @@ class Captioner:
         self.bundle = bundle
         self.device = device or pick_device()
         self.precision = _encoder_precision(precision, bundle.config.encoder.backbone, self.device)
-        encoder = None if bundle.model.encoder is None else fold_batch_norm(bundle.model.encoder)
-        if encoder is not None and self.precision == "bf16" and self.device.type == "cpu":
-            encoder = fuse_convolutions(encoder)
-        self.model = CaptionModel(encoder, bundle.model.decoder).to(self.device).eval()
-        self._searched = FrozenDecoder(self.model.decoder, resolve_precision(precision, self.device) == "bf16")
+        assert bundle.model.encoder is not None, "a bundle has its encoder"
+        self._encoder = FrozenEncoder(bundle.model.encoder).on(self.device, self.precision)
+        decoder = bundle.model.decoder.to(self.device).eval()
+        self._searched = FrozenDecoder(decoder, resolve_precision(precision, self.device) == "bf16")
 
     @classmethod
     def load(cls, location: str, device: torch.device | None = None, precision: AskedPrecision = "fp32") -> "Captioner":
@@ -119,11 +116,8 @@ class Captioner:
         whole = Hypothesis(ids=tuple(ids), log_probability=total, score=total, attention=torch.stack(attended))
         return to_captions([whole], self.bundle.vocabulary)[0]
 
-    @torch.inference_mode()
     def _encode(self, pictures: Sequence[npt.NDArray[np.uint8]]) -> Tensor:
-        with autocast(self.precision, self.device):
-            features = self.model.features(stack_pictures(pictures).to(self.device))
-        return features.float()
+        return self._encoder(stack_pictures(pictures))
 
 
 def _encoder_precision(asked: AskedPrecision, backbone: str, device: torch.device) -> Precision:

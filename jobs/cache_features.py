@@ -38,14 +38,15 @@ def main(arguments: Arguments) -> dict[str, object]:
     """Make the cache and sum it up."""
     # Loaded here, so that --help and a wrong command line are answered at once.
     from caption_ray.data.feature_cache import cache_features
-    from caption_ray.model.encoder import build_encoder, fold_batch_norm, weights_digest
+    from caption_ray.model.encoder import build_encoder, weights_digest
+    from caption_ray.model.frozen_encoder import FrozenEncoder
 
     encoder = build_encoder(arguments.encoder)
     manifest = cache_features(
         arguments.data,
         arguments.output,
         arguments.encoder,
-        fold_batch_norm(encoder),
+        FrozenEncoder(encoder),
         weights=encoder.state_dict(),
         weights_sha256=weights_digest(encoder),
         num_views=arguments.num_views,

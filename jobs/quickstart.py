@@ -52,7 +52,8 @@ def main(arguments: Arguments) -> dict[str, object]:
     from caption_ray.evaluation.evaluate import evaluate
     from caption_ray.evaluation.pictures import prepared_pictures
     from caption_ray.inference import Captioner
-    from caption_ray.model.encoder import build_encoder, fold_batch_norm, weights_digest
+    from caption_ray.model.encoder import build_encoder, weights_digest
+    from caption_ray.model.frozen_encoder import FrozenEncoder
     from caption_ray.train.trainer import TrainRequest, train
 
     clear_parts(folder, ("source", *PARTS) if drawn else PARTS, marker=MARKER)
@@ -77,7 +78,7 @@ def main(arguments: Arguments) -> dict[str, object]:
             data,
             features,
             experiment.encoder,
-            fold_batch_norm(encoder),
+            FrozenEncoder(encoder),
             weights=encoder.state_dict(),
             weights_sha256=weights_digest(encoder),
         )

@@ -7,7 +7,7 @@ written last.
 import contextlib
 import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -35,7 +35,7 @@ from caption_ray.data.feature_manifest import (
 from caption_ray.data.output_folder import output_folder
 from caption_ray.data.shards import ShardWriter, load_manifest
 from caption_ray.data.tables import deal_out, read_shards
-from caption_ray.device import autocast, pick_device, resolve_precision
+from caption_ray.device import pick_device, resolve_precision
 from caption_ray.errors import FeatureCacheError, UsageError
 from caption_ray.progress import Progress
 from caption_ray.weights import to_safetensors
@@ -47,25 +47,22 @@ _OUR_FILES = re.compile(r"(train|dev|test)-\d{5,}\.parquet|encoder\.safetensors|
 _Square = npt.NDArray[np.uint8]
 
 
-class FrozenEncoder(Protocol):
-    """What a cache needs of an encoder (`model.encoder.Encoder` has it): a module that can be sent to an actor."""
+class Encoder(Protocol):
+    """What a cache needs of an encoder (`model.frozen_encoder.FrozenEncoder` has it); it is sent to the actors."""
 
     image_size: int
     grid_side: int
     num_features: int
 
-    def __call__(self, pictures: Tensor) -> Tensor:
-        """Return (B, R, F) features of (B, 3, S, S) uint8 pictures."""
-
-    def to(self, device: torch.device) -> "FrozenEncoder":
-        """Return the encoder on `device`."""
+    def on(self, device: torch.device, precision: Precision) -> Callable[[Tensor], Tensor]:
+        """Return what computes, on `device`, (B, R, F) features in single precision of (B, 3, S, S) uint8 pictures."""
 
 
 def cache_features(
     data: str,
     output: str,
     config: EncoderConfig,
-    encoder: FrozenEncoder,
+    encoder: Encoder,
     *,
     weights: Mapping[str, Tensor],
     weights_sha256: str,
@@ -79,9 +76,7 @@ def cache_features(
 
     The encoder runs in an actor pool of Ray Data: one actor a GPU, or a CPU where there is none. A complete cache
     with the same key is left as it is, which is no error. Views beyond the first are random crops, mirrored half the
-    time where the captions stay true. `encoder` may be a faster equal of the one that `config` names (batch norm
-    folded, say); `weights` are those of the latter, kept for the bundle. In `precision` bf16 or fp16
-    it computes under autocast.
+    time where the captions stay true. `weights` are those of the encoder that `config` names, kept for the bundle.
 
     Raises UsageError where `output` holds something else, and for fp16 where there is no GPU.
     """
@@ -180,15 +175,16 @@ class _EncodePictures:
 
     def __init__(self, encoder_ref: ray.ObjectRef, num_views: int, view_seed: int, precision: Precision) -> None:
         self.device = pick_device()
-        self.precision = precision
-        self.encoder: FrozenEncoder = ray.get(encoder_ref).to(self.device)
+        if self.device.type == "cpu":
+            torch.set_num_threads(1)  # an actor a CPU
+        self.encoder: Encoder = ray.get(encoder_ref)
+        self.features_of = self.encoder.on(self.device, precision)
         self.num_views = num_views
         self.view_seed = view_seed
 
-    @torch.inference_mode()
     def __call__(self, table: pa.Table) -> pa.Table:
         if self.device.type == "cpu":
-            torch.set_num_threads(1)  # an actor a CPU; said here, since it holds for the calling thread alone
+            torch.set_num_threads(1)  # again, since it holds for the calling thread alone
         pictures = [images.open_picture(data.as_py()) for data in table["image"]]
         side = self.encoder.image_size
         columns = {name: table[name] for name in ("name", "captions", "split")}
@@ -213,7 +209,5 @@ class _EncodePictures:
         kind = pa.binary(2 * self.encoder.grid_side**2 * self.encoder.num_features)
         if not present:
             return pa.nulls(len(squares), kind)
-        with autocast(self.precision, self.device):
-            grids = self.encoder(stack_pictures(present).to(self.device))
-        halves = iter(grids.float().cpu().numpy().astype("<f2"))
+        halves = iter(self.features_of(stack_pictures(present)).cpu().numpy().astype("<f2"))
         return pa.array([None if square is None else next(halves).tobytes() for square in squares], kind)

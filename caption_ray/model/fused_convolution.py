@@ -1,11 +1,12 @@
-"""A frozen encoder in bf16 on a CPU, by oneDNN's own convolutions: weights laid out once, ReLU and sum done within.
+"""A frozen encoder on a CPU, by oneDNN's own convolutions: weights laid out once, activation and sum done within.
 
-torch's ordinary convolution rounds and lays out a frozen network's weights anew in every pass, and goes over its output
-again for each ReLU and each sum of a residual block.
+torch's ordinary convolution lays out a frozen network's weights anew in every pass (and rounds them, for bf16), and the
+network goes over its output again for each ReLU and each sum of a residual block.
 """
 
 import itertools
 import operator
+import platform
 from collections.abc import Iterator
 
 import torch
@@ -15,31 +16,43 @@ from caption_ray.model.encoder import Encoder
 
 # Private, but what torch.compile emits for convolutions on CPUs, with these arguments, from torch 2.1 on.
 _HAS_ONEDNN = (
-    torch.backends.mkldnn.is_available()
+    platform.machine() in ("x86_64", "AMD64")
+    and torch.backends.mkldnn.is_available()
     and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
     and hasattr(torch.ops.mkldnn, "_reorder_convolution_weight")
-    and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 )
+_HAS_ONEDNN_BF16 = _HAS_ONEDNN and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 _SUMS = (operator.add, operator.iadd, torch.add)
 
+_Activation = tuple[str, list[float]]
+_NO_ACTIVATION: _Activation = ("none", [])
+_RELU: _Activation = ("relu", [])
 
-def fuse_convolutions(encoder: Encoder) -> Encoder:
-    """Return a copy, computing in bf16, of an encoder that `fold_batch_norm` gave; without oneDNN that encoder itself.
 
-    Features differ from those under autocast by rounding, as those differ from single precision's.
+def fuse_convolutions(encoder: Encoder, dtype: torch.dtype = torch.bfloat16) -> Encoder:
+    """Return a copy, computing in `dtype`, of an encoder that `fold_batch_norm` gave; itself where oneDNN is not there.
+
+    dtype: bfloat16 or float32. In single precision features stay the same; in bf16 they differ by rounding from those
+    under autocast, as those differ from single precision's.
     """
-    if not _HAS_ONEDNN:
+    if not (_HAS_ONEDNN_BF16 if dtype == torch.bfloat16 else _HAS_ONEDNN):
         return encoder
     assert isinstance(encoder.stages, fx.GraphModule), "fold_batch_norm has traced it"
     graph = fx.Graph()
     graph.output(graph.graph_copy(encoder.stages.graph, {}))
     stages = fx.GraphModule(encoder.stages, graph)
     for node in list(stages.graph.nodes):
-        _fuse_relu(stages, node)
+        if activation := _activation(stages, node):
+            (source,) = node.all_input_nodes
+            _fuse_sum(stages, source, node, activation, dtype)
+            if _convolution(stages, source) and len(source.users) == 1:
+                _replace(stages, source, node, None, activation, dtype)
+    for node in list(stages.graph.nodes):
+        _fuse_sum(stages, node, node, _NO_ACTIVATION, dtype)
     for node in list(stages.graph.nodes):
         if _convolution(stages, node):
-            _replace(stages, node, node, other=None, relu=False)
+            _replace(stages, node, node, None, _NO_ACTIVATION, dtype)
     stages.delete_all_unused_submodules()
     stages.recompile()
     fused = Encoder(stages, encoder.num_features, encoder.image_size, finetune_stages=0)
@@ -49,52 +62,63 @@ def fuse_convolutions(encoder: Encoder) -> Encoder:
 
 
 class FusedConvolution(nn.Module):
-    """A convolution in bf16, then perhaps the sum with another tensor, then perhaps ReLU."""
+    """A convolution in bf16 or fp32, then perhaps the sum with another tensor, then perhaps ReLU or ReLU6."""
 
-    def __init__(self, convolution: nn.Conv2d, relu: bool) -> None:
+    def __init__(self, convolution: nn.Conv2d, activation: _Activation, dtype: torch.dtype) -> None:
         super().__init__()
         stride, padding, dilation = convolution.stride, convolution.padding, convolution.dilation
         assert isinstance(padding, tuple), "torchvision's networks pad by numbers"
         self.how = (list(padding), list(stride), list(dilation), convolution.groups)
-        self.relu = relu
+        self.activation = activation
+        self.after_sum = None if activation == _NO_ACTIVATION else activation[0]
+        self.dtype = dtype
         # No parameters: weights as oneDNN lays them out can be neither moved nor saved.
-        self.weight = convolution.weight.detach().to(torch.bfloat16, memory_format=torch.channels_last)
-        self.bias = None if convolution.bias is None else convolution.bias.detach().to(torch.bfloat16)
+        self.weight = convolution.weight.detach().to(dtype, memory_format=torch.channels_last)
+        self.bias = None if convolution.bias is None else convolution.bias.detach().to(dtype)
         self.is_laid_out = False
 
     def forward(self, inputs: Tensor, other: Tensor | None = None) -> Tensor:
-        """Return the outputs, in bf16; those of a sum take the place of `other`."""
-        inputs = inputs.to(torch.bfloat16)
+        """Return the outputs, in `dtype`; those of a sum take the place of `other`."""
+        inputs = inputs.to(self.dtype)
         if not self.is_laid_out:
             # Told no size, oneDNN takes a layout that some convolutions then change in every pass.
             self.weight = torch.ops.mkldnn._reorder_convolution_weight(self.weight, *self.how, list(inputs.shape))
             self.is_laid_out = True
-        activation = "relu" if self.relu else "none"
+        name, limits = self.activation
         outputs: Tensor
         if other is None:
             outputs = torch.ops.mkldnn._convolution_pointwise(
-                inputs, self.weight, self.bias, *self.how, activation, [], ""
+                inputs, self.weight, self.bias, *self.how, name, limits, ""
             )
         else:
             outputs = torch.ops.mkldnn._convolution_pointwise_.binary(
-                other, inputs, self.weight, self.bias, *self.how, "add", 1.0, activation, [], ""
+                other, inputs, self.weight, self.bias, *self.how, "add", 1.0, self.after_sum, limits, ""
             )
         return outputs
 
 
-def _fuse_relu(stages: fx.GraphModule, node: fx.Node) -> None:
-    """Take a ReLU into the convolution before it, or into the last of those whose sum it is of."""
-    if not (node.op == "call_module" and isinstance(stages.get_submodule(str(node.target)), nn.ReLU)):
+def _activation(stages: fx.GraphModule, node: fx.Node) -> _Activation | None:
+    """Return which of those that a convolution can take in this node is, if it is one."""
+    module = stages.get_submodule(str(node.target)) if node.op == "call_module" else None
+    if isinstance(module, nn.ReLU6):
+        return "hardtanh", [0.0, 6.0]
+    return _RELU if isinstance(module, nn.ReLU) else None
+
+
+def _fuse_sum(
+    stages: fx.GraphModule, node: fx.Node, result: fx.Node, activation: _Activation, dtype: torch.dtype
+) -> None:
+    """Take a sum, and the activation `result` of it if it has one, into the last of the convolutions it is of."""
+    if not (node.op == "call_function" and node.target in _SUMS):
         return
-    (source,) = node.all_input_nodes
-    if _convolution(stages, source):
-        _replace(stages, source, node, other=None, relu=True)
-    elif source.op == "call_function" and source.target in _SUMS and len(source.users) == 1:
-        *_, last = (term for term in stages.graph.nodes if term in source.all_input_nodes)
-        (other,) = (term for term in source.all_input_nodes if term is not last)
-        is_free = {*other.users} <= {*_before(stages, node)}  # nobody reads it afterwards
-        if is_free and _convolution(stages, last):
-            _replace(stages, last, node, other=other, relu=True)
+    if activation not in (_NO_ACTIVATION, _RELU) or (result is not node and len(node.users) != 1):
+        return  # oneDNN has no other after a sum
+    *_, last = (term for term in stages.graph.nodes if term in node.all_input_nodes)
+    others = [term for term in node.all_input_nodes if term is not last]
+    if len(others) == 1 and _convolution(stages, last) and len(last.users) == 1:
+        (other,) = others
+        if {*other.users} <= {*_before(stages, node), node}:  # nobody reads it afterwards
+            _replace(stages, last, result, other, activation, dtype)
 
 
 def _before(stages: fx.GraphModule, node: fx.Node) -> Iterator[fx.Node]:
@@ -103,18 +127,23 @@ def _before(stages: fx.GraphModule, node: fx.Node) -> Iterator[fx.Node]:
 
 
 def _convolution(stages: fx.GraphModule, node: fx.Node) -> bool:
-    """Tell whether a node is a convolution whose outputs go to one place."""
-    if node.op != "call_module" or len(node.users) != 1:
-        return False
-    return isinstance(stages.get_submodule(str(node.target)), nn.Conv2d)
+    """Tell whether a node is a convolution."""
+    return node.op == "call_module" and isinstance(stages.get_submodule(str(node.target)), nn.Conv2d)
 
 
-def _replace(stages: fx.GraphModule, convolution: fx.Node, result: fx.Node, other: fx.Node | None, relu: bool) -> None:
+def _replace(
+    stages: fx.GraphModule,
+    convolution: fx.Node,
+    result: fx.Node,
+    other: fx.Node | None,
+    activation: _Activation,
+    dtype: torch.dtype,
+) -> None:
     """Have a fused convolution compute `result`, the node at the end of those that are fused."""
     module = stages.get_submodule(str(convolution.target))
     assert isinstance(module, nn.Conv2d)
     name = f"fused_{convolution.name}"
-    stages.add_submodule(name, FusedConvolution(module, relu))
+    stages.add_submodule(name, FusedConvolution(module, activation, dtype))
     with stages.graph.inserting_before(result):
         inputs = convolution.all_input_nodes[0]
         fused = stages.graph.call_module(name, (inputs,) if other is None else (inputs, other))

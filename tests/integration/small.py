@@ -11,6 +11,7 @@ from caption_ray.config import (
 )
 from caption_ray.data.feature_cache import cache_features
 from caption_ray.model.encoder import build_encoder, weights_digest
+from caption_ray.model.frozen_encoder import FrozenEncoder
 
 ENCODER = EncoderConfig(backbone="resnet18", weights="none", image_size=64)
 EXPERIMENT = Experiment(
@@ -33,7 +34,7 @@ def make_cache(
         data,
         output,
         config,
-        encoder,
+        FrozenEncoder(encoder),
         weights=encoder.state_dict(),
         weights_sha256=weights_digest(encoder),
         num_views=num_views,

@@ -82,7 +82,7 @@ LAYERS = (
     Layer(DATA_TABLES, (*BASE, *DATA_TABLES), ("numpy", "pyarrow", "PIL", "pydantic", "typing_extensions")),
     Layer(BATCHES, BASE, TORCH),
     Layer(TENSORS, BASE, ("torch", "safetensors")),
-    Layer(MODEL, (*BASE, *MODEL), (*TORCH, "torchvision")),
+    Layer(MODEL, (*BASE, *MODEL, "device"), (*TORCH, "torchvision")),
     Layer(METRICS, (*BASE, *METRICS), ("numpy", "nltk", "pycocoevalcap", "pydantic")),
     Layer(TEMPLATES, (), ("jinja2",)),
     Layer(("evaluation.report",), (*BASE, *TEMPLATES, *METRICS), ()),

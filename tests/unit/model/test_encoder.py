@@ -1,3 +1,4 @@
+import pickle
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from caption_ray.config import EncoderConfig
 from caption_ray.errors import UsageError
 from caption_ray.model import fused_convolution
 from caption_ray.model.encoder import Encoder, build_encoder, fold_batch_norm, weights_digest
+from caption_ray.model.frozen_encoder import AT_A_TIME, FrozenEncoder
 
 
 def random_encoder(backbone: str, **settings: int) -> Encoder:
@@ -141,7 +143,7 @@ def test_unknown_backbone(backbone: str) -> None:
 
 
 def is_bf16_fused() -> bool:
-    return fused_convolution._HAS_ONEDNN
+    return fused_convolution._HAS_ONEDNN_BF16
 
 
 @pytest.mark.skipif(not is_bf16_fused(), reason="this CPU or this torch has no bf16 by oneDNN")
@@ -174,3 +176,64 @@ def test_fused_encoder_takes_batches_of_any_size_and_leaves_its_source_alone() -
         whole, parts = fused(pictures), torch.cat([fused(pictures[:1]), fused(pictures[1:])])
         assert torch.equal(folded(pictures), before)
     assert torch.allclose(whole.float(), parts.float(), rtol=0.05, atol=0.05 * float(whole.float().std()))
+
+
+@pytest.mark.skipif(not fused_convolution._HAS_ONEDNN, reason="no oneDNN for this CPU")
+@pytest.mark.parametrize("backbone", ["resnet18", "resnet50", "mobilenet_v2"])
+def test_fused_convolutions_give_the_features_in_single_precision(backbone: str) -> None:
+    encoder = livened(random_encoder(backbone, image_size=64))
+    fused = fused_convolution.fuse_convolutions(fold_batch_norm(encoder), torch.float32)
+    pictures = noise(3, 64)
+    with torch.no_grad():
+        exact, found = encoder(pictures), fused(pictures)
+    assert found.dtype == torch.float32
+    assert float((found - exact).norm() / exact.norm()) < 1e-3  # a lost ReLU, ReLU6 or sum would be tenths
+    kinds = {type(module) for module in fused.stages.modules()}
+    assert not kinds & {nn.Conv2d, nn.ReLU, nn.ReLU6}
+    assert {node.op for node in fused.stages.graph.nodes} == {"placeholder", "call_module", "output"}, "a sum is left"
+
+
+def livened(encoder: Encoder) -> Encoder:
+    """Return the encoder with batch norm that keeps all layers' values near one, as one that has learned does."""
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for module in encoder.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.bias.uniform_(-0.5, 0.5)
+                module.register_forward_hook(_normalise)
+        encoder(noise(3, encoder.image_size))
+    for module in encoder.modules():
+        module._forward_hooks.clear()
+    return encoder
+
+
+def _normalise(norm: nn.Module, inputs: tuple[torch.Tensor], output: torch.Tensor) -> torch.Tensor:
+    assert isinstance(norm, nn.BatchNorm2d)
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    (values,) = inputs
+    norm.running_mean.copy_(values.mean((0, 2, 3)))
+    norm.running_var.copy_(values.var((0, 2, 3)) + values.var())  # no channel is all but constant
+    return nn.functional.batch_norm(values, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
+
+
+@pytest.mark.parametrize("num_pictures", [1, AT_A_TIME, AT_A_TIME + 1, 2 * AT_A_TIME + 3])
+def test_frozen_encoder_gives_each_picture_its_features(num_pictures: int) -> None:
+    encoder = livened(random_encoder("mobilenet_v2", image_size=64))
+    frozen = FrozenEncoder(encoder)
+    assert (frozen.image_size, frozen.grid_side, frozen.num_features) == (64, 2, 1280)
+    pictures = noise(num_pictures, 64)
+    with torch.no_grad():
+        exact = encoder(pictures)
+    found = pickle.loads(pickle.dumps(frozen)).on(torch.device("cpu"), "fp32")(pictures)  # as it comes to an actor
+    assert found.shape == (num_pictures, 4, 1280)
+    assert torch.allclose(found, exact, atol=1e-3 * float(exact.abs().max()))
+
+
+def test_frozen_encoder_in_bf16_comes_near() -> None:
+    encoder = livened(random_encoder("resnet18", image_size=64))
+    found = FrozenEncoder(encoder).on(torch.device("cpu"), "bf16")(noise(5, 64))
+    with torch.no_grad():
+        exact = encoder(noise(5, 64))
+    assert found.dtype == torch.float32
+    assert 0 < float((found - exact).norm() / exact.norm()) < 0.05

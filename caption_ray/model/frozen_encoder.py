@@ -1,0 +1,53 @@
+"""An encoder whose weights stay as they are: laid out once, for one device and number format."""
+
+import torch
+from torch import Tensor
+
+from caption_ray.config import Precision
+from caption_ray.device import autocast
+from caption_ray.model.encoder import Encoder, fold_batch_norm
+from caption_ray.model.fused_convolution import fuse_convolutions
+
+AT_A_TIME = 4
+"""Pictures that go through the network together in single precision on a CPU.
+
+What layers pass on then mostly stays in the caches. In turn with all of 16 pictures together, on two cores of an EPYC
+with AVX2: MobileNetV2 1.4 times as fast by one thread and 1.3 by two, ResNet18 and ResNet50 alike.
+"""
+
+
+class FrozenEncoder:
+    """Makes passes of an encoder without gradients; can be pickled, as a pass can not."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        self._folded = fold_batch_norm(encoder)
+        self.num_features = encoder.num_features
+        self.image_size = encoder.image_size
+        self.grid_side = encoder.grid_side
+
+    def on(self, device: torch.device, precision: Precision) -> "EncoderPass":
+        """Return the pass on `device`, computing in `precision`."""
+        return EncoderPass(self._folded, device, precision)
+
+
+class EncoderPass:
+    """Pictures (B, 3, S, S), uint8, to (B, R, F) region features in single precision, on the pictures' device."""
+
+    def __init__(self, folded: Encoder, device: torch.device, precision: Precision) -> None:
+        self._device = device
+        self._precision = precision
+        self._at_a_time: int | None = None
+        if device.type == "cpu":
+            self._encoder = fuse_convolutions(folded, torch.bfloat16 if precision == "bf16" else torch.float32)
+            self._at_a_time = AT_A_TIME if precision == "fp32" else None
+        else:
+            self._encoder = folded.to(device)
+
+    @torch.inference_mode()
+    def __call__(self, pictures: Tensor) -> Tensor:
+        """Return the features."""
+        pictures = pictures.to(self._device)
+        with autocast(self._precision, self._device):
+            parts = pictures.split(self._at_a_time) if self._at_a_time else (pictures,)
+            found = [self._encoder(part) for part in parts]
+        return (found[0] if len(found) == 1 else torch.cat(found)).float()
