@@ -1,4 +1,4 @@
-"""An encoder whose weights stay as they are: laid out once, for one device and number format."""
+"""An encoder whose weights stay as they are, laid out for one device and number format."""
 
 import torch
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""A frozen encoder on a CPU, by oneDNN's own convolutions: weights laid out once, activation and sum done within.
+"""A frozen encoder on a CPU, by oneDNN's own convolutions: weights laid out beforehand, activation and sum done within.
 
 torch's ordinary convolution lays out a frozen network's weights anew in every pass (and rounds them, for bf16), and the
 network goes over its output again for each ReLU and each sum of a residual block.
@@ -20,6 +20,7 @@ _HAS_ONEDNN = (
     and torch.backends.mkldnn.is_available()
     and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
     and hasattr(torch.ops.mkldnn, "_reorder_convolution_weight")
+    and hasattr(torch.ops.mkldnn, "_get_mkldnn_serialized_md")
 )
 _HAS_ONEDNN_BF16 = _HAS_ONEDNN and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
@@ -55,10 +56,7 @@ def fuse_convolutions(encoder: Encoder, dtype: torch.dtype = torch.bfloat16) -> 
             _replace(stages, node, node, None, _NO_ACTIVATION, dtype)
     stages.delete_all_unused_submodules()
     stages.recompile()
-    fused = Encoder(stages, encoder.num_features, encoder.image_size, finetune_stages=0)
-    with torch.no_grad():
-        fused(torch.zeros((1, 3, encoder.image_size, encoder.image_size), dtype=torch.uint8))  # lays out the weights
-    return fused
+    return Encoder(stages, encoder.num_features, encoder.image_size, finetune_stages=0)
 
 
 class FusedConvolution(nn.Module):
@@ -75,26 +73,35 @@ class FusedConvolution(nn.Module):
         # No parameters: weights as oneDNN lays them out can be neither moved nor saved.
         self.weight = convolution.weight.detach().to(dtype, memory_format=torch.channels_last)
         self.bias = None if convolution.bias is None else convolution.bias.detach().to(dtype)
-        self.is_laid_out = False
+        self._layouts: dict[bytes, Tensor] = {}
+        self._laid_out: dict[tuple[tuple[int, ...], int], Tensor] = {}
 
     def forward(self, inputs: Tensor, other: Tensor | None = None) -> Tensor:
         """Return the outputs, in `dtype`; those of a sum take the place of `other`."""
         inputs = inputs.to(self.dtype)
-        if not self.is_laid_out:
-            # Told no size, oneDNN takes a layout that some convolutions then change in every pass.
-            self.weight = torch.ops.mkldnn._reorder_convolution_weight(self.weight, *self.how, list(inputs.shape))
-            self.is_laid_out = True
+        weight = self._weight_for(inputs)
         name, limits = self.activation
         outputs: Tensor
         if other is None:
-            outputs = torch.ops.mkldnn._convolution_pointwise(
-                inputs, self.weight, self.bias, *self.how, name, limits, ""
-            )
+            outputs = torch.ops.mkldnn._convolution_pointwise(inputs, weight, self.bias, *self.how, name, limits, "")
         else:
             outputs = torch.ops.mkldnn._convolution_pointwise_.binary(
-                other, inputs, self.weight, self.bias, *self.how, "add", 1.0, self.after_sum, limits, ""
+                other, inputs, weight, self.bias, *self.how, "add", 1.0, self.after_sum, limits, ""
             )
         return outputs
+
+    def _weight_for(self, inputs: Tensor) -> Tensor:
+        """Return the weight as oneDNN wants it for such inputs and as many threads.
+
+        Some layers' layout depends on the number of pictures where threads share them, and on that of threads. In
+        another one than it wants it lays the weight out anew in every pass, which can take longer than the rest.
+        """
+        key = tuple(inputs.shape), torch.get_num_threads()
+        if key not in self._laid_out:
+            weight = torch.ops.mkldnn._reorder_convolution_weight(self.weight, *self.how, list(inputs.shape))
+            layout = bytes(torch.ops.mkldnn._get_mkldnn_serialized_md(weight).tolist())
+            self._laid_out[key] = self._layouts.setdefault(layout, weight)  # mostly one that is there
+        return self._laid_out[key]
 
 
 def _activation(stages: fx.GraphModule, node: fx.Node) -> _Activation | None:
