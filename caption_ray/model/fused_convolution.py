@@ -124,7 +124,7 @@ def _fuse_sum(
     others = [term for term in node.all_input_nodes if term is not last]
     if len(others) == 1 and _convolution(stages, last) and len(last.users) == 1:
         (other,) = others
-        if {*other.users} <= {*_before(stages, node), node}:  # nobody reads it afterwards
+        if {*other.users} <= {*_before(stages, last), node}:  # nobody reads it afterwards, nor while it is written
             _replace(stages, last, result, other, activation, dtype)
 
 

@@ -193,6 +193,49 @@ def test_fused_convolutions_give_the_features_in_single_precision(backbone: str)
     assert {node.op for node in fused.stages.graph.nodes} == {"placeholder", "call_module", "output"}, "a sum is left"
 
 
+@pytest.mark.skipif(not fused_convolution._HAS_ONEDNN, reason="no oneDNN for this CPU")
+def test_fused_encoder_is_the_same_for_any_number_of_pictures_and_of_threads() -> None:
+    folded = fold_batch_norm(livened(random_encoder("resnet18", image_size=64)))
+    fused = fused_convolution.fuse_convolutions(folded, torch.float32)
+    pictures, threads = noise(6, 64), torch.get_num_threads()
+    with torch.no_grad():
+        exact = folded(pictures)
+        try:
+            for number in (1, 2, 1):  # layouts of the first are still there for the last
+                torch.set_num_threads(number)
+                for size in (1, 2, 6):
+                    found = torch.cat([fused(part) for part in pictures.split(size)])
+                    assert torch.allclose(found, exact, atol=1e-3 * float(exact.abs().max())), (number, size)
+        finally:
+            torch.set_num_threads(threads)
+    for module in fused.stages.modules():
+        if isinstance(module, fused_convolution.FusedConvolution):
+            assert len(module._laid_out) == 6
+            assert len(module._layouts) < 6, "each number of pictures has a copy of the weights"
+
+
+class _Overlapping(nn.Module):
+    """Sums whose first term is still read: by the convolution itself, and afterwards."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second, self.third = (nn.Conv2d(3, 3, 3, padding=1) for _ in range(3))
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        values = self.first(values)
+        values = values + self.second(values)
+        return values * (values + self.third(values.neg()))
+
+
+@pytest.mark.skipif(not fused_convolution._HAS_ONEDNN, reason="no oneDNN for this CPU")
+def test_fusing_overwrites_nothing_that_is_still_read() -> None:
+    encoder = Encoder(nn.Sequential(_Overlapping()), num_features=3, image_size=32, finetune_stages=0)
+    fused = fused_convolution.fuse_convolutions(fold_batch_norm(encoder), torch.float32)
+    with torch.no_grad():
+        assert torch.allclose(fused(noise(2, 32)), encoder(noise(2, 32)), atol=1e-4)
+
+
 def livened(encoder: Encoder) -> Encoder:
     """Return the encoder with batch norm that keeps all layers' values near one, as one that has learned does."""
     torch.manual_seed(0)
