@@ -1,9 +1,9 @@
 """The encoder pass of `jobs/cache_features.py` against eager single precision: `python benchmarks/encoder_pass.py`.
 
-The slow way is torchvision's network as it comes: channels first, batch norm apart, fp32. The fast one is what the
-cache's actors run: channels last, batch norm folded, activations and sums within the convolutions, and bf16 if the CPU
-computes in it. With `--bundle` and `--data`, dev captions are decoded from the features of both, to see that they are
-as good.
+The slow way is torchvision's network as it comes: channels first, batch norm apart, fp32. The fast one is the pass of
+the cache's actors: channels last, batch norm folded, activations and sums within the convolutions; by itself in bf16 if
+the CPU computes in it, as the cache does with `--precision bf16`. With `--bundle` and `--data`, dev captions are
+decoded from the features of both, to see that they are as good.
 """
 
 import argparse
@@ -44,11 +44,6 @@ def eager(encoder: Encoder, device: torch.device) -> EncoderPass:
     return run
 
 
-def ours(encoder: Encoder, device: torch.device) -> EncoderPass:
-    """Return the pass that a feature cache's actors run."""
-    return FrozenEncoder(encoder).on(device, resolve_precision("auto", device))
-
-
 def dev_batches(data: str, side: int, size: int) -> Iterator[tuple[list[str], list[list[str]], Tensor]]:
     """Yield names, captions and pictures of a prepared data set's dev split."""
     for file in load_manifest(data).splits["dev"].files:
@@ -79,6 +74,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16, help="pictures encoded at a time")
     parser.add_argument("--rounds", type=int, default=7, help="times that both are measured in turn")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
+    parser.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto", help="of the fast one")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--bundle", help="a trained bundle, whose encoder then is the one that is measured")
     parser.add_argument("--data", help="the data set of which dev is decoded")
@@ -91,14 +87,15 @@ def main() -> None:
         bundle.model.encoder if bundle else build_encoder(EncoderConfig(backbone=arguments.backbone, weights="none"))
     )
     assert encoder is not None
-    passes = {"eager": eager(encoder, device), "ours": ours(encoder, device)}
+    precision = resolve_precision(arguments.precision, device, "--precision")
+    passes = {"eager": eager(encoder, device), "ours": FrozenEncoder(encoder).on(device, precision)}
     side = encoder.image_size
     pictures = torch.randint(0, 256, (arguments.batch, 3, side, side), dtype=torch.uint8)
     exact, found = (run(pictures) for run in passes.values())
     taken = seconds_in_turn({name: lambda run=run: run(pictures) for name, run in passes.items()}, arguments.rounds)
     result: dict[str, object] = {
         "backbone": bundle.config.encoder.backbone if bundle else arguments.backbone,
-        "precision": resolve_precision("auto", device),
+        "precision": precision,
         "pictures_per_s": {name: arguments.batch / statistics.median(times) for name, times in taken.items()},
         "times_faster": ratio(taken, "eager", "ours"),
         "relative_error": float((found - exact).norm() / exact.norm()),

@@ -47,7 +47,7 @@ _OUR_FILES = re.compile(r"(train|dev|test)-\d{5,}\.parquet|encoder\.safetensors|
 _Square = npt.NDArray[np.uint8]
 
 
-class Encoder(Protocol):
+class CacheableEncoder(Protocol):
     """What a cache needs of an encoder (`model.frozen_encoder.FrozenEncoder` has it); it is sent to the actors."""
 
     image_size: int
@@ -62,7 +62,7 @@ def cache_features(
     data: str,
     output: str,
     config: EncoderConfig,
-    encoder: Encoder,
+    encoder: CacheableEncoder,
     *,
     weights: Mapping[str, Tensor],
     weights_sha256: str,
@@ -175,18 +175,18 @@ class _EncodePictures:
 
     def __init__(self, encoder_ref: ray.ObjectRef, num_views: int, view_seed: int, precision: Precision) -> None:
         self.device = pick_device()
-        if self.device.type == "cpu":
-            torch.set_num_threads(1)  # an actor a CPU
-        self.encoder: Encoder = ray.get(encoder_ref)
-        self.features_of = self.encoder.on(self.device, precision)
+        encoder: CacheableEncoder = ray.get(encoder_ref)
+        self.image_size = encoder.image_size
+        self.grid_bytes = 2 * encoder.grid_side**2 * encoder.num_features
+        self.features_of = encoder.on(self.device, precision)
         self.num_views = num_views
         self.view_seed = view_seed
 
     def __call__(self, table: pa.Table) -> pa.Table:
         if self.device.type == "cpu":
-            torch.set_num_threads(1)  # again, since it holds for the calling thread alone
+            torch.set_num_threads(1)  # an actor a CPU; said here, since it holds for the calling thread alone
         pictures = [images.open_picture(data.as_py()) for data in table["image"]]
-        side = self.encoder.image_size
+        side = self.image_size
         columns = {name: table[name] for name in ("name", "captions", "split")}
         columns["picture"] = self._encode([images.to_square(picture, side) for picture in pictures])
         for view in range(1, self.num_views):
@@ -198,7 +198,7 @@ class _EncodePictures:
         return pa.table(columns)
 
     def _augment(self, picture: Image.Image, view: int, name: str, captions: list[str]) -> _Square:
-        side = self.encoder.image_size
+        side = self.image_size
         generator = images.seeded_generator(self.view_seed, name, view)
         large = images.to_square(picture, images.padded_side(side))
         return images.augment(large, side, images.may_mirror(captions), generator)
@@ -206,7 +206,7 @@ class _EncodePictures:
     def _encode(self, squares: Sequence[_Square | None]) -> pa.Array:
         """Return the grids' bytes, null for None."""
         present = [square for square in squares if square is not None]
-        kind = pa.binary(2 * self.encoder.grid_side**2 * self.encoder.num_features)
+        kind = pa.binary(self.grid_bytes)
         if not present:
             return pa.nulls(len(squares), kind)
         halves = iter(self.features_of(stack_pictures(present)).cpu().numpy().astype("<f2"))

@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 
 from caption_ray.model.encoder import Encoder
 
-# Private, but what torch.compile emits for convolutions on CPUs, with these arguments, from torch 2.1 on.
+# Private, but what torch.compile emits for convolutions on CPUs, with these arguments; the last is AOTInductor's.
 _HAS_ONEDNN = (
     platform.machine() in ("x86_64", "AMD64")
     and torch.backends.mkldnn.is_available()
@@ -34,8 +34,9 @@ _RELU: _Activation = ("relu", [])
 def fuse_convolutions(encoder: Encoder, dtype: torch.dtype = torch.bfloat16) -> Encoder:
     """Return a copy, computing in `dtype`, of an encoder that `fold_batch_norm` gave; itself where oneDNN is not there.
 
-    dtype: bfloat16 or float32. In single precision features stay the same; in bf16 they differ by rounding from those
-    under autocast, as those differ from single precision's.
+    dtype: bfloat16 or float32. In single precision features stay the same but for rounding; in bf16 they differ from
+    those under autocast as those differ from single precision's. The network must be one that sums tensors of one shape
+    and changes none in place but by its activations, as torchvision's do.
     """
     if not (_HAS_ONEDNN_BF16 if dtype == torch.bfloat16 else _HAS_ONEDNN):
         return encoder
@@ -60,12 +61,16 @@ def fuse_convolutions(encoder: Encoder, dtype: torch.dtype = torch.bfloat16) -> 
 
 
 class FusedConvolution(nn.Module):
-    """A convolution in bf16 or fp32, then perhaps the sum with another tensor, then perhaps ReLU or ReLU6."""
+    """A convolution in bf16 or fp32, then perhaps the sum with another tensor, then perhaps ReLU or ReLU6.
+
+    It keeps its weight as it came beside one or two layouts of it.
+    """
 
     def __init__(self, convolution: nn.Conv2d, activation: _Activation, dtype: torch.dtype) -> None:
         super().__init__()
         stride, padding, dilation = convolution.stride, convolution.padding, convolution.dilation
         assert isinstance(padding, tuple), "torchvision's networks pad by numbers"
+        assert convolution.padding_mode == "zeros", "as they do"
         self.how = (list(padding), list(stride), list(dilation), convolution.groups)
         self.activation = activation
         self.after_sum = None if activation == _NO_ACTIVATION else activation[0]
@@ -116,7 +121,7 @@ def _fuse_sum(
     stages: fx.GraphModule, node: fx.Node, result: fx.Node, activation: _Activation, dtype: torch.dtype
 ) -> None:
     """Take a sum, and the activation `result` of it if it has one, into the last of the convolutions it is of."""
-    if not (node.op == "call_function" and node.target in _SUMS):
+    if not (node.op == "call_function" and node.target in _SUMS and not node.kwargs):
         return
     if activation not in (_NO_ACTIVATION, _RELU) or (result is not node and len(node.users) != 1):
         return  # oneDNN has no other after a sum

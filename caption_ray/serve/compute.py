@@ -17,8 +17,9 @@ from caption_ray.serve.schemas import ModelAnswer
 
 
 def load_captioner(location: str, precision: AskedPrecision = "auto") -> Captioner:
-    """Load a bundle, verify it, and caption a grey picture with it, so that the first request finds all warmed up.
+    """Load a bundle, verify it, and caption a grey picture with it, so that the first request finds it warmed up.
 
+    On a CPU the first batch of each size still takes some tens of milliseconds more (see model/fused_convolution.py).
     Raises BundleError where it is absent or damaged, or its numbers are no numbers.
     """
     # In a thread that ends, and with it the pool that OpenMP keeps for each that has computed (see engine.py).

@@ -95,8 +95,8 @@ def test_each_picture_is_searched_for_as_it_asks(captioner: Captioner) -> None:
         assert [c.log_probability for c in found] == pytest.approx([c.log_probability for c in alone], abs=1e-4)
 
 
-def test_folding_changes_rounding_only(captioner: Captioner, tiny_bundle: Path) -> None:
-    pictures = [captioner.decode_picture(picture(name)) for name in SIZES]
+def test_folding_and_fusing_change_rounding_only(captioner: Captioner, tiny_bundle: Path) -> None:
+    pictures = [captioner.decode_picture(picture(name)) for name in SIZES] * 3  # more than go through together
     bundle = load_bundle(str(tiny_bundle))
     with torch.no_grad():
         plain = bundle.model.features(stack_pictures(pictures))

@@ -179,7 +179,7 @@ def test_fused_encoder_takes_batches_of_any_size_and_leaves_its_source_alone() -
 
 
 @pytest.mark.skipif(not fused_convolution._HAS_ONEDNN, reason="no oneDNN for this CPU")
-@pytest.mark.parametrize("backbone", ["resnet18", "resnet50", "mobilenet_v2"])
+@pytest.mark.parametrize("backbone", ["resnet18", "resnet50", "resnext50_32x4d", "mobilenet_v2"])
 def test_fused_convolutions_give_the_features_in_single_precision(backbone: str) -> None:
     encoder = livened(random_encoder(backbone, image_size=64))
     fused = fused_convolution.fuse_convolutions(fold_batch_norm(encoder), torch.float32)
