@@ -18,7 +18,7 @@ from torch import Tensor
 
 from caption_ray import storage
 from caption_ray.bundle import Bundle, load_bundle
-from caption_ray.config import AskedPrecision, EncoderConfig
+from caption_ray.config import EncoderConfig
 from caption_ray.data import images
 from caption_ray.data.batches import stack_pictures
 from caption_ray.data.shards import load_manifest
@@ -42,11 +42,6 @@ def eager(encoder: Encoder, device: torch.device) -> EncoderPass:
         return grid.flatten(2).transpose(1, 2)
 
     return run
-
-
-def ours(encoder: Encoder, device: torch.device, precision: AskedPrecision = "auto") -> EncoderPass:
-    """Return the pass that a feature cache's actors run."""
-    return FrozenEncoder(encoder).on(device, resolve_precision(precision, device, "--precision"))
 
 
 def dev_batches(data: str, side: int, size: int) -> Iterator[tuple[list[str], list[list[str]], Tensor]]:
@@ -93,7 +88,7 @@ def main() -> None:
     )
     assert encoder is not None
     precision = resolve_precision(arguments.precision, device, "--precision")
-    passes = {"eager": eager(encoder, device), "ours": ours(encoder, device, precision)}
+    passes = {"eager": eager(encoder, device), "ours": FrozenEncoder(encoder).on(device, precision)}
     side = encoder.image_size
     pictures = torch.randint(0, 256, (arguments.batch, 3, side, side), dtype=torch.uint8)
     exact, found = (run(pictures) for run in passes.values())

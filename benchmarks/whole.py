@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 from compare import keep_memory, report
-from encoder_pass import EncoderPass, eager, ours
+from encoder_pass import EncoderPass, eager
 from textbook import textbook_logits
 
 from caption_ray import storage
@@ -26,6 +26,7 @@ from caption_ray.data.shards import load_manifest, read_vocabulary
 from caption_ray.device import autocast, pick_device, resolve_precision
 from caption_ray.model.decoder import Decoder, pack_steps
 from caption_ray.model.encoder import build_encoder
+from caption_ray.model.frozen_encoder import FrozenEncoder
 from caption_ray.model.loss import caption_loss
 from caption_ray.presets import palmetto
 from caption_ray.text.tokenizer import tokenize
@@ -125,7 +126,8 @@ def main() -> None:
     device = pick_device()
     samples, vocabulary_size = read_samples(storage.absolute(arguments.data), arguments.pictures)
     encoder = build_encoder(EXPERIMENT.encoder, load_weights=False)
-    slow, fast = eager(encoder, device), ours(encoder, device)
+    fast = FrozenEncoder(encoder).on(device, resolve_precision("auto", device))  # as the cache's actors do it
+    slow = eager(encoder, device)
     trainers = {way: Trainer(vocabulary_size, device, way == "tutorial") for way in ("tutorial", "ours")}
     few = samples[: arguments.tutorial_captions]
     tutorial_epoch(samples[:BATCH], slow, trainers["tutorial"])
