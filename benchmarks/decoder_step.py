@@ -4,6 +4,7 @@ Both do forward, backward and optimiser on the same random features and the same
 """
 
 import argparse
+import dataclasses
 import statistics
 
 import numpy as np
@@ -13,11 +14,13 @@ from floor import measure_machine, work_of_step
 from textbook import textbook_logits
 from torch import Tensor
 
-from caption_ray.config import ModelConfig, Precision
+from caption_ray.config import ModelConfig, Precision, TrainingConfig
 from caption_ray.data.batches import CaptionBatch, PictureGroup, by_longest_caption, collate
 from caption_ray.device import autocast, resolve_precision
+from caption_ray.model.caption_model import CaptionModel
 from caption_ray.model.decoder import Decoder, pack_steps
 from caption_ray.model.loss import caption_loss
+from caption_ray.train.graphed import GraphedLoss, may_record
 
 CONFIG = ModelConfig(dropout=0.5)
 REGIONS, FEATURES, VOCABULARY = 49, 2048, 2540
@@ -55,6 +58,13 @@ class Step:
         self.batch = batch.to(device)
         self.targets = pack_steps(self.batch.ids[:, 1:], self.batch.lengths)
         self.textbook = textbook
+        self.graphed: GraphedLoss | None = None
+        model, num_pictures = CaptionModel(None, self.decoder), len(batch.pictures)
+        if may_record(model, device) and not textbook:
+            each = len(batch.lengths) // num_pictures
+            training = TrainingConfig(batch_size=len(batch.lengths), captions_per_picture=each)
+            self.batch = dataclasses.replace(batch, pictures=self.batch.pictures)  # what is laid out anew is there
+            self.graphed = GraphedLoss(model, training, precision, device, num_pictures)
 
     def logits(self) -> Tensor:
         """Return logits (W, V) of the batch."""
@@ -64,6 +74,10 @@ class Step:
 
     def __call__(self) -> float:
         """Do one optimiser step; return the loss sum."""
+        if self.graphed:
+            loss_sum = self.graphed(self.batch, 1 / self.batch.num_words, 0.0)
+            self.optimizer.step()
+            return float(loss_sum)
         loss_sum, count = caption_loss(self.logits(), self.targets)
         (loss_sum / count).backward()
         self.optimizer.step()

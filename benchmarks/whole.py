@@ -31,7 +31,7 @@ from caption_ray.model.loss import caption_loss
 from caption_ray.presets import palmetto
 from caption_ray.text.tokenizer import tokenize
 from caption_ray.text.vocabulary import Vocabulary
-from caption_ray.train.steps import clip_gradients
+from caption_ray.train.gradients import clip_gradients
 
 EXPERIMENT = palmetto()
 BATCH = EXPERIMENT.training.batch_size

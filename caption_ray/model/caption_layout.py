@@ -4,6 +4,7 @@ Shape letters: P pictures, R regions, N captions, K most captions of one picture
 n captions that go on at a step, p pictures that they are of, D attended features.
 """
 
+import functools
 import itertools
 from collections.abc import Sequence
 
@@ -39,13 +40,20 @@ class CaptionLayout:
         self.rank = torch.tensor(rank_of_row, device=device)
         self.slot = self.rank * self.per_picture + places  # of (p, K)
         self.first_slot = self.rank * (self.num_steps * self.per_picture) + places  # of (P, T, K), at step 0
+        # Every picture with as many captions, all as long, one picture's after the other's: slots are rows.
+        self.regular = (
+            self.in_order
+            and picture_index.tolist() == [picture for picture in range(num_pictures) for _ in range(self.per_picture)]
+            and self.active[-1] == len(self.rank)
+        )
 
     def slots(self, step: int, rows: int) -> Tensor:
         """Return the places of the first rows at a step in a buffer (P, T, K, ...) flattened to (P * T * K, ...)."""
         return self.first_slot[:rows] + step * self.per_picture
 
+    @functools.cached_property
     def rows(self) -> Tensor:
-        """Return the row of each word, (W,), packed."""
+        """The row of each word, (W,), packed."""
         return torch.cat([torch.arange(count) for count in self.active]).to(self.rank.device)
 
     def captions(self) -> Tensor:
@@ -54,8 +62,9 @@ class CaptionLayout:
         captions.view(-1)[self.slot] = torch.arange(len(self.rank), device=self.slot.device)
         return captions
 
+    @functools.cached_property
     def words_before(self) -> Tensor:
-        """Return where each word's predecessor is, (W,), in a buffer of first states (N, ...) and all words' after."""
+        """Where each word's predecessor is, (W,), in a buffer of first states (N, ...) and all words' after."""
         starts = [0, *itertools.accumulate((len(self.rank), *self.active[:-2]))]
         places = [torch.arange(start, start + count) for start, count in zip(starts, self.active, strict=False)]
         return torch.cat(places).to(self.rank.device)
@@ -72,7 +81,13 @@ class CaptionLayout:
         """Return (P, ...) sums over the rows (N, ...) of each picture, by rank."""
         if self.per_picture == 1:
             return values
+        if self.regular:
+            return values.view(-1, self.per_picture, *values.shape[1:]).sum(1)
         return values.new_zeros(len(self.ranked), *values.shape[1:]).index_add_(0, self.rank, values)
+
+    def sum_by_caption(self, values: Tensor) -> Tensor:
+        """Return (N, ...) sums over the words (W, ...) of each row."""
+        return values.new_zeros(len(self.rank), *values.shape[1:]).index_add_(0, self.rows, values)
 
 
 class Averaging:
@@ -94,6 +109,11 @@ class Averaging:
             self.weights[:rows, step, 0] = weights
             torch.bmm(weights.unsqueeze(1), self.values[:rows], out=out.unsqueeze(1))
             return
+        if self.layout.regular:
+            here = self.weights[:, step]
+            here.copy_(weights.view(here.shape))
+            torch.bmm(here, self.values, out=out.view(*here.shape[:2], -1))
+            return
         self.weights.flatten(0, 2)[self.layout.slots(step, rows)] = weights
         averages = torch.bmm(self.weights[:pictures, step], self.values[:pictures])
         torch.index_select(averages.flatten(0, 1), 0, self.layout.slot[:rows], out=out)
@@ -107,6 +127,10 @@ class Averaging:
             here = self.d_contexts[:rows, step]
             torch.mul(d_gated.unsqueeze(1), opening.unsqueeze(1), out=here)
             return torch.bmm(here, self.values[:rows].transpose(1, 2)).squeeze(1)
+        if self.layout.regular:
+            here = self.d_contexts[:, step]
+            torch.mul(d_gated.view(here.shape), opening.view(*here.shape[:2], 1), out=here)
+            return torch.bmm(here, self.values.transpose(1, 2)).flatten(0, 1)
         self.d_contexts.flatten(0, 2)[self.layout.slots(step, rows)] = d_gated * opening
         d_weights = torch.bmm(self.d_contexts[:pictures, step], self.values[:pictures].transpose(1, 2))
         return d_weights.flatten(0, 1).index_select(0, self.layout.slot[:rows])

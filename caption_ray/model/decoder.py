@@ -216,13 +216,20 @@ class Decoder(nn.Module):
         features: (P, R, F).  ids: (N, T + 1), <start> words <end>, padded, longest caption first.
         lengths: predictions per caption, each its words plus <end>, falling.  picture_index: (N,), rows of features.
         """
+        layout = CaptionLayout(picture_index, active_rows(lengths), features.shape[0])
+        logits, attention = self.score_words(features, pack_steps(ids[:, :-1], lengths), layout)
+        return TeacherForcing(logits, layout.sum_by_caption(attention))
+
+    def score_words(self, features: Tensor, words: Tensor, layout: CaptionLayout) -> tuple[Tensor, Tensor]:
+        """Score what follows each of the words (W,), packed, of captions that stand as `layout` says.
+
+        Returns logits (W, V), perhaps with more rows (see TeacherForcing), and attention (W, R).
+        """
         context, first = self.prepare(features)
         weights = self.split_weights()
-        active = active_rows(lengths)
         # Deep output wants the contexts themselves.
-        beforehand = not self.config.deep_output and multiplies_less_first(context.values, weights.context, sum(active))
-        layout = CaptionLayout(picture_index, active, features.shape[0])
-        words = self._drop_words(pack_steps(ids[:, :-1], lengths))
+        beforehand = not self.config.deep_output and multiplies_less_first(context.values, weights.context, len(words))
+        words = self._drop_words(words)
         words = F.pad(words, (0, _room(len(words), words.device) - len(words)), value=PAD_ID)
         hidden, attended, attention = unroll(
             layout,
@@ -240,8 +247,7 @@ class Decoder(nn.Module):
                 state=weights.state,
             ),
         )
-        attention_sums = attention.new_zeros(len(lengths), attention.shape[1]).index_add(0, layout.rows(), attention)
-        return TeacherForcing(self._readout(hidden, attended), attention_sums)
+        return self._readout(hidden, attended), attention
 
     def split_weights(self) -> LstmWeights:
         """Return the LSTM's weights by what they multiply, under autocast rounded to its format."""

@@ -136,7 +136,7 @@ class Recurrence(torch.autograd.Function):
         input_size = recurrent.shape[1] - hidden_size
         # All that the loop multiplies gradients with and that does not depend on them, for all words together.
         forget = gates[:, hidden_size : 2 * hidden_size]
-        by_cell, by_hidden, cell_by_hidden = _lstm_derivatives(gates, cells[layout.words_before()], shown)
+        by_cell, by_hidden, cell_by_hidden = _lstm_derivatives(gates, cells[layout.words_before], shown)
         context_by_gate = context * (opening * (1 - opening))
         d_gates = inputs.new_empty(num_words, 4, hidden_size)
         d_projected = inputs.new_empty(num_words, query_and_gate.shape[0])

@@ -28,6 +28,8 @@ from caption_ray.text.vocabulary import Vocabulary
 from caption_ray.train.board import NUM_SHOWN, Board
 from caption_ray.train.dev import DevResult, decode_share, gather_result
 from caption_ray.train.encoder_source import load_encoder
+from caption_ray.train.gradients import NonFiniteLossError
+from caption_ray.train.graphed import GraphedLoss, may_record
 from caption_ray.train.meter import Meter, dev_values, metric_name, summary
 from caption_ray.train.run_folder import stopped_checkpoint, stopped_location
 from caption_ray.train.schedule import learning_rate_factor
@@ -42,7 +44,6 @@ from caption_ray.train.state import (
     save_state,
 )
 from caption_ray.train.steps import (
-    NonFiniteLossError,
     Stepper,
     all_reduce,
     average_weights,
@@ -119,11 +120,18 @@ class _Worker:
         experiment = plan.experiment
         precision = resolve_precision(experiment.training.precision, self.device)
         model = build_training_model(plan, _load_encoder(plan), len(self.vocabulary)).to(self.device)
+        scaler, groups = make_scaler(precision, self.device), groups_per_worker(experiment.training, self.num_workers)
+        graphed = (
+            GraphedLoss(model, experiment.training, precision, self.device, groups, scaler.scale)
+            if may_record(model, self.device)
+            else None
+        )
         self.stepper = Stepper(
             model=model,
-            wrapped=ray.train.torch.prepare_model(model, parallel_strategy_kwargs=DDP_OPTIONS),
+            wrapped=model if graphed else ray.train.torch.prepare_model(model, parallel_strategy_kwargs=DDP_OPTIONS),
+            graphed=graphed,
             optimizer=build_optimizer(model, experiment.optimizer),
-            scaler=make_scaler(precision, self.device),
+            scaler=scaler,
             average=average_weights(model, experiment.training.average_decay),
             settings=experiment,
             precision=precision,
@@ -194,6 +202,7 @@ class _Worker:
         self.position, self.own_state = Position(), None
         for batch, counts in counted(batches, self.device, self.stop_watch.is_asked):
             if counts.stop:
+                self.stepper.watch.settle()
                 self._save_stopped(progress, started, meter, totals)
                 return None
             factor = learning_rate_factor(experiment.optimizer, (epoch + meter.share) / experiment.training.epochs)
@@ -202,6 +211,7 @@ class _Worker:
             meter.add(counts)
             if self.rank == 0 and meter.is_due():
                 logger.info("%s, loss %.3f", meter, totals[0] / totals[1])
+        self.stepper.watch.settle()
         all_reduce(totals)
         if totals[1] == 0:
             raise NonFiniteLossError("no step of the epoch had a finite loss; train with training.precision=fp32")

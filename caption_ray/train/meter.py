@@ -5,9 +5,10 @@ import time
 from collections.abc import Mapping
 
 from caption_ray.train.dev import DevResult
+from caption_ray.train.gradients import NonFiniteLossError
 from caption_ray.train.setup import RunPlan
 from caption_ray.train.state import Position, Progress
-from caption_ray.train.steps import NonFiniteLossError, StepCounts
+from caption_ray.train.steps import StepCounts
 
 _LOG_INTERVAL_S = 10.0
 

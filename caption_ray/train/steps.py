@@ -5,7 +5,7 @@ Ray, files and words are other modules' business. With one process `all_reduce` 
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.distributed as dist
@@ -18,6 +18,8 @@ from caption_ray.device import autocast
 from caption_ray.model.caption_model import CaptionModel
 from caption_ray.model.decoder import Decoder, pack_steps
 from caption_ray.model.loss import attention_penalty, caption_loss
+from caption_ray.train.gradients import MAX_SKIPPED, GradientWatch, clip_gradients
+from caption_ray.train.graphed import GraphedLoss
 
 
 def build_optimizer(model: CaptionModel, config: OptimizerConfig) -> torch.optim.AdamW:
@@ -61,8 +63,7 @@ def average_weights(model: CaptionModel, decay: float) -> AveragedModel | None:
 
     def update(averaged: Sequence[Tensor], current: Sequence[Tensor], num_averaged: Tensor | int) -> None:
         share = min(decay, (1 + int(num_averaged)) / (10 + int(num_averaged)))
-        for average, weight in zip(averaged, current, strict=True):
-            average.lerp_(weight, 1 - share)
+        torch._foreach_lerp_(list(averaged), list(current), 1 - share)
 
     return AveragedModel(model, multi_avg_fn=update)
 
@@ -137,14 +138,6 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-MAX_SKIPPED = 40
-"""Steps in a row that fp16's scaler may skip; halved as often, its first scale would have come down to 6e-8."""
-
-
-class NonFiniteLossError(RuntimeError):
-    """The loss became NaN or infinite."""
-
-
 @dataclass(kw_only=True)
 class Stepper:
     """Does optimiser steps; `wrapped` is the model, or DDP around it."""
@@ -158,8 +151,9 @@ class Stepper:
     precision: Precision
     device: torch.device
     idle: CaptionBatch
-    num_skipped: int = 0
-    """Steps skipped by the scaler since the last one that was not."""
+    graphed: GraphedLoss | None = None
+    """What computes loss and gradients in place of `wrapped`, on GPUs."""
+    watch: GradientWatch = field(default_factory=GradientWatch)
 
     def step(self, own: CaptionBatch | None, counts: StepCounts) -> Tensor:
         """Do one step and return this worker's loss sum, nats, and words, (2,); zeros where the loss is not finite.
@@ -170,44 +164,46 @@ class Stepper:
         Raises NonFiniteLossError where the gradient is not finite; under fp16 only after MAX_SKIPPED such steps, which
         the scaler skips to find a scale that works.
         """
+        loss_sum, num_words = (self._graphed_loss if self.graphed else self._loss)(own, counts)
+        self.scaler.unscale_(self.optimizer)
+        weights = [weight for group in self.optimizer.param_groups for weight in group["params"]]
+        norm = clip_gradients(weights, self.settings.optimizer.max_grad_norm)
+        self.watch.add(norm, MAX_SKIPPED if self.precision == "fp16" else 0)  # alike on all workers
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self.graphed is None:
+            self.optimizer.zero_grad(set_to_none=True)
+        if self.average is not None:
+            self.average.update_parameters(self.model)
+        totals = torch.stack((loss_sum.double(), torch.full_like(loss_sum, num_words, dtype=torch.float64)))
+        return torch.where(torch.isfinite(loss_sum), totals, 0.0)
+
+    def _loss(self, own: CaptionBatch | None, counts: StepCounts) -> tuple[Tensor, int]:
+        """Compute the gradients, and return the loss sum and the words that it is of."""
         training = self.settings.training
         batch = (self.idle if own is None else own).to(self.device)
         weight = 0.0 if own is None else 1.0
         with autocast(self.precision, self.device):
             result = self.wrapped(batch.pictures, batch.ids, batch.lengths, batch.picture_index)
         targets = pack_steps(batch.ids[:, 1:], batch.lengths)
-        loss_sum, _ = caption_loss(result.logits, targets, training.label_smoothing)
+        loss_sum, num_words = caption_loss(result.logits, targets, training.label_smoothing)
         objective = loss_sum / counts.num_words
         if training.attention_penalty:
             penalty = attention_penalty(result.attention_sums) / counts.num_captions
             objective = objective + training.attention_penalty * penalty
         self.scaler.scale(objective * (world_size() * weight)).backward()
-        self.scaler.unscale_(self.optimizer)
-        weights = [weight for group in self.optimizer.param_groups for weight in group["params"]]
-        norm = clip_gradients(weights, self.settings.optimizer.max_grad_norm)
-        self.num_skipped = 0 if torch.isfinite(norm) else self.num_skipped + 1  # alike on all workers
-        if self.num_skipped > (MAX_SKIPPED if self.precision == "fp16" else 0):
-            raise NonFiniteLossError(
-                "the gradient is not finite; lower optimizer.learning_rate, or train with training.precision=fp32"
-            )
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
-        if self.average is not None:
-            self.average.update_parameters(self.model)
-        totals = torch.stack((loss_sum.detach().double(), loss_sum.new_tensor(targets.numel(), dtype=torch.float64)))
-        return totals * weight if torch.isfinite(loss_sum) else torch.zeros_like(totals)
+        return loss_sum.detach() * weight, int(num_words * weight)
 
-
-def clip_gradients(weights: Sequence[Tensor], max_norm: float) -> Tensor:
-    """Scale the weights' gradients down to `max_norm` together, and return the norm that they had.
-
-    As `nn.utils.clip_grad_norm_`, which multiplies all of them by 1 where they are short enough.
-    """
-    norm = nn.utils.get_total_norm(weight.grad for weight in weights if weight.grad is not None)
-    if not norm <= max_norm:
-        nn.utils.clip_grads_with_norm_(weights, max_norm, norm)
-    return norm
+    def _graphed_loss(self, own: CaptionBatch | None, counts: StepCounts) -> tuple[Tensor, int]:
+        """As `_loss`; the gradients of all workers are summed up here, which DDP does there."""
+        assert self.graphed is not None
+        if own is None:
+            loss_sum = self.graphed.gradients.zero_().sum()
+        else:
+            penalty = self.settings.training.attention_penalty
+            loss_sum = self.graphed(own, 1 / counts.num_words, penalty / counts.num_captions)
+        all_reduce(self.graphed.gradients)
+        return loss_sum, 0 if own is None else own.num_words
 
 
 def idle_batch(shape: tuple[int, ...], dtype: torch.dtype) -> CaptionBatch:

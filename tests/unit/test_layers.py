@@ -16,8 +16,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 BASE = ("config", "errors", "lineage", "logs", "presets", "progress", "special_ids", "storage")
-TEMPLATES = ("templates",)
-TEXT = ("text.*",)
+TEMPLATES, TEXT = ("templates",), ("text.*",)
 DATA_FILES = ("data.captions", "data.caption_formats", "data.splits", "data.synthetic")
 DATA_TABLES = (
     "data.images",
@@ -35,7 +34,8 @@ MODEL = ("model.*",)
 TENSORS = ("device", "weights")
 METRICS = ("evaluation.metrics", "evaluation.comparison")
 PURE = (*BASE, *TEXT, *DATA_FILES, *DATA_TABLES, *BATCHES, *TENSORS, *MODEL, *METRICS)
-STEPS = ("train.steps", "train.state", "train.schedule", "train.resources", "train.setup")
+GRADIENTS = ("train.gradients", "train.graphed")
+STEPS = (*GRADIENTS, "train.steps", "train.state", "train.schedule", "train.resources", "train.setup")
 RUN_PARTS = ("train.run_folder", "train.dev", "train.board", "train.encoder_source", "train.meter", "train.stopping")
 CAPTION = ("caption",)
 CAPTIONING = (*CAPTION, "bundle", "inference", "attention_figure")

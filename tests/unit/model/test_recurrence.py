@@ -41,9 +41,9 @@ def test_layout_by_hand() -> None:
     assert made.captions().tolist() == [[0, 2, 3], [1, 4, 4]]
     assert made.slots(0, 4).tolist() == [0, 12, 1, 2]  # of 2 pictures x 4 steps x 3 places
     assert made.slots(3, 1).tolist() == [9]
-    assert made.rows().tolist() == [0, 1, 2, 3, 0, 1, 2, 0, 1, 2, 0]
+    assert made.rows.tolist() == [0, 1, 2, 3, 0, 1, 2, 0, 1, 2, 0]
     # First states take places 0 to 3, words from 4 on: the second word of row 0 follows that in place 4.
-    assert made.words_before().tolist() == [0, 1, 2, 3, 4, 5, 6, 8, 9, 10, 11]
+    assert made.words_before.tolist() == [0, 1, 2, 3, 4, 5, 6, 8, 9, 10, 11]
 
 
 def test_gradients_are_those_of_finite_differences() -> None:

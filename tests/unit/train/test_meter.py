@@ -6,10 +6,11 @@ import pytest
 from caption_ray.config import Experiment, TrainingConfig
 from caption_ray.evaluation.metrics import score_captions
 from caption_ray.train.dev import DevResult
+from caption_ray.train.gradients import NonFiniteLossError
 from caption_ray.train.meter import Meter, dev_values
 from caption_ray.train.setup import FeedPlan, RunPlan
 from caption_ray.train.state import Position
-from caption_ray.train.steps import NonFiniteLossError, StepCounts
+from caption_ray.train.steps import StepCounts
 
 FEED = FeedPlan(shape=(2, 3), dtype="<f2")
 PLAN = RunPlan(

@@ -9,13 +9,11 @@ from caption_ray.data.batches import CaptionBatch, PictureGroup, collate
 from caption_ray.model.caption_model import CaptionModel
 from caption_ray.model.decoder import Decoder
 from caption_ray.model.encoder import build_encoder
+from caption_ray.train.gradients import MAX_SKIPPED, NonFiniteLossError, clip_gradients
 from caption_ray.train.steps import (
-    MAX_SKIPPED,
-    NonFiniteLossError,
     StepCounts,
     Stepper,
     build_optimizer,
-    clip_gradients,
     dev_loss,
     groups_per_worker,
     make_scaler,
