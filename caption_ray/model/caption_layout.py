@@ -40,12 +40,16 @@ class CaptionLayout:
         self.rank = torch.tensor(rank_of_row, device=device)
         self.slot = self.rank * self.per_picture + places  # of (p, K)
         self.first_slot = self.rank * (self.num_steps * self.per_picture) + places  # of (P, T, K), at step 0
-        # Every picture with as many captions, all as long, one picture's after the other's: slots are rows.
-        self.regular = (
-            self.in_order
-            and picture_index.tolist() == [picture for picture in range(num_pictures) for _ in range(self.per_picture)]
-            and self.active[-1] == len(self.rank)
-        )
+        self.regular = False
+        """Every picture has as many captions, all as long, one picture's after the other's."""
+
+    @classmethod
+    def of_equals(cls, num_pictures: int, per_picture: int, num_steps: int, device: torch.device) -> "CaptionLayout":
+        """Return the layout of as many captions of every picture, picture by picture, all with as many words."""
+        picture_index = torch.arange(num_pictures, device=device).repeat_interleave(per_picture)
+        layout = cls(picture_index, [num_pictures * per_picture] * num_steps, num_pictures)
+        layout.regular = True
+        return layout
 
     def slots(self, step: int, rows: int) -> Tensor:
         """Return the places of the first rows at a step in a buffer (P, T, K, ...) flattened to (P * T * K, ...)."""
@@ -81,8 +85,6 @@ class CaptionLayout:
         """Return (P, ...) sums over the rows (N, ...) of each picture, by rank."""
         if self.per_picture == 1:
             return values
-        if self.regular:
-            return values.view(-1, self.per_picture, *values.shape[1:]).sum(1)
         return values.new_zeros(len(self.ranked), *values.shape[1:]).index_add_(0, self.rank, values)
 
     def sum_by_caption(self, values: Tensor) -> Tensor:
@@ -109,11 +111,6 @@ class Averaging:
             self.weights[:rows, step, 0] = weights
             torch.bmm(weights.unsqueeze(1), self.values[:rows], out=out.unsqueeze(1))
             return
-        if self.layout.regular:
-            here = self.weights[:, step]
-            here.copy_(weights.view(here.shape))
-            torch.bmm(here, self.values, out=out.view(*here.shape[:2], -1))
-            return
         self.weights.flatten(0, 2)[self.layout.slots(step, rows)] = weights
         averages = torch.bmm(self.weights[:pictures, step], self.values[:pictures])
         torch.index_select(averages.flatten(0, 1), 0, self.layout.slot[:rows], out=out)
@@ -127,10 +124,6 @@ class Averaging:
             here = self.d_contexts[:rows, step]
             torch.mul(d_gated.unsqueeze(1), opening.unsqueeze(1), out=here)
             return torch.bmm(here, self.values[:rows].transpose(1, 2)).squeeze(1)
-        if self.layout.regular:
-            here = self.d_contexts[:, step]
-            torch.mul(d_gated.view(here.shape), opening.view(*here.shape[:2], 1), out=here)
-            return torch.bmm(here, self.values.transpose(1, 2)).flatten(0, 1)
         self.d_contexts.flatten(0, 2)[self.layout.slots(step, rows)] = d_gated * opening
         d_weights = torch.bmm(self.d_contexts[:pictures, step], self.values[:pictures].transpose(1, 2))
         return d_weights.flatten(0, 1).index_select(0, self.layout.slot[:rows])

@@ -22,6 +22,7 @@ from torch.autograd.function import once_differentiable
 
 from caption_ray.model.caption_layout import Averaging, CaptionLayout
 from caption_ray.model.fused import FusedRecurrence, kernel_for
+from caption_ray.model.regular_recurrence import RegularRecurrence
 
 _softmax_backward = torch.ops.aten._softmax_backward_data
 _sigmoid_backward = torch.ops.aten.sigmoid_backward
@@ -261,8 +262,20 @@ def unroll(
             )
             return fused
         num_words, room = sum(layout.active), len(word_gates)
+        if layout.regular:
+            by_step = word_gates[:num_words].unflatten(0, (layout.num_steps, -1))
+            parts = (part if part is None else part.to(dtype) for part in weights)
+            regular = RegularRecurrence.apply(by_step, *picked, first_cell, *parts)
+            hiddens, contexts, attention = (part.flatten(0, 1) for part in regular)
+            return _padded(hiddens, contexts, attention, room)
         recurrent = torch.cat([part.to(dtype) for part in (context, state) if part is not None], dim=1)
         hiddens, contexts, attention = Recurrence.apply(
             layout, word_gates[:num_words], *picked, first_cell, *(part.to(dtype) for part in attending), recurrent
         )
-        return *(F.pad(part, (0, 0, 0, room - num_words)) for part in (hiddens, contexts)), attention
+        return _padded(hiddens, contexts, attention, room)
+
+
+def _padded(hiddens: Tensor, contexts: Tensor, attention: Tensor, room: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return hidden states and contexts of `room` rows, zeros beyond the words."""
+    more = room - len(hiddens)
+    return F.pad(hiddens, (0, 0, 0, more)), F.pad(contexts, (0, 0, 0, more)), attention

@@ -24,7 +24,7 @@ from caption_ray.model.caption_model import CaptionModel
 from caption_ray.model.loss import attention_penalty
 from caption_ray.special_ids import PAD_ID
 
-_STEPS = 4
+_STEPS = 2
 """Graphs are made for every so many words."""
 _WARM_UPS = 3
 """Passes before the recording, in which libraries choose their kernels and take their memory."""
@@ -58,12 +58,6 @@ def fill_up(batch: CaptionBatch, num_pictures: int, per_picture: int) -> Tensor:
     return ids
 
 
-def regular_layout(num_pictures: int, per_picture: int, num_steps: int, device: torch.device) -> CaptionLayout:
-    """Return the layout of what `fill_up` returns, all captions going on to the last step."""
-    picture_index = torch.arange(num_pictures, device=device).repeat_interleave(per_picture)
-    return CaptionLayout(picture_index, [num_pictures * per_picture] * num_steps, num_pictures)
-
-
 @dataclass(frozen=True, slots=True)
 class Weighting:
     """What a word's loss and a caption's penalty on attention count in what is minimised: numbers, each ()."""
@@ -82,7 +76,7 @@ def objective(
 ) -> tuple[Tensor, Tensor]:
     """Return what is to be minimised, and the summed cross-entropy, nats, of words that were filled up.
 
-    features: (P, R, F).  ids: of `fill_up`.  layout: of `regular_layout`.
+    features: (P, R, F).  ids: of `fill_up`.  layout: of `CaptionLayout.of_equals`.
     """
     logits, attention = model.decoder.score_words(features, ids[:, :-1].t().flatten(), layout)
     targets = ids[:, 1:].t().flatten()
@@ -133,7 +127,8 @@ class GraphedLoss:
     def __call__(self, batch: CaptionBatch, by_word: float, by_caption: float) -> Tensor:
         """Put the gradients into the buffer, and return the batch's summed cross-entropy, nats.
 
-        batch: on the CPU, but for its pictures, which may be on the GPU already.  by_word, by_caption: what a word's loss and a caption's penalty count.
+        batch: on the CPU, but for its pictures, which may be on the GPU already.
+        by_word, by_caption: what a word's loss and a caption's penalty count.
         """
         ids = fill_up(batch, self._num_pictures, self._per_picture)
         with torch.no_grad(), autocast(self._precision, self._device):
@@ -152,7 +147,7 @@ class GraphedLoss:
 
     def _record(self, ids: Tensor) -> "_Recorded":
         """Record the step for ids of this shape."""
-        layout = regular_layout(self._num_pictures, self._per_picture, ids.shape[1] - 1, self._device)
+        layout = CaptionLayout.of_equals(self._num_pictures, self._per_picture, ids.shape[1] - 1, self._device)
         random = torch.cuda.get_rng_state(self._device)
         beside = torch.cuda.Stream(self._device)
         beside.wait_stream(torch.cuda.current_stream(self._device))

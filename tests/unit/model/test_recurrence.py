@@ -135,3 +135,40 @@ def test_attention_sums_to_one_at_every_word() -> None:
     _, _, attention = run(*inputs())
     assert attention.shape == (sum(LENGTHS), R)
     torch.testing.assert_close(attention.sum(1), torch.ones(sum(LENGTHS), dtype=torch.float64))
+
+
+@pytest.mark.parametrize("beforehand", [False, True])
+@pytest.mark.parametrize("per_picture", [1, 2])
+def test_equal_captions_have_a_loop_of_their_own_that_computes_the_same(per_picture: int, beforehand: bool) -> None:
+    """Results and gradients, of all results and of each alone; also with values multiplied beforehand."""
+    num_steps, num_pictures = 3, 2
+    rows = num_pictures * per_picture
+    equal = CaptionLayout.of_equals(num_pictures, per_picture, num_steps, torch.device("cpu"))
+    general = CaptionLayout(torch.arange(num_pictures).repeat_interleave(per_picture), [rows] * num_steps, num_pictures)
+    assert equal.regular
+    assert not general.regular
+    width = 4 * H if beforehand else D
+    generator = torch.Generator().manual_seed(4)
+    shapes = [
+        (num_steps * rows, 4 * H), (num_pictures, R, A), (num_pictures, R, width), (num_pictures, H), (num_pictures, H),
+        (A, H), (A,), (1, H), (1,), (4 * H, H), (4 * H, D),
+    ]  # fmt: skip
+    made = [torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_() for shape in shapes]
+
+    def run_on(layout: CaptionLayout, *tensors: Tensor) -> tuple[Tensor, ...]:
+        word_gates, keys, values, hidden, cell, query, score, gate, bias, state, context = tensors
+        weights = StepWeights(query, score, gate, bias, None if beforehand else context, state)
+        return unroll(layout, word_gates, keys, values, hidden, cell, weights)
+
+    found, expected = run_on(equal, *made), run_on(general, *made)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other)
+    used = made[:-1] if beforehand else made
+    touched = [[0, 2], [0], [2]] if beforehand else [[0, 1, 2], [0], [1], [2]]
+    for results in touched:
+        one, other = (
+            torch.autograd.grad(sum(result[part].sin().sum() for part in results), used, retain_graph=True)
+            for result in (found, expected)
+        )
+        for left, right in zip(one, other, strict=True):
+            torch.testing.assert_close(left, right)
