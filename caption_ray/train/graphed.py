@@ -8,9 +8,11 @@ computes along and counts nothing.
 Shape letters: P pictures, K captions of each, T steps, R regions, F features.
 """
 
+import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +25,8 @@ from caption_ray.model.caption_layout import CaptionLayout
 from caption_ray.model.caption_model import CaptionModel
 from caption_ray.model.loss import attention_penalty
 from caption_ray.special_ids import PAD_ID
+
+logger = logging.getLogger(__name__)
 
 _STEPS = 2
 """Graphs are made for every so many words."""
@@ -95,7 +99,8 @@ def objective(
 class GraphedLoss:
     """Computes loss and gradients of batches with at most P pictures and K captions each.
 
-    The gradients of all weights lie in one buffer, which the weights' `grad` are views of, and stay there.
+    The gradients of all weights lie in one buffer, which the weights' `grad` are views of, and stay there. On a CPU, in
+    tests, the same is computed without a graph.
     """
 
     def __init__(
@@ -113,7 +118,7 @@ class GraphedLoss:
         self._scale = scale
         self._weights = [weight for weight in model.parameters() if weight.requires_grad]
         sizes = [-(-weight.numel() // _ALIGNMENT) * _ALIGNMENT for weight in self._weights]
-        self.gradients = torch.zeros(sum(sizes), device=device)
+        self.gradients = torch.zeros(sum(sizes), device=device, dtype=self._weights[0].dtype)
         parts = zip(self._weights, self.gradients.split(sizes), strict=True)
         self._views = [part[: weight.numel()].view_as(weight) for weight, part in parts]
         for weight, view in zip(self._weights, self._views, strict=True):
@@ -121,7 +126,7 @@ class GraphedLoss:
         self._weighting = torch.zeros(2, device=device)
         self._features: Tensor | None = None
         self._recorded: dict[int, _Recorded] = {}
-        self._pool = torch.cuda.graph_pool_handle()
+        self._pool: Any = None
         scale(torch.zeros((), device=device))  # a scaler makes its scale at the first call, which cannot be recorded
 
     def __call__(self, batch: CaptionBatch, by_word: float, by_caption: float) -> Tensor:
@@ -136,18 +141,27 @@ class GraphedLoss:
         if self._features is None:
             self._features = features.new_zeros(self._num_pictures, *features.shape[1:])
         self._features[: len(features)] = features
-        self._weighting.copy_(torch.tensor((by_word, by_caption)).pin_memory(), non_blocking=True)
+        self._weighting.copy_(_send(torch.tensor((by_word, by_caption)), self._device))
+        ids = _send(ids, self._device)
+        if self._device.type != "cuda":
+            return self._step(ids, self._layout(ids))
         recorded = self._recorded.get(ids.shape[1])
         if recorded is None:
-            recorded = self._recorded[ids.shape[1]] = self._record(_send(ids, self._device))
+            recorded = self._recorded[ids.shape[1]] = self._record(ids)
         else:
-            recorded.ids.copy_(ids.pin_memory(), non_blocking=True)
+            recorded.ids.copy_(ids)
         recorded.graph.replay()
         return recorded.loss_sum.clone()
 
+    def _layout(self, ids: Tensor) -> CaptionLayout:
+        return CaptionLayout.of_equals(self._num_pictures, self._per_picture, ids.shape[1] - 1, self._device)
+
     def _record(self, ids: Tensor) -> "_Recorded":
         """Record the step for ids of this shape."""
-        layout = CaptionLayout.of_equals(self._num_pictures, self._per_picture, ids.shape[1] - 1, self._device)
+        if self._pool is None:
+            logger.info("recording the step as CUDA graphs, one for every length of captions; that takes some seconds")
+            self._pool = torch.cuda.graph_pool_handle()
+        layout = self._layout(ids)
         random = torch.cuda.get_rng_state(self._device)
         beside = torch.cuda.Stream(self._device)
         beside.wait_stream(torch.cuda.current_stream(self._device))
@@ -184,4 +198,6 @@ class _Recorded:
 
 def _send(values: Tensor, device: torch.device) -> Tensor:
     """Return values on the device, copied while the host goes on."""
-    return values if values.device.type == device.type else values.pin_memory().to(device, non_blocking=True)
+    if values.device.type == device.type:
+        return values
+    return values.pin_memory().to(device, non_blocking=True)

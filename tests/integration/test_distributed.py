@@ -1,4 +1,4 @@
-"""One worker and two agree: the same steps in one process, and in two under DistributedDataParallel."""
+"""One worker and two agree: the same steps in one process and in two, under DDP or with gradients summed up as on GPUs."""
 
 import gc
 from dataclasses import dataclass
@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from caption_ray.data.batches import CaptionBatch, PictureGroup, collate
 from caption_ray.text.vocabulary import Vocabulary
 from caption_ray.train.dev import DevResult, DevShare, gather_result
+from caption_ray.train.graphed import GraphedLoss
 from caption_ray.train.steps import StepCounts, Stepper, all_reduce, counted
 
 CPU = torch.device("cpu")
@@ -103,7 +104,7 @@ def batches_of(*ranks: int) -> list[CaptionBatch]:
     return [collate(groups) for groups in pictures if groups]
 
 
-def run_worker(rank: int, folder: str) -> None:
+def run_worker(rank: int, folder: str, as_on_gpus: bool) -> None:
     """Do one of two workers' steps; the target of the processes that `two_workers` starts."""
     torch.set_num_threads(1)
     dist.init_process_group(
@@ -115,7 +116,10 @@ def run_worker(rank: int, folder: str) -> None:
     )
     try:
         stepper = build_stepper(**SETTINGS)
-        stepper.wrapped = DistributedDataParallel(stepper.model)
+        if as_on_gpus:
+            stepper.graphed = GraphedLoss(stepper.model, stepper.settings.training, "fp32", CPU, num_pictures=2)
+        else:
+            stepper.wrapped = DistributedDataParallel(stepper.model)
         torch.save(run_steps(stepper, batches_of(rank), DEV_SHARES[rank], rank), Path(folder, f"{rank}.pt"))
         del stepper  # DDP's threads must end before the process group does, or now and then the process aborts
         gc.collect()
@@ -123,10 +127,10 @@ def run_worker(rank: int, folder: str) -> None:
         dist.destroy_process_group()
 
 
-@pytest.fixture(scope="module")
-def two_workers(tmp_path_factory: pytest.TempPathFactory) -> list[Outcome]:
+@pytest.fixture(scope="module", params=[False, True], ids=["under DDP", "as on GPUs"])
+def two_workers(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> list[Outcome]:
     folder = tmp_path_factory.mktemp("two_workers")
-    torch.multiprocessing.spawn(run_worker, (str(folder),), nprocs=NUM_WORKERS)
+    torch.multiprocessing.spawn(run_worker, (str(folder), request.param), nprocs=NUM_WORKERS)
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(NUM_WORKERS)]
 
 
