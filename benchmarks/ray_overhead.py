@@ -149,6 +149,9 @@ def main() -> None:
     parser.add_argument("--way", choices=WAYS, help="measure this way alone, and print captions/s")
     arguments = parser.parse_args()
     keep_memory()
+    ways = WAYS[:-1] if torch.cuda.device_count() == 1 else WAYS  # NCCL wants a GPU for each worker
+    if arguments.way not in (None, *ways):
+        parser.error(f"--way {arguments.way}: wants a second GPU")
     if arguments.way:
         data, features = storage.absolute(arguments.data), storage.absolute(arguments.features)
         manifest = load_manifest(data)
@@ -163,7 +166,6 @@ def main() -> None:
             result = under_ray(settings, features, arguments.threads, workers=WAYS.index(arguments.way))
         report({"captions_per_s": result})
         return
-    ways = WAYS[:-1] if torch.cuda.device_count() == 1 else WAYS  # NCCL wants a GPU for each worker
     rates = figures_in_turn(ways, arguments.rounds, "captions_per_s")
     result: dict[str, object] = {
         "captions_per_s": rates,

@@ -1,16 +1,18 @@
-"""Which encoder a run goes with: the settings' own, or the one that made its cached features."""
+"""Which encoder a run goes with: the settings' own, or the one that made its cached features; and its features."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import safetensors
 import safetensors.torch
 
 from caption_ray import storage
 from caption_ray.config import EncoderConfig
+from caption_ray.data.batches import CaptionBatch
 from caption_ray.data.feature_manifest import ENCODER_NAME, FeatureManifest, load_feature_manifest
 from caption_ray.data.shards import DatasetManifest
 from caption_ray.errors import FeatureCacheError, UsageError
 from caption_ray.model.encoder import Encoder, build_encoder, weights_digest
+from caption_ray.model.frozen_encoder import EncoderPass
 from caption_ray.weights import to_safetensors
 
 
@@ -48,6 +50,14 @@ def find_encoder(
     return EncoderSource(
         config=manifest.encoder, encoder=encoder, weights_sha256=manifest.weights_sha256, features=manifest
     )
+
+
+def with_features(batch: CaptionBatch, encode: EncoderPass | None) -> CaptionBatch:
+    """Return the batch with a frozen encoder's features in the place of its pictures; None leaves it as it is."""
+    if encode is None:
+        return batch
+    features = encode(batch.pictures).clone()  # what was made in inference mode cannot be trained on
+    return replace(batch, pictures=features)
 
 
 def save_encoder(folder: str, encoder: Encoder) -> None:

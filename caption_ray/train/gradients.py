@@ -33,7 +33,7 @@ class GradientWatch:
     def __init__(self) -> None:
         self.num_skipped = 0
         """Steps in a row whose gradient was not finite."""
-        self._waiting: list[tuple[Tensor, torch.cuda.Event, int]] = []
+        self._waiting: tuple[Tensor, torch.cuda.Event, int] | None = None
 
     def add(self, norm: Tensor, may_skip: int) -> None:
         """Take the norm, (), of a step's gradient.
@@ -48,12 +48,12 @@ class GradientWatch:
         kept = torch.empty((), pin_memory=True).copy_(norm, non_blocking=True)
         arrived = torch.cuda.Event()
         arrived.record()
-        self._waiting.append((kept, arrived, may_skip))
+        self._waiting = kept, arrived, may_skip
 
     def settle(self) -> None:
-        """Look at all that there is to look at."""
-        while self._waiting:
-            norm, arrived, may_skip = self._waiting.pop()
+        """Look at the last one, too; see `add`. To be called before weights are kept."""
+        if self._waiting is not None:
+            (norm, arrived, may_skip), self._waiting = self._waiting, None
             arrived.synchronize()
             self._look(norm, may_skip)
 

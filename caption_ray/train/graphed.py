@@ -8,7 +8,6 @@ computes along and counts nothing.
 Shape letters: P pictures, K captions of each, T steps, R regions, F features.
 """
 
-import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,15 +20,13 @@ from torch import Tensor
 from caption_ray.config import Precision, TrainingConfig
 from caption_ray.data.batches import CaptionBatch
 from caption_ray.device import autocast
+from caption_ray.errors import UsageError
 from caption_ray.model.caption_layout import CaptionLayout
 from caption_ray.model.caption_model import CaptionModel
 from caption_ray.model.loss import attention_penalty
 from caption_ray.special_ids import PAD_ID
 
-logger = logging.getLogger(__name__)
-
-_STEPS = 2
-"""Graphs are made for every so many words."""
+_SHORT = 32
 _WARM_UPS = 3
 """Passes before the recording, in which libraries choose their kernels and take their memory."""
 _ALIGNMENT = 64
@@ -37,16 +34,16 @@ _ALIGNMENT = 64
 
 
 def may_record(model: CaptionModel, device: torch.device) -> bool:
-    """Tell whether steps of this model can be graphs: its encoder must not train along, whose pictures differ in size.
+    """Tell whether steps of this model can be graphs: those of a decoder alone, on a GPU.
 
     CAPTION_RAY_GRAPHS=off turns graphs off.
     """
-    trains = any(weight.requires_grad for weight in model.encoder.parameters()) if model.encoder is not None else False
-    return device.type == "cuda" and not trains and os.environ.get("CAPTION_RAY_GRAPHS", "").lower() not in ("off", "0")
+    switched_off = os.environ.get("CAPTION_RAY_GRAPHS", "").lower() in ("off", "0")
+    return device.type == "cuda" and model.encoder is None and not switched_off
 
 
 def fill_up(batch: CaptionBatch, num_pictures: int, per_picture: int) -> Tensor:
-    """Return the batch's ids as (P * K, T + 1), picture by picture, PAD_ID where there is nothing; T in full steps.
+    """Return the batch's ids as (P * K, T + 1), picture by picture, PAD_ID where there is nothing; T rounded up.
 
     Raises ValueError where the batch has more pictures, or of one of them more captions.
     """
@@ -56,7 +53,8 @@ def fill_up(batch: CaptionBatch, num_pictures: int, per_picture: int) -> Tensor:
     order = torch.argsort(batch.picture_index, stable=True)
     pictures = batch.picture_index[order]
     places = torch.arange(len(order)) - (captions_of.cumsum(0) - captions_of)[pictures]
-    num_steps = -(-batch.lengths[0] // _STEPS) * _STEPS
+    step = 2 if batch.lengths[0] <= _SHORT else 8  # few captions are longer, and every graph takes memory
+    num_steps = -(-batch.lengths[0] // step) * step
     ids = batch.ids.new_full((num_pictures * per_picture, num_steps + 1), PAD_ID)
     ids[pictures * per_picture + places, : batch.ids.shape[1]] = batch.ids[order]
     return ids
@@ -85,7 +83,11 @@ def objective(
     logits, attention = model.decoder.score_words(features, ids[:, :-1].t().flatten(), layout)
     targets = ids[:, 1:].t().flatten()
     loss_sum = F.cross_entropy(
-        logits.float(), targets, reduction="sum", ignore_index=PAD_ID, label_smoothing=training.label_smoothing
+        logits[: len(targets)].float(),
+        targets,
+        reduction="sum",
+        ignore_index=PAD_ID,
+        label_smoothing=training.label_smoothing,
     )
     minimised = loss_sum * weighting.word
     if training.attention_penalty:
@@ -121,23 +123,23 @@ class GraphedLoss:
         self.gradients = torch.zeros(sum(sizes), device=device, dtype=self._weights[0].dtype)
         parts = zip(self._weights, self.gradients.split(sizes), strict=True)
         self._views = [part[: weight.numel()].view_as(weight) for weight, part in parts]
-        for weight, view in zip(self._weights, self._views, strict=True):
-            weight.grad = view
+        self._put_gradients()
         self._weighting = torch.zeros(2, device=device)
         self._features: Tensor | None = None
         self._recorded: dict[int, _Recorded] = {}
         self._pool: Any = None
+        self._beside: torch.cuda.Stream | None = None
         scale(torch.zeros((), device=device))  # a scaler makes its scale at the first call, which cannot be recorded
 
     def __call__(self, batch: CaptionBatch, by_word: float, by_caption: float) -> Tensor:
         """Put the gradients into the buffer, and return the batch's summed cross-entropy, nats.
 
-        batch: on the CPU, but for its pictures, which may be on the GPU already.
+        batch: features in the place of pictures; on the CPU, but for those, which may be on the GPU already.
         by_word, by_caption: what a word's loss and a caption's penalty count.
         """
+        self._put_gradients()
         ids = fill_up(batch, self._num_pictures, self._per_picture)
-        with torch.no_grad(), autocast(self._precision, self._device):
-            features = self._model.features(_send(batch.pictures, self._device))
+        features = _send(batch.pictures, self._device)
         if self._features is None:
             self._features = features.new_zeros(self._num_pictures, *features.shape[1:])
         self._features[: len(features)] = features
@@ -147,7 +149,7 @@ class GraphedLoss:
             return self._step(ids, self._layout(ids))
         recorded = self._recorded.get(ids.shape[1])
         if recorded is None:
-            recorded = self._recorded[ids.shape[1]] = self._record(ids)
+            recorded = self._recorded[ids.shape[1]] = self._try_to_record(ids)
         else:
             recorded.ids.copy_(ids)
         recorded.graph.replay()
@@ -156,22 +158,34 @@ class GraphedLoss:
     def _layout(self, ids: Tensor) -> CaptionLayout:
         return CaptionLayout.of_equals(self._num_pictures, self._per_picture, ids.shape[1] - 1, self._device)
 
+    def _put_gradients(self) -> None:
+        """Have the weights show their gradients, even if something has taken them away."""
+        for weight, view in zip(self._weights, self._views, strict=True):
+            weight.grad = view
+
+    def _try_to_record(self, ids: Tensor) -> "_Recorded":
+        try:
+            return self._record(ids)
+        except RuntimeError as error:  # out of memory is one; within a recording it may go by other names
+            raise UsageError(
+                f"a training step of {ids.shape[1] - 1} words cannot be recorded as a CUDA graph ({error}); if the GPU's "
+                "memory is too small for it lower training.batch_size, or set CAPTION_RAY_GRAPHS=off, which needs less"
+            ) from error
+
     def _record(self, ids: Tensor) -> "_Recorded":
         """Record the step for ids of this shape."""
-        if self._pool is None:
-            logger.info("recording the step as CUDA graphs, one for every length of captions; that takes some seconds")
-            self._pool = torch.cuda.graph_pool_handle()
+        if self._pool is None or self._beside is None:  # the same for all: libraries keep memory for every stream
+            self._pool, self._beside = torch.cuda.graph_pool_handle(), torch.cuda.Stream(self._device)
         layout = self._layout(ids)
         random = torch.cuda.get_rng_state(self._device)
-        beside = torch.cuda.Stream(self._device)
-        beside.wait_stream(torch.cuda.current_stream(self._device))
-        with torch.cuda.stream(beside):
+        self._beside.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(self._beside):
             for _ in range(_WARM_UPS):
                 self._step(ids, layout)
-        torch.cuda.current_stream(self._device).wait_stream(beside)
+        torch.cuda.current_stream(self._device).wait_stream(self._beside)
         graph = torch.cuda.CUDAGraph()
         # Other threads, such as NCCL's, go on with what a recording must not do.
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, pool=self._pool, stream=self._beside, capture_error_mode="thread_local"):
             loss_sum = self._step(ids, layout)
         torch.cuda.set_rng_state(random, self._device)  # dropout is the same whenever a graph is recorded
         return _Recorded(graph=graph, ids=ids, loss_sum=loss_sum, layout=layout)

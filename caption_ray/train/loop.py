@@ -15,7 +15,7 @@ import torch
 
 from caption_ray import storage
 from caption_ray.data.batch_plan import BatchPlan
-from caption_ray.data.batches import CaptionBatch, batched
+from caption_ray.data.batches import batched
 from caption_ray.data.images import seeded_generator
 from caption_ray.data.picture_format import PictureFormat
 from caption_ray.data.pipeline import Share
@@ -24,16 +24,17 @@ from caption_ray.device import check_kernels, limit_memory, resolve_precision
 from caption_ray.errors import UsageError
 from caption_ray.logs import configure_logging, quieten_ray_workers
 from caption_ray.model.encoder import Encoder
+from caption_ray.model.frozen_encoder import EncoderPass, FrozenEncoder
 from caption_ray.text.vocabulary import Vocabulary
 from caption_ray.train.board import NUM_SHOWN, Board
 from caption_ray.train.dev import DevResult, decode_share, gather_result
-from caption_ray.train.encoder_source import load_encoder
+from caption_ray.train.encoder_source import load_encoder, with_features
 from caption_ray.train.gradients import NonFiniteLossError
 from caption_ray.train.graphed import GraphedLoss, may_record
 from caption_ray.train.meter import Meter, dev_values, metric_name, summary
 from caption_ray.train.run_folder import stopped_checkpoint, stopped_location
 from caption_ray.train.schedule import learning_rate_factor
-from caption_ray.train.setup import DDP_OPTIONS, FeedPlan, RunPlan, build_training_model
+from caption_ray.train.setup import DDP_OPTIONS, FeedPlan, RunPlan, build_training_model, idle_batch_of
 from caption_ray.train.state import (
     Position,
     Progress,
@@ -45,14 +46,15 @@ from caption_ray.train.state import (
 )
 from caption_ray.train.steps import (
     Stepper,
+    all_agree,
     all_reduce,
     average_weights,
     build_optimizer,
     counted,
     groups_per_worker,
-    idle_batch,
     make_scaler,
     set_learning_rate,
+    share_weights,
 )
 from caption_ray.train.stopping import StopWatch
 
@@ -97,6 +99,8 @@ def train_loop(config: dict[str, object]) -> dict[str, object]:
             worker.report(progress, values)
     except NonFiniteLossError as error:
         return {"diverged": str(error)}
+    except UsageError as error:
+        return {"failed": str(error)}
     finally:
         if board is not None:
             board.close()
@@ -119,13 +123,17 @@ class _Worker:
         self.vocabulary = Vocabulary.from_json(plan.vocabulary, "vocabulary.json")
         experiment = plan.experiment
         precision = resolve_precision(experiment.training.precision, self.device)
-        model = build_training_model(plan, _load_encoder(plan), len(self.vocabulary)).to(self.device)
+        encoder = _load_encoder(plan)
+        self.encode: EncoderPass | None = None
+        if encoder is not None and not encoder.finetune_stages:
+            # No part of what trains: its features come with the batches, as cached ones do.
+            self.encode, encoder = FrozenEncoder(encoder).on(self.device, precision), None
+        model = build_training_model(plan, encoder, len(self.vocabulary)).to(self.device)
         scaler, groups = make_scaler(precision, self.device), groups_per_worker(experiment.training, self.num_workers)
-        graphed = (
-            GraphedLoss(model, experiment.training, precision, self.device, groups, scaler.scale)
-            if may_record(model, self.device)
-            else None
-        )
+        graphed: GraphedLoss | None = None
+        if all_agree(may_record(model, self.device), self.device):
+            share_weights(model)
+            graphed = GraphedLoss(model, experiment.training, precision, self.device, groups, scaler.scale)
         self.stepper = Stepper(
             model=model,
             wrapped=model if graphed else ray.train.torch.prepare_model(model, parallel_strategy_kwargs=DDP_OPTIONS),
@@ -136,7 +144,7 @@ class _Worker:
             settings=experiment,
             precision=precision,
             device=self.device,
-            idle=_idle_batch(plan.train_feed),
+            idle=with_features(idle_batch_of(plan.train_feed), self.encode),
         )
         self.train_plan, self.dev_plan = self._plan_batches(plan.train_feed), self._plan_batches(plan.dev_feed)
         # Ray has the workers wait for each other at every shard: all ask for them in the same order.
@@ -150,7 +158,8 @@ class _Worker:
         """What this worker knew there; None at an epoch's start."""
         neighbours = ray.train.get_context().get_local_world_size()
         told = (self.num_workers, self.device.type, neighbours, precision)
-        self._say("%d worker(s) on %s, %d of them on this node; %s", *told)
+        recorded = "; the first steps are recorded as CUDA graphs, which takes some seconds" if graphed else ""
+        self._say(f"%d worker(s) on %s, %d of them on this node; %s{recorded}", *told)
 
     def resume(self) -> Progress:
         """Load the last checkpoint, if there is one, and return how far it had come."""
@@ -197,6 +206,7 @@ class _Worker:
         share = self.train_share
         batches = self.train_plan.train_batches(share, epoch, resident=share.resident)
         batches = itertools.islice(batches, self.position.num_steps, None)
+        batches = (with_features(batch, self.encode) for batch in batches)
         if self.own_state is not None:
             self.own_state.restore(totals)
         self.position, self.own_state = Position(), None
@@ -228,7 +238,7 @@ class _Worker:
         rows = batched(self.dev_share, _DEV_BATCH)
         share = decode_share(
             evaluated_model(self.stepper),
-            ((own, self.dev_plan.whole_batch(own)) for own in rows),
+            ((own, with_features(self.dev_plan.whole_batch(own), self.encode)) for own in rows),
             vocabulary=self.vocabulary,
             options=decode.model_copy(update={"beam_width": training.dev_beam_width}),
             show=show,
@@ -288,8 +298,3 @@ def _load_encoder(plan: RunPlan) -> Encoder | None:
 
 def _share(split: str, read: Callable[[Iterable[pa.Table]], Iterator[_Item]], feed: FeedPlan) -> Share[_Item]:
     return Share(ray.train.get_dataset_shard(split), read, resident=feed.resident)
-
-
-def _idle_batch(feed: FeedPlan) -> CaptionBatch:
-    shape = feed.shape if feed.crop_to is None else (feed.shape[0], feed.crop_to, feed.crop_to)
-    return idle_batch(shape, torch.uint8 if feed.dtype == "|u1" else torch.float16)

@@ -6,11 +6,13 @@ import torch
 from pydantic import Field
 
 from caption_ray.config import Experiment, Settings
-from caption_ray.data.batches import stack_pictures
+from caption_ray.data.batches import CaptionBatch, stack_pictures
 from caption_ray.data.images import decode_square
 from caption_ray.model.caption_model import CaptionModel
 from caption_ray.model.decoder import Decoder
 from caption_ray.model.encoder import Encoder
+from caption_ray.model.frozen_encoder import FrozenEncoder
+from caption_ray.train.steps import idle_batch
 
 DDP_OPTIONS = {"gradient_as_bucket_view": True, "bucket_cap_mb": 8}
 """How DistributedDataParallel goes about a decoder of some ten million weights: buckets small enough for the first to
@@ -38,7 +40,8 @@ class FeatureStatistics(Settings):
 def measure_features(encoder: Encoder, pictures: Sequence[bytes]) -> FeatureStatistics:
     """Return the statistics of features over picture files."""
     squares = [decode_square(data, encoder.image_size) for data in pictures]
-    grids = torch.cat([encoder(stack_pictures(squares[at : at + 16])) for at in range(0, len(squares), 16)])
+    encode = FrozenEncoder(encoder).on(torch.device("cpu"), "fp32")
+    grids = torch.cat([encode(stack_pictures(squares[at : at + 16])) for at in range(0, len(squares), 16)])
     # A feature that never moves stays at zero, rather than have its rounding blown up.
     deviation = grids.std((0, 1)).clamp_min(1e-3)
     return FeatureStatistics(mean=tuple(grids.mean((0, 1)).tolist()), deviation=tuple(deviation.tolist()))
@@ -80,3 +83,9 @@ def build_training_model(plan: RunPlan, encoder: Encoder | None, vocabulary_size
     if plan.feature_statistics is not None:
         decoder.set_feature_statistics(plan.feature_statistics.mean, plan.feature_statistics.deviation)
     return CaptionModel(encoder, decoder)
+
+
+def idle_batch_of(feed: FeedPlan) -> CaptionBatch:
+    """Return what a worker of this feed takes where it has nothing to take (see `steps.idle_batch`)."""
+    shape = feed.shape if feed.crop_to is None else (feed.shape[0], feed.crop_to, feed.crop_to)
+    return idle_batch(shape, torch.uint8 if feed.dtype == "|u1" else torch.float16)

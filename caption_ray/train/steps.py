@@ -4,7 +4,7 @@ Ray, files and words are other modules' business. With one process `all_reduce` 
 """
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -52,20 +52,31 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
         group["lr"] = group["peak"] * factor
 
 
-def average_weights(model: CaptionModel, decay: float) -> AveragedModel | None:
-    """Return an exponential moving average of the weights, or None.
+class MovingAverage(AveragedModel):
+    """An exponential moving average of a model's weights.
 
     At the n-th step the decay is min(`decay`, (1 + n) / (10 + n)): the first epochs' average would else be mostly the
-    weights that training started from.
+    weights that training started from. Differs from torch's own in that a step never waits for the GPU.
     """
-    if decay == 0:
-        return None
 
-    def update(averaged: Sequence[Tensor], current: Sequence[Tensor], num_averaged: Tensor | int) -> None:
-        share = min(decay, (1 + int(num_averaged)) / (10 + int(num_averaged)))
-        torch._foreach_lerp_(list(averaged), list(current), 1 - share)
+    def __init__(self, model: CaptionModel, decay: float) -> None:
+        super().__init__(model)
+        self._decay = decay
 
-    return AveragedModel(model, multi_avg_fn=update)
+    def update_parameters(self, model: nn.Module) -> None:
+        """Take the model's weights into the average; at first, be as they are."""
+        num_averaged = int(self.n_averaged)  # on the CPU, wherever the weights are
+        share = min(self._decay, (1 + num_averaged) / (10 + num_averaged)) if num_averaged else 0.0
+        with torch.no_grad():
+            torch._foreach_lerp_(list(self.module.parameters()), list(model.parameters()), 1 - share)
+            for average, value in zip(self.module.buffers(), model.buffers(), strict=True):
+                average.copy_(value)
+        self.n_averaged += 1
+
+
+def average_weights(model: CaptionModel, decay: float) -> MovingAverage | None:
+    """Return an exponential moving average of the weights, or None where the decay is 0."""
+    return MovingAverage(model, decay) if decay else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +144,20 @@ def all_reduce(values: Tensor) -> None:
         dist.all_reduce(values)
 
 
+def all_agree(answer: bool, device: torch.device) -> bool:
+    """Tell whether every worker's answer is yes. Every worker must ask."""
+    votes = torch.tensor(int(answer), device=device)
+    all_reduce(votes)
+    return int(votes) == world_size()
+
+
+def share_weights(model: nn.Module) -> None:
+    """Give all workers the weights of the first, as DDP does where it is used."""
+    if world_size() > 1:
+        for value in model.state_dict().values():
+            dist.broadcast(value, 0)
+
+
 def world_size() -> int:
     """Return the number of workers."""
     return dist.get_world_size() if dist.is_initialized() else 1
@@ -160,9 +185,10 @@ class Stepper:
 
         The loss is averaged over the words of all workers, not over workers: DDP averages gradients over workers,
         which the factor world_size undoes. A worker whose own data is used up (None) goes through the motions with
-        the `idle` batch, counted as nothing, since the others wait for its gradients.
+        the `idle` batch, counted as nothing, since the others wait for its gradients; with graphs it gives them zeros.
         Raises NonFiniteLossError where the gradient is not finite; under fp16 only after MAX_SKIPPED such steps, which
-        the scaler skips to find a scale that works.
+        the scaler skips to find a scale that works. On a GPU it does so a step later, or from `watch.settle`, with
+        weights that are spoilt.
         """
         loss_sum, num_words = (self._graphed_loss if self.graphed else self._loss)(own, counts)
         self.scaler.unscale_(self.optimizer)

@@ -1,4 +1,4 @@
-"""One worker and two agree: the same steps in one process and in two, under DDP or with gradients summed up as on GPUs."""
+"""One worker and two agree: the same steps in one process and in two, under DDP or with gradients summed as on GPUs."""
 
 import gc
 from dataclasses import dataclass
@@ -17,7 +17,15 @@ from caption_ray.data.batches import CaptionBatch, PictureGroup, collate
 from caption_ray.text.vocabulary import Vocabulary
 from caption_ray.train.dev import DevResult, DevShare, gather_result
 from caption_ray.train.graphed import GraphedLoss
-from caption_ray.train.steps import StepCounts, Stepper, all_reduce, counted
+from caption_ray.train.steps import (
+    StepCounts,
+    Stepper,
+    all_agree,
+    all_reduce,
+    average_weights,
+    counted,
+    share_weights,
+)
 
 CPU = torch.device("cpu")
 NUM_WORKERS = 2
@@ -117,6 +125,13 @@ def run_worker(rank: int, folder: str, as_on_gpus: bool) -> None:
     try:
         stepper = build_stepper(**SETTINGS)
         if as_on_gpus:
+            assert all_agree(True, CPU)
+            assert not all_agree(rank == 1, CPU)
+            with torch.no_grad():
+                for weight in stepper.model.parameters():  # each worker but the first begins elsewhere
+                    weight += rank
+            share_weights(stepper.model)
+            stepper.average = average_weights(stepper.model, stepper.settings.training.average_decay)
             stepper.graphed = GraphedLoss(stepper.model, stepper.settings.training, "fp32", CPU, num_pictures=2)
         else:
             stepper.wrapped = DistributedDataParallel(stepper.model)

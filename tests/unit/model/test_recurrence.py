@@ -137,14 +137,22 @@ def test_attention_sums_to_one_at_every_word() -> None:
     torch.testing.assert_close(attention.sum(1), torch.ones(sum(LENGTHS), dtype=torch.float64))
 
 
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=needs_gpu)])
 @pytest.mark.parametrize("beforehand", [False, True])
 @pytest.mark.parametrize("per_picture", [1, 2])
-def test_equal_captions_have_a_loop_of_their_own_that_computes_the_same(per_picture: int, beforehand: bool) -> None:
+def test_equal_captions_have_a_loop_of_their_own_that_computes_the_same(
+    per_picture: int, beforehand: bool, device: str
+) -> None:
     """Results and gradients, of all results and of each alone; also with values multiplied beforehand."""
+    where = torch.device(device)
     num_steps, num_pictures = 3, 2
     rows = num_pictures * per_picture
-    equal = CaptionLayout.of_equals(num_pictures, per_picture, num_steps, torch.device("cpu"))
-    general = CaptionLayout(torch.arange(num_pictures).repeat_interleave(per_picture), [rows] * num_steps, num_pictures)
+    equal = CaptionLayout.of_equals(num_pictures, per_picture, num_steps, where)
+    picture_index = torch.arange(num_pictures, device=where).repeat_interleave(per_picture)
+    general = CaptionLayout(picture_index, [rows] * num_steps, num_pictures)
     assert equal.regular
     assert not general.regular
     width = 4 * H if beforehand else D
@@ -153,7 +161,8 @@ def test_equal_captions_have_a_loop_of_their_own_that_computes_the_same(per_pict
         (num_steps * rows, 4 * H), (num_pictures, R, A), (num_pictures, R, width), (num_pictures, H), (num_pictures, H),
         (A, H), (A,), (1, H), (1,), (4 * H, H), (4 * H, D),
     ]  # fmt: skip
-    made = [torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_() for shape in shapes]
+    drawn = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
+    made = [values.to(where).requires_grad_() for values in drawn]
 
     def run_on(layout: CaptionLayout, *tensors: Tensor) -> tuple[Tensor, ...]:
         word_gates, keys, values, hidden, cell, query, score, gate, bias, state, context = tensors

@@ -7,11 +7,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from caption_ray.config import Experiment, ModelConfig, TrainingConfig
+from caption_ray.config import EncoderConfig, Experiment, ModelConfig, TrainingConfig
 from caption_ray.data.batches import CaptionBatch, PictureGroup, by_longest_caption, collate
 from caption_ray.model.caption_layout import CaptionLayout
 from caption_ray.model.caption_model import CaptionModel
 from caption_ray.model.decoder import Decoder, pack_steps
+from caption_ray.model.encoder import build_encoder
 from caption_ray.model.loss import attention_penalty, caption_loss
 from caption_ray.presets import flickr8k, palmetto, quickstart
 from caption_ray.train.gradients import GradientWatch, NonFiniteLossError
@@ -39,18 +40,25 @@ def make_batch(seed: int = 0, captions: Sequence[int] = (2, 3, 1), longest: int 
 
 
 def test_filled_up_by_hand() -> None:
-    """Two pictures of [5 6] and of [7], [8 9 4]; room for three of two captions each, and steps in pairs."""
+    """Two pictures of [5 6] and of [7], [8 9 4 5]; room for three of two captions each, and steps in pairs."""
     first = PictureGroup(picture=np.zeros((R, F), np.float32), captions=((5, 6),))
-    second = PictureGroup(picture=np.zeros((R, F), np.float32), captions=((7,), (8, 9, 4)))
+    second = PictureGroup(picture=np.zeros((R, F), np.float32), captions=((7,), (8, 9, 4, 5)))
     filled = fill_up(collate([first, second]), 3, 2)
     assert filled.tolist() == [
-        [1, 5, 6, 2, 0],
-        [0, 0, 0, 0, 0],
-        [1, 8, 9, 4, 2],  # longest first, as the batch has them
-        [1, 7, 2, 0, 0],
-        [0, 0, 0, 0, 0],
-        [0, 0, 0, 0, 0],
+        [1, 5, 6, 2, 0, 0, 0],
+        [0, 0, 0, 0, 0, 0, 0],
+        [1, 8, 9, 4, 5, 2, 0],  # longest first, as the batch has them; five predictions, hence six steps
+        [1, 7, 2, 0, 0, 0, 0],
+        [0, 0, 0, 0, 0, 0, 0],
+        [0, 0, 0, 0, 0, 0, 0],
     ]
+
+
+@pytest.mark.parametrize(("num_words", "num_steps"), [(1, 2), (2, 4), (31, 32), (32, 40), (40, 48)])
+def test_few_lengths_are_told_apart(num_words: int, num_steps: int) -> None:
+    """A caption has a prediction more than words, the end."""
+    group = PictureGroup(picture=np.zeros((R, F), np.float32), captions=((5,) * num_words,))
+    assert fill_up(collate([group]), 1, 1).shape == (1, num_steps + 1)
 
 
 @pytest.mark.parametrize(("num_pictures", "per_picture"), [(2, 3), (3, 2)])
@@ -102,15 +110,13 @@ def test_same_loss_and_gradients_as_of_the_batch_as_it_is(config: ModelConfig, c
         torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-7)
 
 
-def test_graphs_are_for_gpus_and_frozen_encoders(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_graphs_are_for_decoders_on_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     gpu = torch.device("cuda")
     model = CaptionModel(None, Decoder(ModelConfig(), F, V))
     assert may_record(model, gpu)
     assert not may_record(model, CPU)
-    model.encoder = torch.nn.Linear(2, 2)  # type: ignore[assignment]
-    assert not may_record(model, gpu)
-    model.encoder.requires_grad_(False)
-    assert may_record(model, gpu)
+    with_encoder = CaptionModel(build_encoder(EncoderConfig(backbone="resnet18", weights="none")), model.decoder)
+    assert not may_record(with_encoder, gpu)
     monkeypatch.setenv("CAPTION_RAY_GRAPHS", "off")
     assert not may_record(model, gpu)
 
@@ -205,7 +211,16 @@ def test_a_gradient_that_is_not_finite_is_found_a_step_later() -> None:
 
 
 def test_weights_of_a_batch_that_never_came_have_no_gradient() -> None:
-    training = flickr8k().training.model_copy(update={"precision": "fp32"})
-    made = stepper(flickr8k().model_copy(update={"training": training}), graphs=True, device="cpu")
-    steps_of(made, [BATCHES[0], None])
-    assert all(float(weight.grad.abs().max()) == 0 for weight in made.model.parameters() if weight.grad is not None)
+    made = stepper(quickstart(), graphs=True, device="cpu")
+    steps_of(made, [BATCHES[0]])
+    assert all(weight.grad is not None and float(weight.grad.abs().max()) > 0 for weight in made.model.parameters())
+    steps_of(made, [None])
+    assert all(weight.grad is not None and float(weight.grad.abs().max()) == 0 for weight in made.model.parameters())
+
+
+def test_gradients_that_were_taken_away_come_back() -> None:
+    made = stepper(quickstart(), graphs=True, device="cpu")
+    made.optimizer.zero_grad(set_to_none=True)
+    before = [weight.detach().clone() for weight in made.model.parameters()]
+    steps_of(made, [BATCHES[0]])
+    assert all(not torch.equal(old, new) for old, new in zip(before, made.model.parameters(), strict=True))
