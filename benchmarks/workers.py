@@ -16,7 +16,7 @@ from caption_ray.data.pipeline import ExactSplit
 def run_in_workers(
     loop: Callable[[dict[str, Any]], float], config: dict[str, Any], dataset: ray.data.Dataset, num_workers: int = 1
 ) -> float:
-    """Return what `loop` returns for `config` in the first of the workers, which share a CPU and have GPUs if any are."""
+    """Return what `loop` returns for `config` in the first of the workers, sharing a CPU, and with GPUs if any are."""
     set_up_ray_train()
     with tempfile.TemporaryDirectory() as runs:
         trainer = ray.train.torch.TorchTrainer(

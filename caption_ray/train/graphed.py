@@ -168,8 +168,8 @@ class GraphedLoss:
             return self._record(ids)
         except RuntimeError as error:  # out of memory is one; within a recording it may go by other names
             raise UsageError(
-                f"a training step of {ids.shape[1] - 1} words cannot be recorded as a CUDA graph ({error}); if the GPU's "
-                "memory is too small for it lower training.batch_size, or set CAPTION_RAY_GRAPHS=off, which needs less"
+                f"a step with captions of {ids.shape[1] - 1} words cannot be recorded as a CUDA graph ({error}); if "
+                "the GPU's memory is too small for it lower training.batch_size, or set CAPTION_RAY_GRAPHS=off"
             ) from error
 
     def _record(self, ids: Tensor) -> "_Recorded":
