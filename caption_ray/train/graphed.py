@@ -20,7 +20,7 @@ from torch import Tensor
 from caption_ray.config import Precision, TrainingConfig
 from caption_ray.data.batches import CaptionBatch
 from caption_ray.device import autocast
-from caption_ray.errors import UsageError
+from caption_ray.errors import RunError
 from caption_ray.model.caption_layout import CaptionLayout
 from caption_ray.model.caption_model import CaptionModel
 from caption_ray.model.loss import attention_penalty
@@ -167,8 +167,10 @@ class GraphedLoss:
         try:
             return self._record(ids)
         except RuntimeError as error:  # out of memory is one; within a recording it may go by other names
-            raise UsageError(
-                f"a step with captions of {ids.shape[1] - 1} words cannot be recorded as a CUDA graph ({error}); if "
+            reason = str(error).partition("\n")[0]
+            # Raised, not returned as what the user did wrong is: the other workers would be left waiting.
+            raise RunError(
+                f"a step with captions of {ids.shape[1] - 1} words cannot be recorded as a CUDA graph ({reason}); if "
                 "the GPU's memory is too small for it lower training.batch_size, or set CAPTION_RAY_GRAPHS=off"
             ) from error
 

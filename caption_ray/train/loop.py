@@ -99,8 +99,6 @@ def train_loop(config: dict[str, object]) -> dict[str, object]:
             worker.report(progress, values)
     except NonFiniteLossError as error:
         return {"diverged": str(error)}
-    except UsageError as error:
-        return {"failed": str(error)}
     finally:
         if board is not None:
             board.close()
