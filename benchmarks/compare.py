@@ -27,6 +27,13 @@ def yield_to_others() -> None:
     os.nice(_RAY_NICENESS)
 
 
+def now() -> float:
+    """Return the time, seconds, when all that was asked of a GPU is done."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
 def seconds_in_turn(ways: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
     """Run every way once to warm up, then all of them in turn `rounds` times; return the seconds of each run."""
     for run in ways.values():
@@ -34,11 +41,9 @@ def seconds_in_turn(ways: Mapping[str, Callable[[], object]], rounds: int) -> di
     taken: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(rounds):
         for name, run in ways.items():
-            started = time.perf_counter()
+            started = now()
             run()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            taken[name].append(time.perf_counter() - started)
+            taken[name].append(now() - started)
     return taken
 
 

@@ -1,11 +1,11 @@
 """How fast a step of the decoder could be on this machine: what must be multiplied and moved, over measured rates."""
 
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from compare import now
 
 from caption_ray.config import ModelConfig
 from caption_ray.model.decoder import Decoder
@@ -40,11 +40,9 @@ def measure_machine(dtype: torch.dtype, device: torch.device) -> Machine:
     def best(run: Callable[[], object]) -> float:
         taken = []
         for _ in range(12):
-            started = time.perf_counter()
+            started = now()
             run()
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            taken.append(time.perf_counter() - started)
+            taken.append(now() - started)
         return statistics.quantiles(taken, n=4)[0]
 
     product, copy = best(lambda: left @ right), best(lambda: target.copy_(source))

@@ -7,6 +7,7 @@ measured in turn, without the first steps.
 """
 
 import argparse
+import functools
 import itertools
 import time
 from collections.abc import Iterable
@@ -32,17 +33,8 @@ from caption_ray.model.caption_model import CaptionModel
 from caption_ray.model.decoder import Decoder
 from caption_ray.presets import flickr8k
 from caption_ray.text.vocabulary import Vocabulary
-from caption_ray.train.graphed import GraphedLoss, may_record
 from caption_ray.train.setup import DDP_OPTIONS
-from caption_ray.train.steps import (
-    Stepper,
-    average_weights,
-    build_optimizer,
-    counted,
-    groups_per_worker,
-    idle_batch,
-    make_scaler,
-)
+from caption_ray.train.steps import build_stepper, counted, groups_per_worker, idle_batch
 
 WAYS = ("plain", "one_worker", "two_workers")
 WARM_UP = 40
@@ -58,33 +50,19 @@ def captions_per_s(
     experiment = flickr8k()
     manifest = FeatureManifest.model_validate(settings["manifest"])
     vocabulary = Vocabulary.from_json(settings["vocabulary"], "vocabulary.json")
-    device = ray.train.torch.get_device() if under_ray_train() else pick_device()
+    device = pick_device()
     precision = resolve_precision("auto", device)
     torch.manual_seed(0)
     model = CaptionModel(None, Decoder(experiment.model, manifest.shape[1], len(vocabulary))).to(device)
-    scaler, groups = make_scaler(precision, device), groups_per_worker(experiment.training, workers)
-    graphed = None
-    if may_record(model, device):
-        graphed = GraphedLoss(model, experiment.training, precision, device, groups, scaler.scale)
-    alone = workers == 1 or graphed is not None
-    stepper = Stepper(
-        model=model,
-        wrapped=model if alone else ray.train.torch.prepare_model(model, parallel_strategy_kwargs=DDP_OPTIONS),
-        graphed=graphed,
-        optimizer=build_optimizer(model, experiment.optimizer),
-        scaler=scaler,
-        average=average_weights(model, experiment.training.average_decay),
-        settings=experiment,
-        precision=precision,
-        device=device,
-        idle=idle_batch(manifest.shape, torch.float16),
-    )
+    wrap = functools.partial(ray.train.torch.prepare_model, parallel_strategy_kwargs=DDP_OPTIONS)
+    idle = idle_batch(manifest.shape, torch.float16)
+    stepper = build_stepper(model, experiment, precision, device, idle, wrap if workers > 1 else lambda model: model)
     plan = BatchPlan(
         picture_format=manifest.picture_format,
         crop_to=None,
         vocabulary=vocabulary,
         captions_per_picture=experiment.training.captions_per_picture,
-        groups_per_batch=groups,
+        groups_per_batch=groups_per_worker(experiment.training, workers),
         shuffle_buffer=256,
         seed=0,
         rank=rank,
@@ -103,11 +81,6 @@ def captions_per_s(
         num_captions += counts.num_captions
     stepper.watch.settle()
     return num_captions / (time.perf_counter() - started)
-
-
-def under_ray_train() -> bool:
-    """Tell whether this is a worker of Ray Train."""
-    return ray.is_initialized()
 
 
 def plain(settings: dict[str, Any], features: str, threads: int) -> float:

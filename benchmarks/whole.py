@@ -9,13 +9,12 @@ tutorials' way on some of their captions, and extrapolated to all. Weights are r
 
 import argparse
 import statistics
-import time
 from collections.abc import Iterable
 
 import numpy as np
 import pyarrow.parquet as pq
 import torch
-from compare import keep_memory, report
+from compare import keep_memory, now, report
 from encoder_pass import EncoderPass, eager
 from textbook import textbook_logits
 
@@ -123,13 +122,6 @@ def read_samples(data: str, num_pictures: int) -> tuple[list[Sample], int]:
     return samples, len(vocabulary)
 
 
-def now(device: torch.device) -> float:
-    """Return the time, seconds, when all that was asked of the device is done."""
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter()
-
-
 def main() -> None:
     """Measure both ways in turn and print the ratio."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -154,13 +146,13 @@ def main() -> None:
     cached_epoch(warm_up, cache({image for image, _ in warm_up}, fast), trainers["ours"])
     tutorial, caching, training = [], [], []
     for _ in range(arguments.rounds):
-        marks = [now(device)]
+        marks = [now()]
         tutorial_epoch(few, slow, trainers["tutorial"])
-        marks.append(now(device))
+        marks.append(now())
         features = cache(dict.fromkeys(image for image, _ in samples), fast)
-        marks.append(now(device))
+        marks.append(now())
         cached_epoch(samples, features, trainers["ours"])
-        marks.append(now(device))
+        marks.append(now())
         seconds = np.diff(marks).tolist()
         tutorial.append(seconds[0] * len(samples) / len(few))
         caching.append(seconds[1])

@@ -7,7 +7,8 @@ import torch
 from caption_ray.config import Experiment, ModelConfig, OptimizerConfig, TrainingConfig
 from caption_ray.model.caption_model import CaptionModel
 from caption_ray.model.decoder import Decoder
-from caption_ray.train.steps import Stepper, average_weights, build_optimizer, idle_batch, make_scaler
+from caption_ray.train.averaging import average_weights
+from caption_ray.train.steps import Stepper, build_optimizer, idle_batch, make_scaler
 
 REGIONS, FEATURES, WORDS = 3, 5, 11
 

@@ -267,15 +267,9 @@ def unroll(
             parts = (part if part is None else part.to(dtype) for part in weights)
             regular = RegularRecurrence.apply(by_step, *picked, first_cell, *parts)
             hiddens, contexts, attention = (part.flatten(0, 1) for part in regular)
-            return _padded(hiddens, contexts, attention, room)
-        recurrent = torch.cat([part.to(dtype) for part in (context, state) if part is not None], dim=1)
-        hiddens, contexts, attention = Recurrence.apply(
-            layout, word_gates[:num_words], *picked, first_cell, *(part.to(dtype) for part in attending), recurrent
-        )
-        return _padded(hiddens, contexts, attention, room)
-
-
-def _padded(hiddens: Tensor, contexts: Tensor, attention: Tensor, room: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return hidden states and contexts of `room` rows, zeros beyond the words."""
-    more = room - len(hiddens)
-    return F.pad(hiddens, (0, 0, 0, more)), F.pad(contexts, (0, 0, 0, more)), attention
+        else:
+            recurrent = torch.cat([part.to(dtype) for part in (context, state) if part is not None], dim=1)
+            hiddens, contexts, attention = Recurrence.apply(
+                layout, word_gates[:num_words], *picked, first_cell, *(part.to(dtype) for part in attending), recurrent
+            )
+        return *(F.pad(part, (0, 0, 0, room - num_words)) for part in (hiddens, contexts)), attention

@@ -1,5 +1,6 @@
 """The function that every Ray Train worker runs: epochs, dev decoding, checkpoints."""
 
+import functools
 import itertools
 import logging
 import tempfile
@@ -30,7 +31,6 @@ from caption_ray.train.board import NUM_SHOWN, Board
 from caption_ray.train.dev import DevResult, decode_share, gather_result
 from caption_ray.train.encoder_source import load_encoder, with_features
 from caption_ray.train.gradients import NonFiniteLossError
-from caption_ray.train.graphed import GraphedLoss, may_record
 from caption_ray.train.meter import Meter, dev_values, metric_name, summary
 from caption_ray.train.run_folder import stopped_checkpoint, stopped_location
 from caption_ray.train.schedule import learning_rate_factor
@@ -45,16 +45,11 @@ from caption_ray.train.state import (
     save_state,
 )
 from caption_ray.train.steps import (
-    Stepper,
-    all_agree,
     all_reduce,
-    average_weights,
-    build_optimizer,
+    build_stepper,
     counted,
     groups_per_worker,
-    make_scaler,
     set_learning_rate,
-    share_weights,
 )
 from caption_ray.train.stopping import StopWatch
 
@@ -127,23 +122,9 @@ class _Worker:
             # No part of what trains: its features come with the batches, as cached ones do.
             self.encode, encoder = FrozenEncoder(encoder).on(self.device, precision), None
         model = build_training_model(plan, encoder, len(self.vocabulary)).to(self.device)
-        scaler, groups = make_scaler(precision, self.device), groups_per_worker(experiment.training, self.num_workers)
-        graphed: GraphedLoss | None = None
-        if all_agree(may_record(model, self.device), self.device):
-            share_weights(model)
-            graphed = GraphedLoss(model, experiment.training, precision, self.device, groups, scaler.scale)
-        self.stepper = Stepper(
-            model=model,
-            wrapped=model if graphed else ray.train.torch.prepare_model(model, parallel_strategy_kwargs=DDP_OPTIONS),
-            graphed=graphed,
-            optimizer=build_optimizer(model, experiment.optimizer),
-            scaler=scaler,
-            average=average_weights(model, experiment.training.average_decay),
-            settings=experiment,
-            precision=precision,
-            device=self.device,
-            idle=with_features(idle_batch_of(plan.train_feed), self.encode),
-        )
+        idle = with_features(idle_batch_of(plan.train_feed), self.encode)
+        wrap = functools.partial(ray.train.torch.prepare_model, parallel_strategy_kwargs=DDP_OPTIONS)
+        self.stepper = build_stepper(model, experiment, precision, self.device, idle, wrap)
         self.train_plan, self.dev_plan = self._plan_batches(plan.train_feed), self._plan_batches(plan.dev_feed)
         # Ray has the workers wait for each other at every shard: all ask for them in the same order.
         self.train_share = _share("train", self.train_plan.read, plan.train_feed)
@@ -156,7 +137,9 @@ class _Worker:
         """What this worker knew there; None at an epoch's start."""
         neighbours = ray.train.get_context().get_local_world_size()
         told = (self.num_workers, self.device.type, neighbours, precision)
-        recorded = "; the first steps are recorded as CUDA graphs, which takes some seconds" if graphed else ""
+        recorded = (
+            "; the first steps are recorded as CUDA graphs, which takes some seconds" if self.stepper.graphed else ""
+        )
         self._say(f"%d worker(s) on %s, %d of them on this node; %s{recorded}", *told)
 
     def resume(self) -> Progress:

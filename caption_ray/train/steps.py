@@ -1,4 +1,4 @@
-"""The parts of training that know tensors only: optimiser, one step, dev loss, averaged weights.
+"""The parts of training that know tensors only: optimiser, one step, dev loss.
 
 Ray, files and words are other modules' business. With one process `all_reduce` does nothing.
 """
@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 
 from caption_ray.config import Experiment, OptimizerConfig, Precision, TrainingConfig
 from caption_ray.data.batches import CaptionBatch
@@ -18,8 +17,9 @@ from caption_ray.device import autocast
 from caption_ray.model.caption_model import CaptionModel
 from caption_ray.model.decoder import Decoder, pack_steps
 from caption_ray.model.loss import attention_penalty, caption_loss
+from caption_ray.train.averaging import MovingAverage, average_weights
 from caption_ray.train.gradients import MAX_SKIPPED, GradientWatch, clip_gradients
-from caption_ray.train.graphed import GraphedLoss
+from caption_ray.train.graphed import GraphedLoss, may_record
 
 
 def build_optimizer(model: CaptionModel, config: OptimizerConfig) -> torch.optim.AdamW:
@@ -50,33 +50,6 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
     """Set every group's rate to its peak times `factor`."""
     for group in optimizer.param_groups:
         group["lr"] = group["peak"] * factor
-
-
-class MovingAverage(AveragedModel):
-    """An exponential moving average of a model's weights.
-
-    At the n-th step the decay is min(`decay`, (1 + n) / (10 + n)): the first epochs' average would else be mostly the
-    weights that training started from. Differs from torch's own in that a step never waits for the GPU.
-    """
-
-    def __init__(self, model: CaptionModel, decay: float) -> None:
-        super().__init__(model)
-        self._decay = decay
-
-    def update_parameters(self, model: nn.Module) -> None:
-        """Take the model's weights into the average; at first, be as they are."""
-        num_averaged = int(self.n_averaged)  # on the CPU, wherever the weights are
-        share = min(self._decay, (1 + num_averaged) / (10 + num_averaged)) if num_averaged else 0.0
-        with torch.no_grad():
-            torch._foreach_lerp_(list(self.module.parameters()), list(model.parameters()), 1 - share)
-            for average, value in zip(self.module.buffers(), model.buffers(), strict=True):
-                average.copy_(value)
-        self.n_averaged += 1
-
-
-def average_weights(model: CaptionModel, decay: float) -> MovingAverage | None:
-    """Return an exponential moving average of the weights, or None where the decay is 0."""
-    return MovingAverage(model, decay) if decay else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +144,7 @@ class Stepper:
     wrapped: nn.Module
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
-    average: AveragedModel | None
+    average: MovingAverage | None
     settings: Experiment
     precision: Precision
     device: torch.device
@@ -230,6 +203,38 @@ class Stepper:
             loss_sum = self.graphed(own, 1 / counts.num_words, penalty / counts.num_captions)
         all_reduce(self.graphed.gradients)
         return loss_sum, 0 if own is None else own.num_words
+
+
+def build_stepper(
+    model: CaptionModel,
+    experiment: Experiment,
+    precision: Precision,
+    device: torch.device,
+    idle: CaptionBatch,
+    wrap: Callable[[CaptionModel], nn.Module],
+) -> Stepper:
+    """Return what does the steps of a model that lies on `device`; every worker must call it.
+
+    wrap: puts DDP around the model, where its steps are not recorded as graphs.
+    """
+    scaler = make_scaler(precision, device)
+    graphed: GraphedLoss | None = None
+    if all_agree(may_record(model, device), device):
+        share_weights(model)
+        groups = groups_per_worker(experiment.training, world_size())
+        graphed = GraphedLoss(model, experiment.training, precision, device, groups, scaler.scale)
+    return Stepper(
+        model=model,
+        wrapped=model if graphed else wrap(model),
+        optimizer=build_optimizer(model, experiment.optimizer),
+        scaler=scaler,
+        average=average_weights(model, experiment.training.average_decay),
+        settings=experiment,
+        precision=precision,
+        device=device,
+        idle=idle,
+        graphed=graphed,
+    )
 
 
 def idle_batch(shape: tuple[int, ...], dtype: torch.dtype) -> CaptionBatch:

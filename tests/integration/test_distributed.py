@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from caption_ray.data.batches import CaptionBatch, PictureGroup, collate
 from caption_ray.text.vocabulary import Vocabulary
+from caption_ray.train.averaging import average_weights
 from caption_ray.train.dev import DevResult, DevShare, gather_result
 from caption_ray.train.graphed import GraphedLoss
 from caption_ray.train.steps import (
@@ -22,7 +23,6 @@ from caption_ray.train.steps import (
     Stepper,
     all_agree,
     all_reduce,
-    average_weights,
     counted,
     share_weights,
 )
