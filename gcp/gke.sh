@@ -193,7 +193,8 @@ do_down() {
     else
         say "gs://$BUCKET is kept, and costs what it stores; --bundles deletes it too"
     fi
-    say "left in $PROJECT, of this or of others: services and roles, which cost nothing, and these disks, rules and buckets"
+    say "left in $PROJECT, of this or of others: services and roles, which cost nothing, and these clusters, disks, rules and buckets"
+    run gcloud container clusters list --project="$PROJECT" --format='value(name,location)'
     run gcloud compute disks list --project="$PROJECT" --format='value(name,zone)'
     run gcloud compute forwarding-rules list --project="$PROJECT" --format='value(name,IPAddress)'
     run gcloud storage buckets list --project="$PROJECT" --format='value(name)'

@@ -14,7 +14,14 @@ remove() {
     if [[ -n $dry_run ]] || exists "${first[@]}"; then "${command[@]}"; fi
 }
 
-exists() { "$@" > /dev/null 2>&1; }
+# Whether what a command describes is there. What fails otherwise, for want of rights or of the network, ends the
+# script: taken for "not there", a cluster would be left running, and paid for.
+exists() {
+    local said
+    if said=$("$@" 2>&1 > /dev/null); then return; fi
+    grep -qiE 'not.?found|does not exist' <<< "$said" || fail "$*: $said"
+    return 1
+}
 
 split() { # FIRST... -- COMMAND...; one that is no function of ours is run, and shown
     first=() command=()

@@ -26,7 +26,7 @@ from caption_ray.serve.middleware import ApiKeyMiddleware, RecordMiddleware
 from caption_ray.serve.openapi import build_openapi
 from caption_ray.serve.pages import render_docs, render_page
 from caption_ray.serve.pictures import DecodedPicture, PictureDecoder
-from caption_ray.serve.reading import BufferBudget, parse_query, read_picture, read_pictures
+from caption_ray.serve.reading import BufferBudget, largest_body, parse_query, read_picture, read_pictures
 from caption_ray.serve.schemas import BatchAnswer, ErrorAnswer, HealthAnswer, Limits
 from caption_ray.serve.service import CaptionService
 from caption_ray.serve.streaming import EventStream
@@ -46,18 +46,22 @@ def create_app(
     api_keys: Sequence[str] = (),
     metrics: ServiceMetrics | None = None,
     decode_threads: int = 2,
-    max_waiting: int = 64,
-    max_buffered_bytes: int = 256 << 20,
+    max_waiting: int | None = None,
+    max_buffered_bytes: int | None = None,
 ) -> Starlette:
     """Return the app.
 
     api_keys: if there are any, all but the pages, their parts and the health checks need one.
     metrics: by default those of this process, which GET /metrics tells.  decode_threads: pictures decoded at a time.
-    max_waiting: pictures that may wait to be decoded.  max_buffered_bytes: of all bodies in memory together; what is
-    over either is refused as overload.
+    max_waiting: pictures that may wait to be decoded, 64 by default.  max_buffered_bytes: of all bodies in memory
+    together, 256 MiB by default; what is over either is refused as overload. The defaults have room for whatever the
+    limits let a single request bring.
     """
     limits, metrics = limits or Limits(), metrics or ServiceMetrics()
     logger.info("%d API keys%s", len(api_keys), "" if api_keys else ": whoever reaches the service may use it")
+    max_waiting = max(64, limits.max_pictures) if max_waiting is None else max_waiting
+    if max_buffered_bytes is None:
+        max_buffered_bytes = max(256 << 20, largest_body(limits))
     decoder = PictureDecoder(limits, decode_threads, max_waiting)
     routes = _Routes(
         CaptionService(backend, decoder, limits, metrics),
@@ -75,7 +79,7 @@ def create_app(
         *(Route(path, getattr(routes, name), methods=[method]) for path, method, name in _TABLE),
         Mount("/static", app=StaticFiles(directory=STATIC)),
     ]
-    return Starlette(
+    app = Starlette(
         routes=table,
         middleware=[
             Middleware(LingerMiddleware),
@@ -85,6 +89,9 @@ def create_app(
         exception_handlers=dict.fromkeys((*TABLE, HTTPException), routes.on_error),
         lifespan=lifespan,
     )
+    # Else a slash too many redirects to what this process takes for its address: plain http, behind what does TLS.
+    app.router.redirect_slashes = False
+    return app
 
 
 _TABLE = (

@@ -13,7 +13,6 @@ from typing import ParamSpec, TypeVar
 
 from pydantic import Field, ValidationError
 from ray import serve
-from ray.serve.metrics import Counter, Histogram
 
 from caption_ray import storage
 from caption_ray.bundle import read_manifest
@@ -23,7 +22,9 @@ from caption_ray.serve.backend import CaptionedPicture, GreedyWord, OverloadedEr
 from caption_ray.serve.batching import BatchOptions, MaxQueued
 from caption_ray.serve.compute import describe, load_captioner, model_id
 from caption_ray.serve.engine import BatchRecord, Engine
+from caption_ray.serve.metrics import BatchMetrics
 from caption_ray.serve.places import Places
+from caption_ray.serve.ray_metrics import RayExporter
 from caption_ray.serve.replica_log import log_through_serve
 from caption_ray.serve.schemas import ModelAnswer
 from caption_ray.serve.siblings import load_as_siblings
@@ -53,7 +54,8 @@ class CaptionerConfig(BatchOptions):
     )
     max_queued: MaxQueued = Field(
         64,
-        description="Pictures that may be in the model or wait for it; Serve counts requests, of which some bring 16.",
+        description="Pictures that may be in the model or wait for it; Serve counts requests, of which some bring 16. "
+        "A batch of more than that is never taken.",
     )
 
 
@@ -69,7 +71,7 @@ class CaptionerReplica:
         self._loaded_at = _now()
         self._refused: str | None = None
         self._swap: asyncio.Task[None] | None = None
-        self._metrics = _Metrics()
+        self._metrics = BatchMetrics(RayExporter())
         self._places = Places(CaptionerConfig().max_queued)
 
     async def reconfigure(self, user_config: dict[str, object]) -> None:
@@ -87,7 +89,7 @@ class CaptionerReplica:
         self._places.max_pictures = config.max_queued
         if self._engine is None:
             captioner = await self._load_first(config)
-            self._engine, self._loaded_at = Engine(captioner, config, self._metrics.observe), _now()
+            self._engine, self._loaded_at = Engine(captioner, config, self._observe), _now()
             return
         self._engine.options = config
         if self._swap is not None:
@@ -131,6 +133,9 @@ class CaptionerReplica:
         if self._engine.num_failures >= _MAX_FAILURES:
             raise RuntimeError(f"the last {self._engine.num_failures} batches failed; see the errors before this one")
 
+    def _observe(self, batch: BatchRecord) -> None:
+        self._metrics.observe(len(batch.answers), batch.model_s)
+
     def _running(self) -> Engine:
         assert self._engine is not None, "Serve calls reconfigure before any request"
         return self._engine
@@ -148,8 +153,9 @@ class CaptionerReplica:
             return captioner
 
     async def _replace(self, config: CaptionerConfig) -> None:
-        engine, bundle = self._running(), storage.absolute(config.bundle or self._default_bundle)
+        engine = self._running()
         try:
+            bundle = storage.absolute(config.bundle or self._default_bundle)
             # By digest, not by name: a run trained anew leaves its bundle where the old one was.
             manifest = await _patiently(read_manifest, bundle)
             if (manifest.digest, config.precision) == (model_id(engine.captioner), self._precision):
@@ -179,27 +185,6 @@ async def _patiently(call: Callable[P, Result], *args: P.args, **kwargs: P.kwarg
             logger.warning("%s; trying again in %g s", error, wait_s)
         await asyncio.sleep(wait_s)
     return await asyncio.to_thread(call, *args, **kwargs)
-
-
-class _Metrics:
-    """Figures of the replica, through Ray: the metrics agent of each node serves those of all its replicas, tagged."""
-
-    def __init__(self) -> None:
-        self._pictures = Counter("caption_ray_pictures", description="Pictures captioned.")
-        self._model_s = Histogram(
-            "caption_ray_batch_seconds",
-            description="Time of one batch in the model.",
-            boundaries=[0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0],
-        )
-        self._batch_size = Histogram(
-            "caption_ray_batch_size", description="Pictures of one batch.", boundaries=[1, 2, 4, 8, 16, 32, 64]
-        )
-
-    def observe(self, batch: BatchRecord) -> None:
-        """Count one batch."""
-        self._pictures.inc(len(batch.answers))
-        self._model_s.observe(batch.model_s)
-        self._batch_size.observe(len(batch.answers))
 
 
 def _now() -> datetime:

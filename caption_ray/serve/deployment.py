@@ -38,8 +38,15 @@ class ServeArguments(Settings):
 
 
 def build_app(args: ServeArguments) -> Application:
-    """Return the application. Raises BundleError where the bundle is absent, before any process is started for it."""
-    bundle = find_bundle(args.bundle)
+    """Return the application. Raises BundleError where a bundle is named and absent, before any process is started.
+
+    Where none is named, and the quick start's is not there, the captioner's `user_config` has to name one, of which
+    nothing is known here; the replica finds out.
+    """
+    try:
+        bundle = find_bundle(args.bundle)
+    except NoBundleYetError as error:
+        bundle = error.location
     captioner = CaptionerReplica.options(user_config=CaptionerConfig().model_dump())  # type: ignore[attr-defined]
     keys_expected = args.require_api_keys or KEYS_VARIABLE in os.environ
     application: Application = Ingress.bind(  # type: ignore[attr-defined]
@@ -48,10 +55,21 @@ def build_app(args: ServeArguments) -> Application:
     return application
 
 
+class NoBundleYetError(BundleError):
+    """No bundle is named, and the quick start's is not there."""
+
+    def __init__(self, location: str) -> None:
+        super().__init__(
+            f"{location}: there is no bundle yet; train one in two minutes by `python jobs/quickstart.py`, or name "
+            f"another by {BUNDLE_VARIABLE}, or by `args: {{bundle: ...}}` in serve_config.yaml"
+        )
+        self.location = location
+
+
 def find_bundle(asked: str | None) -> str:
     """Return where the bundle is: as asked, or by the environment, or the quick start's in this clone.
 
-    Raises BundleError where there is none.
+    Raises BundleError where there is none; NoBundleYetError where none is named either.
     """
     named = asked or os.environ.get(BUNDLE_VARIABLE)
     location = storage.absolute(named or _QUICKSTART_BUNDLE)
@@ -60,8 +78,5 @@ def find_bundle(asked: str | None) -> str:
     except BundleError as error:
         if named or storage.exists(location):
             raise
-        raise BundleError(
-            f"{location}: there is no bundle yet; train one in two minutes by `python jobs/quickstart.py`, or name "
-            f"another by {BUNDLE_VARIABLE}, or by `args: {{bundle: ...}}` in serve_config.yaml"
-        ) from error
+        raise NoBundleYetError(location) from error
     return location

@@ -128,7 +128,12 @@ class Engine:
             self._load.ask(len(items))
             self._waiting.extend(items)
             self._changed.notify_all()
-        return list(await asyncio.gather(*(asyncio.wrap_future(item.future) for item in items)))
+        answers = [asyncio.wrap_future(item.future) for item in items]
+        try:
+            return list(await asyncio.gather(*answers))
+        finally:
+            for answer in answers:  # of the others, where one has failed: nobody would read them
+                answer.cancel()
 
     async def stream(self, picture: Square) -> AsyncGenerator[StreamEvent, None]:
         """Yield the words of a greedy caption as they are found, and at last the whole. Closing it ends the work."""

@@ -68,7 +68,9 @@ class Arguments(Settings):
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on.")
     max_batch_size: BatchSize = Field(16, description="Pictures computed together.")
     num_threads: NumThreads = Field(2, description="Threads that compute on a CPU, each on batches of its own.")
-    max_queued: MaxQueued = Field(64, description="Pictures that may be in the model or wait for it.")
+    max_queued: MaxQueued = Field(
+        64, ge=Limits().max_pictures, description="Pictures that may be in the model or wait for it."
+    )
     precision: AskedPrecision = Field(
         "auto", description="Of what is multiplied; 'auto' takes bf16 where that is faster and does no harm."
     )

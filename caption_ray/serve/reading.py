@@ -123,8 +123,13 @@ async def read_pictures(request: Request, limits: Limits, share: BufferShare) ->
         raise MalformedError("a batch is sent as multipart/form-data, a part for each picture")
     too_many = TooManyPicturesError(f"a batch has at most {limits.max_pictures} pictures", limits.max_pictures)
     collector = _Parts(limits.max_bytes, limits.max_pictures, too_many)
-    body = _Body(request, limits, limits.max_pictures * (limits.max_bytes + _PART_OVERHEAD), share)
+    body = _Body(request, limits, largest_body(limits), share)
     return await _parse_parts(boundary, body, collector)
+
+
+def largest_body(limits: Limits) -> int:
+    """Return how many bytes a request's body may have: a batch of as many and as large pictures as there may be."""
+    return limits.max_pictures * (limits.max_bytes + _PART_OVERHEAD)
 
 
 def _boundary(request: Request) -> bytes | None:

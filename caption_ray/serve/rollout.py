@@ -1,19 +1,22 @@
 """Telling a running service of a changed Serve config, and waiting until the new bundle answers."""
 
+import http.client
 import json
 import logging
 import os
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from caption_ray.errors import RunError
 from caption_ray.serve.config_file import application_names, http_address, route_prefix
-from caption_ray.serve.middleware import api_keys_from_environment
+from caption_ray.serve.middleware import KEYS_VARIABLE, api_keys_from_environment
 
 logger = logging.getLogger(__name__)
 
@@ -31,13 +34,13 @@ def roll_out(config: str, dashboard: str, model_id: str, application: str | None
 
     dashboard: address of the cluster's dashboard.  application: that of the service, where the config has several with
     a captioner.  The service goes on with its old bundle until the new one is loaded and verified, and where that is
-    refused; then RunError is raised with its reason.
+    refused; then RunError is raised with its reason, and before anything is deployed where it wants another API key.
     """
     host, port = http_address(config)
     # A service that listens on all interfaces is where its dashboard is.
     host = urlsplit(dashboard).hostname or host if host in ("0.0.0.0", "::") else host
     service = f"http://{host}:{port}{route_prefix(config, application)}"
-    refused_before = _model(service).get("refused")
+    refused_before = _refusals(service)
     deploy(config, dashboard)
     wait_for_model(service, model_id, refused_before)
 
@@ -61,17 +64,17 @@ def deploy(config: str, dashboard: str) -> None:
         raise RunError(f"`serve deploy {config} --address {dashboard}` failed: {_last_line(done.stderr)}")
 
 
-def wait_for_model(service: str, model_id: str, refused_before: object = None) -> None:
+def wait_for_model(service: str, model_id: str, refused_before: Collection[str] = ()) -> None:
     """Wait until NUM_ANSWERS answers in a row come from the model of that id.
 
-    refused_before: what a replica said of the last bundle that it refused, before it was given this one.  Raises
+    refused_before: what replicas said of the last bundles that they refused, before they were given this one.  Raises
     RunError where one refuses it, or it does not answer in time.
     """
     started, in_a_row = time.monotonic(), 0
     while (waited := time.monotonic() - started) < _TIMEOUT_S:
         model = _model(service)
         refused = model.get("refused")
-        if refused and (refused != refused_before or waited > _SAME_REFUSAL_S):
+        if refused and (refused not in refused_before or waited > _SAME_REFUSAL_S):
             raise RunError(f"{service} refuses the new bundle, and goes on with its old one: {refused}")
         in_a_row = in_a_row + 1 if model.get("id") == model_id else 0
         if in_a_row == NUM_ANSWERS:
@@ -105,12 +108,29 @@ def _token() -> str | None:
     return path.read_text().strip() if path.exists() else None
 
 
+def _refusals(service: str) -> set[str]:
+    """Return what replicas say of the last bundles that they refused; each answer is by whichever Serve chooses."""
+    found: set[str] = set()
+    for _ in range(NUM_ANSWERS):
+        model = _model(service)
+        if not model:
+            break
+        if refused := model.get("refused"):
+            found.add(refused)
+    return found
+
+
 def _model(service: str) -> dict[str, Any]:
-    """Return what the service says of its model; nothing where it does not answer."""
+    """Return what the service says of its model, nothing where it does not answer. RunError: it wants another key."""
     keys = api_keys_from_environment()
     try:
         return _get(f"{service}/v1/model", {"Authorization": f"Bearer {keys[0]}"} if keys else {})
-    except (OSError, ValueError):
+    except urllib.error.HTTPError as error:
+        if error.code in (401, 403):
+            rule = "it does not know the first key in it" if keys else "it asks for a key"
+            raise RunError(f"{service}/v1/model answers {error.code}: set {KEYS_VARIABLE} here too; {rule}") from error
+        return {}
+    except (OSError, ValueError, http.client.HTTPException):
         return {}
 
 

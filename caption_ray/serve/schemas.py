@@ -15,7 +15,9 @@ class Limits(Settings):
     max_pictures: int = Field(16, ge=1, description="Pictures of one batch request.")
     max_beam_width: BeamWidth = Field(10, description="Widest beam that a request may ask for.")
     body_timeout_s: float = Field(10.0, gt=0, description="Time in which a request's body must arrive, seconds.")
-    deadline_s: float = Field(30.0, gt=0, description="Time in which a request is answered, seconds.")
+    deadline_s: float = Field(
+        30.0, gt=0, description="Time in which a request is answered, from its head on, its body included, seconds."
+    )
     retry_after_s: int = Field(1, ge=1, description="What an overloaded service says in Retry-After, seconds.")
 
 

@@ -102,6 +102,37 @@ def test_another_caption_of_the_beam_can_be_chosen(open_page: OpenPage, photo: b
     expect(visit.page.locator("#alternatives button").nth(1)).to_have_attribute("aria-pressed", "true")
 
 
+def test_another_caption_is_shown_without_the_light_of_a_word_of_the_last(open_page: OpenPage, photo: bytes) -> None:
+    visit = open_page()
+    visit.choose("dog.jpg", photo)
+    visit.caption()
+    visit.page.locator(".word").first.click()  # which pins it
+    assert np.array(visit.overlay()).any()
+    visit.page.locator("#alternatives button").nth(1).click()
+    visit.caption()
+    expect(visit.page.locator(".word[aria-pressed=true]")).to_have_count(0)
+    assert not np.array(visit.overlay()).any()
+
+
+def test_who_is_at_a_word_by_keyboard_stays_there_when_the_caption_changes(open_page: OpenPage, photo: bytes) -> None:
+    visit = open_page()
+    visit.choose("dog.jpg", photo)
+    visit.caption()
+    visit.page.locator(".word").first.focus()
+    visit.page.keyboard.press("ArrowRight")
+    for words, place in ((["one", "two", "three"], 1), (["alone"], 0)):
+        visit.page.evaluate(
+            """async (words) => {
+                const view = await import("/static/view.js");
+                view.showCaption({ words: words.map((text) => ({ text })) });
+            }""",
+            words,
+        )
+        expect(visit.page.locator(".word")).to_have_text(words)
+        expect(visit.page.locator(".word").nth(place)).to_be_focused()
+        expect(visit.page.locator(".word").nth(place)).to_have_attribute("tabindex", "0")
+
+
 @pytest.mark.parametrize(
     ("event", "field"), [("new ClipboardEvent('paste'", "clipboardData"), ("new DragEvent('drop'", "dataTransfer")]
 )

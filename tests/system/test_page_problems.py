@@ -187,6 +187,37 @@ def test_key_is_asked_for_and_kept_in_the_tab(browser: Browser, captioner: Capti
         visit.context.close()
 
 
+def test_wrong_keys_are_said_to_be_wrong_and_others_can_be_entered(browser: Browser, captioner: Captioner) -> None:
+    with served(create_app(LocalBackend(captioner), api_keys=("sesame",))) as address:
+        visit = Visit(browser, address).open()
+        visit.choose("dog.jpg", PHOTO)
+        assert visit.problem().startswith("This service asks for a key")
+        visit.page.get_by_label("API key").fill("sésamé‐")  # what no header can carry is not sent at all
+        visit.page.keyboard.press("Enter")
+        assert visit.page.get_by_label("API key").evaluate("input => input.validity.patternMismatch")
+        visit.page.get_by_label("API key").fill("barley")
+        visit.page.keyboard.press("Enter")
+        expect(visit.page.locator("#problem-title")).to_have_text("That key is not known")
+        visit.page.get_by_label("API key").fill("sesame")
+        visit.page.keyboard.press("Enter")
+        assert visit.caption()
+        visit.context.close()
+
+
+def test_too_many_pixels_of_a_kind_that_browsers_do_not_read(browser: Browser, captioner: Captioner) -> None:
+    file = io.BytesIO()
+    Image.new("RGB", (120, 100)).save(file, "TIFF")
+    with served(create_app(LocalBackend(captioner), Limits(max_pixels=10_000))) as address:
+        visit = Visit(browser, address).open()
+        visit.choose("wide.tiff", file.getvalue(), "image/tiff")
+        assert visit.problem().splitlines() == [
+            "The picture has too many pixels",
+            "",
+            "At most 0.01 megapixels are taken.",
+        ]
+        visit.context.close()
+
+
 def test_offline_goes_on_when_the_connection_is_back(browser: Browser, address: str) -> None:
     visit = Visit(browser, address).open()
     expect(visit.page.locator("#model")).to_contain_text("Model")

@@ -4,12 +4,15 @@ const KEY_NAME = "caption_ray.api-key";
 // An error in the middle of a stream comes without a status: those that pass, by their code.
 const STATUS_OF_CODE = { overloaded: 503, unavailable: 503, deadline_exceeded: 408 };
 
-/** A request that did not succeed: `status` is 0 where no answer came, `code` and `limit` are the service's own. */
+/**
+ * A request that did not succeed: `status` is 0 where no answer came, `code` and `limit` are the service's own, and
+ * `hadKey` says whether it was sent with an API key.
+ */
 export class ApiError extends Error {
-  constructor(message, { status = 0, code = "", limit = null, retryAfter = null } = {}) {
+  constructor(message, { status = 0, code = "", limit = null, retryAfter = null, hadKey = false } = {}) {
     super(message);
     this.name = "ApiError";
-    Object.assign(this, { status, code, limit, retryAfter });
+    Object.assign(this, { status, code, limit, retryAfter, hadKey });
   }
 
   /** Whether the same request may well succeed in a moment. */
@@ -107,10 +110,11 @@ async function send(address, options) {
   }
   if (response.ok) return response;
   const body = await response.json().catch(() => null);
-  throw errorFrom(body, response.status, Number(response.headers.get("Retry-After")) || null);
+  const retryAfter = Number(response.headers.get("Retry-After")) || null;
+  throw errorFrom(body, response.status, { retryAfter, hadKey: Boolean(key) });
 }
 
-function errorFrom(body, status, retryAfter = null) {
+function errorFrom(body, status, besides = {}) {
   const { message = "", code, limit } = body?.error ?? {}; // a proxy's own answers have other bodies
-  return new ApiError(message, { status, code, limit, retryAfter });
+  return new ApiError(message, { status, code, limit, ...besides });
 }

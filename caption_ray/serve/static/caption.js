@@ -36,9 +36,11 @@ export class CaptionView {
   }
 
   clear() {
+    const wasLookedAt = this.#active !== null;
     this.#words = [];
     this.#hovered = this.#focused = this.#pinned = null;
     this.#root.replaceChildren();
+    if (wasLookedAt) this.#onLook(null);
     this.#root.classList.remove("whole");
   }
 
@@ -49,14 +51,16 @@ export class CaptionView {
     this.#root.append(this.#button(word, index));
   }
 
-  /** Show a whole caption; words that stay where they are are not drawn anew. */
+  /** Show a whole caption; words that stay where they are are not drawn anew. Who was at a word by keyboard stays there. */
   replace(words) {
     const isSame = words.length === this.#words.length && words.every(({ text }, at) => text === this.#words[at].text);
     if (isSame) {
       this.#words = words;
     } else {
+      const here = this.#buttons().indexOf(document.activeElement);
       this.clear();
       words.forEach((word) => this.append(word));
+      if (here >= 0) this.#focus(Math.min(here, words.length - 1));
     }
     this.#root.classList.add("whole");
   }
@@ -80,8 +84,8 @@ export class CaptionView {
 
   #set({ hovered = this.#hovered, focused = this.#focused, pinned = this.#pinned }) {
     [this.#hovered, this.#focused, this.#pinned] = [hovered, focused, pinned];
-    const active = hovered ?? focused ?? pinned;
-    this.#root.querySelectorAll(".word").forEach((button, index) => {
+    const active = this.#active;
+    this.#buttons().forEach((button, index) => {
       button.classList.toggle("looked-at", index === active);
       button.setAttribute("aria-pressed", String(index === pinned));
     });
@@ -89,14 +93,26 @@ export class CaptionView {
   }
 
   #moveFocus(event) {
-    const buttons = [...this.#root.querySelectorAll(".word")];
+    const buttons = this.#buttons();
     const here = buttons.indexOf(document.activeElement);
     const next = { ArrowRight: here + 1, ArrowLeft: here - 1, Home: 0, End: buttons.length - 1 }[event.key];
-    const target = buttons[next];
-    if (!target) return;
+    if (!buttons[next]) return;
     event.preventDefault();
-    buttons.forEach((button) => (button.tabIndex = button === target ? 0 : -1));
-    target.focus();
+    this.#focus(next);
+  }
+
+  #focus(target) {
+    const buttons = this.#buttons();
+    buttons.forEach((button, index) => (button.tabIndex = index === target ? 0 : -1));
+    buttons[target]?.focus();
+  }
+
+  #buttons() {
+    return [...this.#root.querySelectorAll(".word")];
+  }
+
+  get #active() {
+    return this.#hovered ?? this.#focused ?? this.#pinned;
   }
 }
 

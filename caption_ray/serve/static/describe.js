@@ -23,7 +23,7 @@ export async function describe(file) {
     if (isSurelyNoPicture(file)) {
       throw new PictureProblem("That is not a picture", `${file.name || "The file"} is of another kind.`);
     }
-    const first = file.size > MAX_BYTES ? await smaller(run, MAX_BYTES) : file;
+    const first = file.size > MAX_BYTES ? await smaller(run, new ApiError("", { status: 413, limit: MAX_BYTES })) : file;
     const { picture, answer } = await captionPatiently(run, first);
     await addAlternatives(run, picture, answer);
   } catch (error) {
@@ -75,7 +75,7 @@ async function captionPatiently(run, picture) {
     } catch (error) {
       run.signal.throwIfAborted();
       if (isTooLarge(error) && picture === run.file) {
-        picture = await smaller(run, error.status === 413 ? error.limit : MAX_BYTES);
+        picture = await smaller(run, error);
       } else if (error.status === 415 && picture === run.file && isOfAnotherKind(picture)) {
         picture = await converted(run);
       } else if (error.isPassing && waits++ < MAX_WAITS) {
@@ -138,21 +138,21 @@ async function converted(run) {
   return picture;
 }
 
-/** Scale the picture down to what the service takes, and say so. */
-async function smaller(run, maxBytes) {
+/** Scale the picture down to what the service takes, and say so; throws its refusal where the browser cannot. */
+async function smaller(run, refusal) {
   let picture;
   try {
-    picture = await shrink(run.file, maxBytes ?? MAX_BYTES);
+    picture = await shrink(run.file, (refusal.status === 413 && refusal.limit) || MAX_BYTES);
   } catch {
-    throw new ApiError("", { status: 413, limit: maxBytes });
+    throw refusal;
   }
   run.signal.throwIfAborted();
   view.note(`Scaled down from ${formatBytes(run.file.size)} to ${formatBytes(picture.size)} before it was sent.`);
   return picture;
 }
 
-function isTooLarge({ status, code, limit }) {
-  return status === 413 || (status === 422 && Boolean(limit) && /pixel/.test(code));
+function isTooLarge({ status, code }) {
+  return status === 413 || code === "too_many_pixels";
 }
 
 /** Tell that the service is busy, count down, and take the message away again. "Try again" ends the waiting. */

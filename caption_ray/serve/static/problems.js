@@ -45,15 +45,22 @@ function describeProblem(error) {
         ? problem("The service does not answer", "It may be starting, or the connection broke.", { canRetry: true })
         : problem("You are offline", "The caption comes as soon as you are connected again.", { canRetry: true });
     case 401:
-      return problem("This service asks for a key", "Enter the API key that you were given.", { needsKey: true });
+      return problem(
+        error.hadKey ? "That key is not known" : "This service asks for a key",
+        "Enter the API key that you were given.",
+        { needsKey: true },
+      );
     case 408:
       return problem("That took too long", "The picture, or its caption, was not there in time.", { canRetry: true });
     case 413:
-      return problem("The file is too large", limitText(error));
+      return problem("The file is too large", limitText(error, formatBytes));
     case 415:
       return problem("That is not a picture", "JPEG, PNG, WebP, GIF and most other kinds of picture will do.");
     case 400:
     case 422:
+      if (error.code === "too_many_pixels") {
+        return problem("The picture has too many pixels", limitText(error, formatPixels));
+      }
       return problem("This picture cannot be read", "The file is broken, or of a kind that is not known here.", {
         detail: error.message,
       });
@@ -69,6 +76,11 @@ function problem(title, text, { canRetry = false, needsKey = false, detail = "" 
   return { title, text, detail, canRetry, needsKey };
 }
 
-function limitText({ limit }) {
-  return limit ? `At most ${formatBytes(limit)} are taken.` : "Choose a smaller picture.";
+function limitText({ limit }, format) {
+  return limit ? `At most ${format(limit)} are taken.` : "Choose a smaller picture.";
+}
+
+/** "50 megapixels" */
+function formatPixels(count) {
+  return `${Number((count / 1e6).toPrecision(2))} megapixels`;
 }

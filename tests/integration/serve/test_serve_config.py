@@ -128,6 +128,8 @@ def test_bundle_is_asked_for_by_args_then_environment_then_quick_start(
     monkeypatch.setattr(deployment, "_QUICKSTART_BUNDLE", tmp_path / "runs" / "bundle")
     with pytest.raises(BundleError, match=r"runs/bundle: there is no bundle yet; .*`python jobs/quickstart.py`"):
         find_bundle(None)
+    # The captioner's user_config may name one all the same; where it does not, its replica says that there is none.
+    assert build_app(ServeArguments())
     monkeypatch.setattr(deployment, "_QUICKSTART_BUNDLE", tiny_bundle)
     assert find_bundle(None) == str(tiny_bundle)
     monkeypatch.setenv("CAPTION_RAY_BUNDLE", str(tmp_path))

@@ -26,6 +26,11 @@ def say(line: object) -> None:
     sys.stdout.write(f"{line}\n")
 
 
+def absent(message: str) -> int:
+    sys.stderr.write(f"ERROR: {message}\n")
+    return 1
+
+
 def gcloud(cloud: dict[str, Any], words: list[str]) -> int:
     plain = [word for word in words if not word.startswith("-")]
     if plain[:2] == ["projects", "describe"]:
@@ -38,6 +43,8 @@ def gcloud(cloud: dict[str, Any], words: list[str]) -> int:
             place = plain.index(verb)
             thing = " ".join([*plain[:place], plain[place + 1]])
             is_there = thing in cloud["things"]
+            if verb == "describe" and "trouble" in cloud:
+                return absent(cloud["trouble"])
             if verb.startswith("create"):
                 if is_there:
                     return 1
@@ -46,7 +53,7 @@ def gcloud(cloud: dict[str, Any], words: list[str]) -> int:
                     domain = next(word.partition("=")[2] for word in words if word.startswith("--domains="))
                     cloud["certificate"] = {"domain": domain, "state": "PROVISIONING"}
             elif not is_there:
-                return 1
+                return absent("(gcloud) NOT_FOUND: Requested entity was not found.")
             elif verb == "delete":
                 cloud["things"].remove(thing)
     if words[-1].startswith("--format=value(managed."):
@@ -61,7 +68,7 @@ def kubectl(cloud: dict[str, Any], words: list[str]) -> int:
     output = next((word.partition("=")[2] for word in words if word.startswith("--output=")), "")
     if words[:2] == ["get", "secret"]:
         if "keys" not in cloud:
-            return 1
+            return absent('from server (NotFound): secrets "caption-ray-api-keys" not found')
         if output.startswith("go-template"):
             say(cloud["keys"])
         elif output:
@@ -73,7 +80,8 @@ def kubectl(cloud: dict[str, Any], words: list[str]) -> int:
     elif words[:2] == ["patch", "secret"]:
         cloud["keys"] = json.load(sys.stdin)["stringData"]["keys"]
     elif words[:2] == ["get", "namespace"]:
-        return 0 if "namespace" in cloud else 1
+        if "namespace" not in cloud:
+            return absent('from server (NotFound): namespaces "caption-ray" not found')
     elif words[:2] == ["apply", "--filename=gcp/cluster.yaml"]:
         cloud["namespace"] = words[1]
     elif words[0] == "apply" and "--filename=-" in words:

@@ -124,6 +124,17 @@ def test_from_nothing_and_back_to_nothing(gke: Gke, cloud: Cloud) -> None:
     gke("down", "--bundles")  # again: there is nothing to delete
 
 
+def test_what_cannot_be_looked_up_is_not_taken_for_absent(service: Gke, cloud: Cloud) -> None:
+    """A cluster that is left running costs money."""
+    things = cloud(trouble="(gcloud.container.clusters.describe) ResponseError: code=503, try again later")["things"]
+    done = service("down", "--bundles", code=2)
+    assert "gcp/gke.sh: gcloud container clusters describe caption-ray" in done.stderr
+    assert "code=503, try again later" in done.stderr
+    assert cloud()["things"] == things
+    service("up", code=2)
+    assert cloud()["things"] == things
+
+
 def test_roll_back_goes_to_the_bundle_before_whatever_brought_the_one_after(service: Gke, cloud: Cloud) -> None:
     service("roll-out", TWO)
     service("deploy", THREE)

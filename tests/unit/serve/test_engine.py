@@ -83,6 +83,22 @@ def test_cancelled_pictures_are_not_computed(engine: Engine, gated: Gated, recor
     assert [len(record.answers) for record in records] == [1, 2]
 
 
+def test_what_is_left_of_a_call_that_failed_is_not_computed(
+    engine: Engine, gated: Gated, records: list[BatchRecord]
+) -> None:
+    pictures = [noise(seed) for seed in range(9)]
+    gated.fails_on = pictures[0]
+
+    async def ask() -> None:
+        with pytest.raises(RuntimeError, match="out of memory"):
+            await engine.caption(pictures, None)
+        await engine.caption([noise(9)], None)
+
+    asyncio.run(ask())
+    # Of the batch with the bad one each is tried by itself, the bad one first. Another batch may have begun by then.
+    assert sum(len(record.answers) for record in records) <= 3 + 4 + 1
+
+
 def test_failed_batch_tells_its_callers_and_the_next_one_is_computed(engine: Engine, gated: Gated) -> None:
     gated.fails = True
     for expected in (1, 2):

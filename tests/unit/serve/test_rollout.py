@@ -18,13 +18,13 @@ OLD, NEW = {"id": "old"}, {"id": "new"}
 
 
 @contextmanager
-def answering(answers: Iterator[object]) -> Iterator[str]:
+def answering(answers: Iterator[object], status: int = 200) -> Iterator[str]:
     """Serve one answer after another, whatever is asked, and yield the address."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             body = json.dumps(next(answers)).encode()
-            self.send_response(200)
+            self.send_response(status)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             self.wfile.write(body)
@@ -60,12 +60,22 @@ def test_one_replica_is_not_all() -> None:
 def test_refusal_in_the_words_of_an_earlier_one_counts_when_it_stays() -> None:
     refusing = {**OLD, "refused": "damaged"}
     with answering(itertools.chain([refusing, OLD], itertools.repeat(NEW))) as service:
-        wait_for_model(service, "new", refused_before="damaged")
+        wait_for_model(service, "new", refused_before={"damaged"})
     with answering(itertools.repeat(refusing)) as service:
         with pytest.raises(RunError, match="refuses the new bundle, and goes on with its old one: damaged"):
-            wait_for_model(service, "new", refused_before="absent")
+            wait_for_model(service, "new", refused_before={"absent", "cut off"})
         with pytest.raises(RunError, match="refuses the new bundle"):
-            wait_for_model(service, "new", refused_before="damaged")
+            wait_for_model(service, "new", refused_before={"damaged"})
+
+
+def test_a_service_that_wants_a_key_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    with answering(itertools.repeat({}), status=401) as service:
+        monkeypatch.delenv("CAPTION_RAY_API_KEYS", raising=False)
+        with pytest.raises(RunError, match=r"/v1/model answers 401: set CAPTION_RAY_API_KEYS here too; it asks for a"):
+            wait_for_model(service, "new")
+        monkeypatch.setenv("CAPTION_RAY_API_KEYS", "barley")
+        with pytest.raises(RunError, match="it does not know the first key in it"):
+            wait_for_model(service, "new")
 
 
 def test_applications_of_others_are_not_ended(tmp_path: Path) -> None:
