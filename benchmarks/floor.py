@@ -32,7 +32,7 @@ class Work:
 
 
 def measure_machine(dtype: torch.dtype, device: torch.device) -> Machine:
-    """Measure a product of 2048 x 2048 matrices and a copy of 256 MiB; the best of several."""
+    """Measure a product of 2048 x 2048 matrices and a copy of 256 MiB; the lower quartile of twelve times."""
     left, right = (torch.randn(2048, 2048, device=device).to(dtype) for _ in range(2))
     source = torch.zeros(1 << 26, device=device)
     target = torch.empty_like(source)

@@ -10,8 +10,9 @@ The manifest is written last; a folder without it is no bundle. Nothing in it is
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import safetensors.torch
 from pydantic import Field, ValidationError
@@ -30,6 +31,9 @@ from caption_ray.weights import to_safetensors
 
 MANIFEST_NAME = "manifest.json"
 LINEAGE_NAME = "lineage.json"
+_FILE_NAME = r"^[^/\\.][^/\\]*$"
+"""Of a file within the bundle: whoever copies what a stranger's manifest names copies nothing from elsewhere."""
+
 _FILES = ("model.safetensors", "config.json", "vocabulary.json", "metrics.json", "README.md")
 
 
@@ -51,7 +55,7 @@ class BundleManifest(Settings):
     caption_ray_version: str = caption_ray.__version__
     name: str = Field(description="Name of the run that trained it.")
     data_digest: str = Field(description="Digest of the data set that it was trained on.")
-    files: dict[str, str] = Field(description="SHA-256 of each file, by name.")
+    files: dict[Annotated[str, Field(pattern=_FILE_NAME)], str] = Field(description="SHA-256 of each file, by name.")
 
     @property
     def digest(self) -> str:
@@ -124,7 +128,12 @@ def read_manifest(location: str) -> BundleManifest:
 
 
 def kept_location(folder: str, manifest: BundleManifest) -> str:
-    """Return where in a folder of many a bundle lies whose place names nothing else: under its name and digest."""
+    """Return where in a folder of many a bundle lies whose place names nothing else: under its name and digest.
+
+    Raises BundleError where its name would lead elsewhere.
+    """
+    if not re.match(_FILE_NAME, manifest.name):
+        raise BundleError(f"bundle {manifest.name!r}: a name with slashes, or a dot first, names no place in {folder}")
     return storage.join(storage.absolute(folder), f"{manifest.name}-{manifest.digest[:12]}")
 
 

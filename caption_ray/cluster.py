@@ -1,6 +1,7 @@
 """Joining a Ray cluster, or starting one on this machine."""
 
 import logging
+import math
 import os
 import secrets
 from collections.abc import Iterator
@@ -94,10 +95,24 @@ def actor_resources() -> tuple[int, dict[str, float]]:
 
 
 def _usable_cpus() -> int:
-    """Count the CPUs that this process is bound to; Ray itself would count the whole machine's."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """Count the CPUs that this process is bound to, or that its container may use the time of, if that is less.
+
+    Ray itself looks for the latter alone.
+    """
+    bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min([bound, *_quota(Path("/sys/fs/cgroup"))])
+
+
+def _quota(cgroup: Path) -> list[int]:
+    """Return how many CPUs' time a control group may use, rounded up; nothing where it has no such bound."""
+    try:
+        quota, period = (cgroup / "cpu.max").read_text().split()
+    except (OSError, ValueError):
+        try:  # version 1
+            quota, period = ((cgroup / "cpu" / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
+        except OSError:
+            return []
+    return [max(1, math.ceil(int(quota) / int(period)))] if quota.strip() not in ("max", "-1") else []
 
 
 def _quieten() -> None:

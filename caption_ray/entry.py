@@ -14,12 +14,15 @@ from typing import Any, NoReturn, TypeVar, cast
 import tyro
 
 from caption_ray.config import Experiment, Settings
-from caption_ray.errors import CaptionRayError
+from caption_ray.errors import CaptionRayError, UsageError
 from caption_ray.logs import configure_logging
 from caption_ray.presets import PRESETS
 
 Arguments = TypeVar("Arguments")
 PresetArguments = TypeVar("PresetArguments", bound=Settings)
+
+_EXTRA = frozenset({"optuna", "ruamel"})
+"""Packages of the extra `tune`, for sweeps and promotion."""
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +51,10 @@ def run_job(main: Callable[[Arguments], Mapping[str, object]], arguments: type[A
     except KeyboardInterrupt:
         logger.error("interrupted")
         _leave(130)
-    except Exception:
+    except Exception as error:
+        if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] in _EXTRA:
+            logger.error("%s is not installed: pip install -e '.[tune]'", error.name)
+            _leave(UsageError.exit_code)
         traceback.print_exc()
         _leave(1)
     _leave(0)

@@ -9,7 +9,7 @@
 #   gcp/gke.sh roll-back            and with the one before
 #   gcp/gke.sh status | key         how it is; the API key
 #   gcp/gke.sh new-key              makes another; the one before is good until the next, all others are not
-#   gcp/gke.sh down                 deletes all of it; --bundles: the bucket too
+#   gcp/gke.sh down                 deletes all of it; --bundles: the bucket too; --ours: what has names of your choice
 #
 # --dry-run prints the commands instead. Each may be repeated: what is there already is left as it is.
 # Settings are environment variables: PROJECT and HOST (the service's name in the DNS) must be given; the rest is here.
@@ -22,7 +22,7 @@ source gcp/waits.sh
 : "${REDIS:=}" # IP:PORT, to outlive a lost head; see "Fault tolerance" in gcp/README.md
 : "${PYTHON:=python}" "${ANSWERS:=10}" "${SECONDS_BETWEEN:=2}"
 readonly namespace=caption-ray service=caption-ray operator=kuberay-system
-dry_run='' gpu='' bundles=''
+dry_run='' gpu='' bundles='' ours=''
 
 main() {
     local words=()
@@ -31,11 +31,13 @@ main() {
             --dry-run) dry_run=yes ;;
             --gpu) gpu=yes ;;
             --bundles) bundles=yes ;;
-            -*) fail "no such option: $word; there are --dry-run, --gpu and --bundles" ;;
+            --ours) ours=yes ;;
+            -*) fail "no such option: $word; there are --dry-run, --gpu, --bundles and --ours" ;;
             *) words+=("$word") ;;
         esac
     done
     : "${PROJECT:?the project id, as of 'gcloud projects list'}" "${HOST:?the name of the service in the DNS}"
+    has_tag=${TAG:+yes}
     : "${BUCKET:=$PROJECT-caption-ray}" "${TAG:=$(git rev-parse --short HEAD 2> /dev/null || echo latest)}"
     image=$REGION-docker.pkg.dev/$PROJECT/$REPOSITORY/caption-ray:$TAG${gpu:+-cuda}
     case ${words[*]:0:1} in
@@ -100,6 +102,9 @@ do_up() {
 do_image() {
     local variant=cpu
     [[ -z $gpu ]] || variant=cuda
+    # The same name for another image would start no other cluster, and give pods that start later other code.
+    [[ -n $has_tag || -n $dry_run || -z $(git status --porcelain 2> /dev/null) ]] ||
+        fail "this clone has changes, and the image would be named after the commit without them: commit, or name it by TAG"
     run gcloud builds submit . --project="$PROJECT" --region="$REGION" --config=gcp/cloudbuild.yaml \
         --gcs-source-staging-dir="gs://$BUCKET/source" \
         --substitutions="_IMAGE=$image,_VARIANT=$variant,_REVISION=$TAG"
@@ -119,6 +124,8 @@ do_deploy() {
     ensure kubectl get namespace "$namespace" -- kubectl apply --filename=gcp/cluster.yaml
     ensure kubectl get secret caption-ray-api-keys --namespace="$namespace" -- make_key
     if [[ -z $dry_run ]]; then
+        [[ -n $(api_key) ]] ||
+            fail "no key in the Secret: kubectl delete secret caption-ray-api-keys --namespace=$namespace, and again"
         keys=$(keys_digest)
         before=$(kubectl get rayservice "$service" --namespace="$namespace" --ignore-not-found --output=json)
     fi
@@ -158,10 +165,13 @@ do_key() {
 do_new_key() {
     use_cluster
     say "kubectl patch secret caption-ray-api-keys: a new key, and the newest of those before"
-    local digest=KEYS
+    local digest=KEYS old new
     if [[ -z $dry_run ]]; then
+        old=$(api_key) # not within the patch, where a failure would go unseen, and the old key away
+        new=$(openssl rand -hex 24)
+        [[ -n $old && -n $new ]] || fail "no key in the Secret caption-ray-api-keys, or openssl makes none; nothing is changed"
         kubectl patch secret caption-ray-api-keys --namespace="$namespace" --type=merge --patch-file=/dev/stdin \
-            <<< "{\"stringData\": {\"keys\": \"$(openssl rand -hex 24),$(api_key)\"}}"
+            <<< "{\"stringData\": {\"keys\": \"$new,$old\"}}"
         digest=$(keys_digest)
     fi
     change_service new-key "$digest"
@@ -169,6 +179,9 @@ do_new_key() {
 }
 
 do_down() {
+    [[ -n $ours || "$CLUSTER $REPOSITORY" == "caption-ray caption-ray" && ( -z $bundles || $BUCKET == "$PROJECT-caption-ray" ) ]] ||
+        fail "down deletes the cluster $CLUSTER, the repository $REPOSITORY${bundles:+, the bucket $BUCKET} and all that is" \
+            "in them, others' things too; --ours says that they are this service's alone"
     # The gateway first: its load balancer outlives a cluster that is gone.
     if [[ -n $dry_run ]] || exists gcloud container clusters describe "$CLUSTER" --project="$PROJECT" --region="$REGION"; then
         use_cluster
@@ -205,6 +218,7 @@ use_cluster() {
 }
 
 make_key() { # a key that is in no command line
+    [[ -n $dry_run ]] || command -v openssl > /dev/null || fail "openssl is not installed; it makes the API key"
     pipe openssl rand -hex 24 -- \
         kubectl create secret generic caption-ray-api-keys --namespace="$namespace" --from-file=keys=/dev/stdin
 }

@@ -53,7 +53,7 @@ def serve_config(*, gpu: bool = False) -> dict[str, Any]:
     # Google's load balancers use a connection again until it was idle for 600 s, so it is never Serve that closes one.
     config["http_options"] |= {"host": "0.0.0.0", "keep_alive_timeout_s": 620}
     (application,) = config["applications"]
-    application["args"] = {**(application["args"] or {}), "bundle": "${BUNDLE}"}
+    application["args"] = {**(application["args"] or {}), "bundle": "${BUNDLE}", "require_api_keys": True}
     for deployment in application["deployments"]:
         for changes in (_ON_CLUSTER, _ON_GPUS if gpu else {}):
             for option, value in changes.get(deployment["name"], {}).items():

@@ -1,5 +1,6 @@
 """From nothing to a captioning model in a few minutes, on drawn pictures."""
 
+import json
 import logging
 import shutil
 from pathlib import Path
@@ -100,7 +101,8 @@ def main(arguments: Arguments) -> dict[str, object]:
         logger.info("5/6 evaluating on pictures that training has not seen")
         evaluation = evaluate(bundle, prepared_pictures(data, "test"), str(folder / "evaluation"))
     logger.info("6/6 captioning one of them")
-    path = sorted(Path(source, "Images").glob("*9.jpg"))[0]
+    name = min(json.loads(Path(data, "captions_test.json").read_text()))
+    path = next(Path(source).rglob(Path(name).name))
     picture = load_picture(str(path))
     best = Captioner(bundle).caption_picture(picture)[0]
     figure = str(folder / "attention.png")

@@ -54,6 +54,17 @@ activate_environment() {
     source "$folder/bin/activate"
 }
 
+# Tell whether an option of sbatch has its value with it, or takes none.
+is_whole_option() {
+    case $1 in
+        --*=* | -[A-Za-z]?* | -[HIOQVWhksuv]) true ;;
+        --contiguous | --exclusive | --get-user-env | --help | --hold | --ignore-pbs | --no-kill | --no-requeue) true ;;
+        --oversubscribe | --parsable | --quiet | --reboot | --requeue | --spread-job | --test-only) true ;;
+        --usage | --use-min-nodes | --verbose | --version | --wait) true ;;
+        *) false ;;
+    esac
+}
+
 # Print the numbers of this user's running jobs that are clusters.
 running_clusters() {
     local folder jobs

@@ -31,6 +31,11 @@ if [[ -e $here/common.sh ]]; then # typed; a job runs SLURM's copy of this file
     read_site "$here"
     asked=()
     while [[ ${1:-} == -* ]]; do
+        is_whole_option "$1" || {
+            echo "$0: write the value of $1 without a space, as in --partition=work1 or -pwork1:" \
+                "what follows a space is taken for the command to run" >&2
+            exit 2
+        }
         asked+=("$1")
         shift
     done
@@ -294,7 +299,8 @@ while true; do
         say "training is told to save and stop"
         left=$(seconds_left)
     fi
-    if [[ $asked_for == time && -e $CLUSTER/stop.heeded ]] && ((SECONDS - told > left - TIME_TO_GO_S)); then
+    # A cluster without a command has nothing to go on with: it would wait for work in vain.
+    if [[ $asked_for == time && -n $command_pid && -e $CLUSTER/stop.heeded ]] && ((SECONDS - told > left - TIME_TO_GO_S)); then
         requeue_fruitless "training has not saved in time, and goes on from its last epoch"
     fi
     if [[ -n $told && -z $command_pid ]] && no_job_is_left; then

@@ -33,7 +33,7 @@ from caption_ray.errors import BadInputError, DatasetError, PictureError
 from caption_ray.progress import Progress
 from caption_ray.special_ids import UNKNOWN_ID
 from caption_ray.text.tokenizer import tokenize
-from caption_ray.text.vocabulary import Vocabulary, build_vocabulary
+from caption_ray.text.vocabulary import SPECIAL_WORDS, Vocabulary, build_vocabulary
 
 logger = logging.getLogger(__name__)
 
@@ -94,6 +94,11 @@ def prepare_dataset(
                 "check the split lists, and the problems that were skipped"
             )
         words = build_vocabulary(_tokenised(captions["train"]), vocabulary.min_count)
+        if len(words) == len(SPECIAL_WORDS):
+            raise DatasetError(
+                f"{source}: no word of the training captions is there {vocabulary.min_count} times, so that the "
+                "vocabulary would be empty; --min-count 1 takes every word"
+            )
         storage.write_text(storage.join(folder, VOCABULARY_NAME), words.to_json())
         _write_captions(folder, captions)
         report = {

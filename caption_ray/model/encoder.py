@@ -129,8 +129,9 @@ def _load_weights(network: nn.Module, config: EncoderConfig) -> None:
             network.load_state_dict(weights.get_state_dict(progress=True, check_hash=True))
         except OSError as error:
             raise UsageError(
-                f"encoder.weights: could not download {weights} ({error}); give the path of a state dict, "
-                "or 'none' for random weights"
+                f"encoder.weights: could not download {weights} ({error}); give the path of a state dict, or 'none' "
+                "for random weights; or download them where the internet is, with the same home: they are kept in "
+                "~/.cache/torch"
             ) from error
         return
     path = Path(config.weights).expanduser()

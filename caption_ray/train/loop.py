@@ -14,7 +14,6 @@ import ray.train
 import ray.train.torch
 import torch
 
-from caption_ray import storage
 from caption_ray.data.batch_plan import BatchPlan
 from caption_ray.data.batches import batched
 from caption_ray.data.images import seeded_generator
@@ -32,7 +31,7 @@ from caption_ray.train.dev import DevResult, decode_share, gather_result
 from caption_ray.train.encoder_source import load_encoder, with_features
 from caption_ray.train.gradients import NonFiniteLossError
 from caption_ray.train.meter import Meter, dev_values, metric_name, summary
-from caption_ray.train.run_folder import stopped_checkpoint, stopped_location
+from caption_ray.train.run_folder import keep_stopped, stopped_checkpoint, stopped_location
 from caption_ray.train.schedule import learning_rate_factor
 from caption_ray.train.setup import DDP_OPTIONS, FeedPlan, RunPlan, build_training_model, idle_batch_of
 from caption_ray.train.state import (
@@ -154,14 +153,15 @@ class _Worker:
         stopped = stopped_checkpoint(self.plan.run_folder)
         if stopped is not None and stopped.position and stopped.progress.epochs_done == progress.epochs_done:
             epoch, position = progress.epochs_done + 1, stopped.position
-            if position.num_workers == self.num_workers:
+            if (position.num_workers, position.device) == (self.num_workers, self.device.type):
                 with ray.train.Checkpoint(stopped_location(self.plan.run_folder)).as_directory() as folder:
                     progress = load_state(Path(folder), self.stepper)
                     self.own_state = load_worker_state(Path(folder), self.rank)
                 self.position = position
                 self._say("going on after step %d of epoch %d of run %s", position.num_steps, epoch, self.plan.name)
                 return progress
-            self._say("epoch %d is begun again: it was stopped with %d worker(s)", epoch, position.num_workers)
+            then = (position.num_workers, position.device)
+            self._say("epoch %d is begun again: it was stopped with %d worker(s) on %s", epoch, *then)
         if checkpoint is not None:
             self._say("going on after epoch %d of run %s", progress.epochs_done, self.plan.name)
         return progress
@@ -184,6 +184,7 @@ class _Worker:
         totals = torch.zeros(2, dtype=torch.float64, device=self.device)  # loss sum, words
         meter = Meter(epoch, self.plan, self.position)
         factor = 1.0
+        whose = "" if self.num_workers == 1 else " of the first worker's share"
         share = self.train_share
         batches = self.train_plan.train_batches(share, epoch, resident=share.resident)
         batches = itertools.islice(batches, self.position.num_steps, None)
@@ -201,7 +202,7 @@ class _Worker:
             totals += self.stepper.step(batch, counts)
             meter.add(counts)
             if self.rank == 0 and meter.is_due():
-                logger.info("%s, loss %.3f", meter, totals[0] / totals[1])
+                logger.info("%s, loss %.3f%s", meter, totals[0] / totals[1], whose)
         self.stepper.watch.settle()
         all_reduce(totals)
         if totals[1] == 0:
@@ -249,11 +250,10 @@ class _Worker:
         if self.rank != 0:
             return
         progress = progress.model_copy(update={"train_seconds": progress.train_seconds + time.monotonic() - started})
-        location = stopped_location(self.plan.run_folder)
-        storage.delete_folder(location)
+        position = meter.position(self.num_workers, self.device.type)
         with tempfile.TemporaryDirectory() as folder:
-            save_state(Path(folder), self.stepper, progress, {}, meter.position(self.num_workers), states)
-            storage.copy_folder(folder, location)
+            save_state(Path(folder), self.stepper, progress, {}, position, states)
+            keep_stopped(self.plan.run_folder, folder)
         logger.info("asked to stop: saved after step %d of %s", meter.num_steps, meter)
 
     def _plan_batches(self, feed: FeedPlan) -> BatchPlan:

@@ -34,13 +34,14 @@ class Meter:
         self.num_words += counts.num_words
         self.num_captions += counts.num_captions
 
-    def position(self, num_workers: int) -> Position:
+    def position(self, num_workers: int, device: str) -> Position:
         """Return where in the epoch its workers are."""
         return Position(
             num_steps=self.num_steps,
             num_words=self.num_words,
             num_captions=self.num_captions,
             num_workers=num_workers,
+            device=device,
         )
 
     @property

@@ -14,7 +14,7 @@ from caption_ray.train.state import PROGRESS_NAME, STATE_NAME, CheckpointRecord
 logger = logging.getLogger(__name__)
 
 _RECORD_NAME = "run.json"
-_STOPPED_NAME = "stopped"
+_STOPPED_NAME, _ARRIVING_NAME = "stopped", "stopped.new"
 # Ray Train's own list of checkpoints.
 _SNAPSHOT_NAME = "checkpoint_manager_snapshot.json"
 
@@ -41,6 +41,14 @@ def stopped_location(run_folder: str) -> str:
     It is none of Ray Train's, which ranks checkpoints by scores: these come at the end of an epoch.
     """
     return storage.join(run_folder, _STOPPED_NAME)
+
+
+def keep_stopped(run_folder: str, folder: str) -> None:
+    """Copy a checkpoint there from a local folder. The last stop's stays until this one's is whole, whenever killed."""
+    arriving = storage.join(run_folder, _ARRIVING_NAME)
+    storage.delete_folder(arriving)
+    storage.copy_folder(folder, arriving)
+    storage.replace_folder(arriving, stopped_location(run_folder))
 
 
 def stopped_checkpoint(run_folder: str) -> CheckpointRecord | None:
@@ -116,7 +124,9 @@ def whole_checkpoints(run_folder: str) -> dict[str, CheckpointRecord]:
     names = [name.rpartition("/")[0] for name in storage.list_files(run_folder) if name.endswith(f"/{PROGRESS_NAME}")]
     records = {
         location: record
-        for location in (storage.join(run_folder, name) for name in names if name != _STOPPED_NAME)
+        for location in (
+            storage.join(run_folder, name) for name in names if name not in (_STOPPED_NAME, _ARRIVING_NAME)
+        )
         if (record := _read_record(location)) is not None
     }
     return dict(sorted(records.items(), key=lambda pair: pair[1].progress.epochs_done))

@@ -49,12 +49,13 @@ class Progress(Record):
 
 
 class Position(Settings):
-    """How far a run has come in an epoch; it goes on from there with as many workers alone, each having its share."""
+    """How far a run has come in an epoch; it goes on from there with as many workers of the same kind alone."""
 
     num_steps: int = Field(0, ge=0, description="Optimiser steps done.")
     num_words: int = Field(0, ge=0, description="Words trained on, over all workers.")
     num_captions: int = Field(0, ge=0, description="Captions trained on, over all workers.")
     num_workers: int = Field(1, ge=1, description="Workers that the epoch's pictures are dealt out to.")
+    device: str = Field("cpu", description="Kind of device that they compute on; another one draws other numbers.")
 
 
 class CheckpointRecord(Record):

@@ -26,7 +26,8 @@ goes on when it is started again, from one that it would only break off.
 
 _STOP_NAME = "stop"
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
-_INTERVAL_S = 0.25
+_INTERVAL_S, _URI_INTERVAL_S = 0.25, 5.0
+"""Time between two looks for a file that asks: a look into a bucket is a question over the network."""
 
 
 def stop_files(run_folder: str) -> tuple[str, ...]:
@@ -36,16 +37,17 @@ def stop_files(run_folder: str) -> tuple[str, ...]:
 
 
 class StopWatch:
-    """Looks for some files, at most four times a second: they may lie where looking takes time."""
+    """Looks for some files now and then: they may lie where looking takes time, and training waits for that."""
 
     def __init__(self, files: Sequence[str]) -> None:
         self._files = files
+        self._interval_s = _URI_INTERVAL_S if any(storage.is_uri(file) for file in files) else _INTERVAL_S
         self._looked = float("-inf")
         self._asked = False
 
     def is_asked(self) -> bool:
         """Tell whether one of them has come to be."""
-        if not self._asked and self._files and time.monotonic() - self._looked >= _INTERVAL_S:
+        if not self._asked and self._files and time.monotonic() - self._looked >= self._interval_s:
             self._asked = any(storage.exists(file) for file in self._files)
             self._looked = time.monotonic()
         return self._asked

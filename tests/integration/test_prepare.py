@@ -98,6 +98,11 @@ class TestPrepare:
                 "height": 20,
             }
 
+    def test_a_vocabulary_without_words_is_refused(self, source: Path, tmp_path: Path) -> None:
+        with pytest.raises(DatasetError, match=r"no word of the training captions is there 17 times.*--min-count 1"):
+            prepare(source, tmp_path / "data", min_count=17)
+        assert not (tmp_path / "data").exists()
+
     def test_words_captions_and_report_are_those_of_the_splits(self, source: Path, tmp_path: Path) -> None:
         prepare(source, tmp_path / "data", min_count=8)
 

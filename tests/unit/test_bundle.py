@@ -10,6 +10,7 @@ import torch
 from caption_ray.bundle import (
     BundleConfig,
     build_model,
+    kept_location,
     load_bundle,
     read_manifest,
     save_bundle,
@@ -128,6 +129,23 @@ def test_manifest_of_another_version(copied: Path, content: str) -> None:
     (copied / "manifest.json").write_text(content)
     with pytest.raises(BundleError, match=r"manifest\.json: not a bundle that caption_ray \S+ reads"):
         load_bundle(str(copied))
+
+
+@pytest.mark.parametrize("name", ["../secret.txt", "/etc/passwd", "a/b", "..", ".ssh"])
+def test_manifest_that_names_files_elsewhere_is_refused(copied: Path, name: str) -> None:
+    manifest = json.loads((copied / "manifest.json").read_text())
+    manifest["files"][name] = "0" * 64
+    (copied / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(BundleError, match="not a bundle that caption_ray"):
+        load_bundle(str(copied))
+
+
+def test_a_name_that_leads_elsewhere_is_no_place_to_keep_a_bundle_in(tiny_bundle: Path) -> None:
+    manifest = read_manifest(str(tiny_bundle))
+    assert kept_location("/models", manifest) == f"/models/{manifest.name}-{manifest.digest[:12]}"
+    for name in ("../../home", "a/b", ".hidden"):
+        with pytest.raises(BundleError, match="names no place in /models"):
+            kept_location("/models", manifest.model_copy(update={"name": name}))
 
 
 def test_other_preprocessing_is_refused(copied: Path) -> None:

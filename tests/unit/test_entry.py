@@ -46,6 +46,8 @@ def main(arguments: Arguments) -> Mapping[str, object]:
             raise ZeroDivisionError("a bug")
         case "interrupt":
             raise KeyboardInterrupt
+        case "extra":
+            raise ModuleNotFoundError("No module named 'ruamel'", name="ruamel.yaml")
         case "nan":
             return {"loss": float("nan")}
     return {"loud": arguments.loud, "count": arguments.count, "text": "äöü"}
@@ -84,6 +86,7 @@ def test_stdout_is_one_json_object_whatever_else_is_printed(job: Path) -> None:
         ("usage", 2, "no such folder: pictures"),
         ("failure", 1, "captions.txt:7: two columns\nremedy: look at it"),
         ("interrupt", 130, "interrupted"),
+        ("extra", 2, "ruamel.yaml is not installed: pip install -e '.[tune]'"),
     ],
 )
 def test_expected_failures_are_a_message_and_an_exit_code(job: Path, action: str, exit_code: int, message: str) -> None:

@@ -41,6 +41,18 @@ def test_typed_within_a_job_it_asks_for_one_of_its_own(alice: User) -> None:
     assert (job["NumNodes"], job["JobState"]) == ("2", "PENDING")
 
 
+@pytest.mark.parametrize("options", ["-p gpu", "--time 8:00:00 python -V", "--hold --nodes 2"])
+def test_values_apart_from_their_options_are_refused(alice: User, options: str) -> None:
+    refused = alice.type(f"slurm/ray_cluster.sh {options}")
+    assert refused.returncode == 2
+    assert "without a space, as in --partition=work1 or -pwork1" in refused.stderr
+
+
+def test_options_with_their_values_are_taken(alice: User) -> None:
+    job = requested(alice, "slurm/ray_cluster.sh --hold -N2 --no-kill --time=5:00:00 python -V")
+    assert (job["NumNodes"], job["TimeLimit"]) == ("2", "05:00:00")
+
+
 def test_the_site_file_and_options_change_it(alice: User) -> None:
     site = alice.checkout / "slurm" / "other.env"
     site.write_text("SBATCH_OPTIONS='--hold --nodes=2 --time=1:00:00 --mem=2G'\n")

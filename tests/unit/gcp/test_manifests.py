@@ -48,7 +48,9 @@ def test_serve_config_is_the_one_of_the_clone() -> None:
     assert text.count("serveConfigV2:") == 1
 
 
-def test_what_differs_on_the_cluster_is_only_size_place_and_bundle(ray_service: dict[str, Any]) -> None:
+def test_what_differs_on_the_cluster_is_only_size_place_bundle_and_that_keys_are_a_must(
+    ray_service: dict[str, Any],
+) -> None:
     here = yaml.safe_load((manifests.GCP.parent / "serve_config.yaml").read_text())
     there = yaml.safe_load(ray_service["spec"]["serveConfigV2"])
 
@@ -61,7 +63,7 @@ def test_what_differs_on_the_cluster_is_only_size_place_and_bundle(ray_service: 
     ours, theirs = leaves(here), leaves(there)
     differing = {path.rpartition(".")[2] for path in ours.keys() | theirs if ours.get(path) != theirs.get(path)}
     sizes = {"min_replicas", "max_replicas", "max_replicas_per_node", "num_cpus", "memory"}
-    assert differing == {"host", "keep_alive_timeout_s", "bundle", *sizes}
+    assert differing == {"host", "keep_alive_timeout_s", "bundle", "require_api_keys", *sizes}
 
 
 @pytest.mark.parametrize("options", [{}, {"gpu": True}, {"redis": "10.0.0.3:6379"}])

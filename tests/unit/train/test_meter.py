@@ -36,7 +36,8 @@ def test_an_epoch_that_was_cut_short_is_counted_on_but_its_speed_is_of_this_proc
     meter = Meter(1, PLAN, before)
     assert str(meter) == "epoch 2 of 4: 70%"  # nothing to foretell an end from yet
     meter.add(StepCounts(num_words=130, num_captions=20))
-    assert meter.position(2) == Position(num_steps=8, num_words=1030, num_captions=160, num_workers=2)
+    after = Position(num_steps=8, num_words=1030, num_captions=160, num_workers=2, device="cuda")
+    assert meter.position(2, "cuda") == after
     assert meter.share == 0.8
     meter.started = time.monotonic() - 10
     assert 1.9 < meter.captions_per_s <= 2

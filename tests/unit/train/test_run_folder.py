@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from caption_ray import storage
 from caption_ray.config import Experiment, ModelConfig, TrainingConfig
 from caption_ray.errors import RunError
 from caption_ray.train.run_folder import (
@@ -10,6 +11,7 @@ from caption_ray.train.run_folder import (
     bundle_location,
     claim,
     is_finished,
+    keep_stopped,
     mend_snapshot,
     stopped_checkpoint,
     whole_checkpoints,
@@ -133,3 +135,28 @@ def test_where_a_run_was_stopped_is_none_of_the_checkpoints_between_epochs(tmp_p
     assert list(whole_checkpoints(run_folder)) == [f"{tmp_path}/epoch_0001"]
     (tmp_path / "stopped" / "state.pt").write_bytes(b"a")  # the copy was cut off
     assert stopped_checkpoint(run_folder) is None
+
+
+def test_the_last_stop_stays_until_the_next_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_folder = str(tmp_path / "run")
+    for number in (1, 2, 3):
+        write_checkpoint(tmp_path, number)
+    keep_stopped(run_folder, str(tmp_path / "epoch_0001"))
+    keep_stopped(run_folder, str(tmp_path / "epoch_0002"))
+
+    def cut_off(source: str, destination: str) -> None:
+        storage.write_text(f"{destination}/progress.json", storage.read_text(f"{source}/progress.json"))
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(storage, "copy_folder", cut_off)
+        with pytest.raises(KeyboardInterrupt):
+            keep_stopped(run_folder, str(tmp_path / "epoch_0003"))
+    stopped = stopped_checkpoint(run_folder)
+    assert stopped is not None
+    assert stopped.progress.epochs_done == 2
+    assert list(whole_checkpoints(run_folder)) == []
+    keep_stopped(run_folder, str(tmp_path / "epoch_0003"))
+    stopped = stopped_checkpoint(run_folder)
+    assert stopped is not None
+    assert stopped.progress.epochs_done == 3
