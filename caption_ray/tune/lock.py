@@ -57,12 +57,12 @@ def sole_driver(folder: str, *, beat_s: float = _BEAT_S, watch_s: float = _WATCH
         while time.monotonic() < deadline:
             time.sleep(min(beat_s, watch_s) / 4)
             if (now := _read(path)) is not None and now != other:
-                raise RunError(
-                    f"{folder}: process {now.pid} on {now.host} works on this sweep; wait for it, or end it, or use "
-                    "another --name"
-                )
+                raise _taken(folder, now)
     own, ended = Driver(host=socket.gethostname(), pid=os.getpid()), threading.Event()
     storage.write_text(path, own.model_dump_json())
+    time.sleep(beat_s / 5)  # two that found no file both write it, and the last one's stays
+    if (now := _read(path)) is not None and (now.host, now.pid) != (own.host, own.pid):
+        raise _taken(folder, now)
     thread = threading.Thread(target=_beat, args=(path, own, ended, beat_s), name="sweep-driver", daemon=True)
     thread.start()
     try:
@@ -71,6 +71,12 @@ def sole_driver(folder: str, *, beat_s: float = _BEAT_S, watch_s: float = _WATCH
         ended.set()
         thread.join()
         storage.delete_file(path)
+
+
+def _taken(folder: str, by: Driver) -> RunError:
+    return RunError(
+        f"{folder}: process {by.pid} on {by.host} works on this sweep; wait for it, or end it, or use another --name"
+    )
 
 
 def _beat(path: str, own: Driver, ended: threading.Event, beat_s: float) -> None:

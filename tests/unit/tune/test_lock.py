@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from caption_ray import storage
 from caption_ray.errors import RunError
 from caption_ray.tune.lock import LOCK_NAME, Driver, sole_driver
 
@@ -49,3 +50,18 @@ def test_own_number_of_an_earlier_container_is_not_watched(tmp_path: Path) -> No
     with sole_driver(str(tmp_path), watch_s=60):
         pass
     assert time.monotonic() - started < 30
+
+
+def test_of_two_that_start_at_once_one_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other's file comes to be between this one's look and its writing, or just after it."""
+    write = storage.write_text
+
+    def overtaken(location: str, content: str) -> None:
+        write(location, content)
+        write(location, Driver(host="elsewhere", pid=7).model_dump_json())
+
+    with monkeypatch.context() as patched:
+        patched.setattr(storage, "write_text", overtaken)
+        with pytest.raises(RunError, match="process 7 on elsewhere works"), sole_driver(str(tmp_path), beat_s=0.1):
+            pass
+    assert Driver.model_validate_json((tmp_path / LOCK_NAME).read_text()).host == "elsewhere"  # which goes on
