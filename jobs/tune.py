@@ -1,5 +1,6 @@
 """Sweep the settings of a preset, or go on with a sweep."""
 
+import sys
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
@@ -9,7 +10,7 @@ from caption_ray.config import Experiment, Settings
 from caption_ray.entry import preset_command_line, run_job
 from caption_ray.presets import PRESETS
 from caption_ray.tune.records import StoppingConfig
-from caption_ray.tune.space import SearchSpace, recentred, space_around
+from caption_ray.tune.space import SearchSpace, named_on, recentred, space_around
 
 if TYPE_CHECKING:
     from caption_ray.tune.request import SweepRequest
@@ -76,7 +77,7 @@ def to_request(arguments: Arguments) -> "SweepRequest":
     preset = PRESETS[arguments.preset]()
     asked = {name: getattr(arguments, name) for name in Arguments.model_fields}
     asked |= {"preset_name": arguments.preset, "preset": preset}
-    asked["space"] = recentred(arguments.space, preset, arguments.experiment)
+    asked["space"] = recentred(arguments.space, preset, arguments.experiment, named_on(sys.argv[1:]))
     return SweepRequest(**asked)
 
 

@@ -1,7 +1,7 @@
 """Which settings a sweep tries, and an experiment with the settings of one trial put in."""
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Annotated
 
 from pydantic import Field, ValidationError, model_validator
@@ -102,11 +102,22 @@ def space_around(experiment: Experiment) -> SearchSpace:
     )
 
 
-def recentred(asked: SearchSpace, preset: Experiment, experiment: Experiment) -> SearchSpace:
-    """Return the space that was asked for, around the experiment wherever it is still that around its preset."""
+def recentred(
+    asked: SearchSpace, preset: Experiment, experiment: Experiment, named: Collection[str] = ()
+) -> SearchSpace:
+    """Return the space that was asked for, around the experiment wherever it is still that around its preset.
+
+    named: what was asked for by name, which stays though it be the same.
+    """
     usual, around = space_around(preset), space_around(experiment)
-    left = [name for name in PATHS if getattr(asked, name) == getattr(usual, name)]
+    left = [name for name in PATHS if name not in named and getattr(asked, name) == getattr(usual, name)]
     return asked.model_copy(update={name: getattr(around, name) for name in left})
+
+
+def named_on(command_line: Sequence[str]) -> frozenset[str]:
+    """Return the parts of the space that have a flag on a command line; the parsed values do not tell."""
+    flags = {word.partition("=")[0].replace("_", "-") for word in command_line}
+    return frozenset(name for name in PATHS if f"--space.{name}".replace("_", "-") in flags)
 
 
 def settings_of(experiment: Experiment) -> dict[str, Value]:

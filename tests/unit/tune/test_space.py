@@ -9,6 +9,7 @@ from caption_ray.tune.space import (
     PATHS,
     SearchSpace,
     check_space,
+    named_on,
     recentred,
     settings_of,
     space_around,
@@ -56,6 +57,15 @@ def test_space_is_around_what_the_flags_ask_for_unless_it_is_asked_for_itself() 
     assert (space.attention_size, space.learning_rate) == ((64,), (1e-4, 1e-2))
     assert space.embedding_size == space_around(preset).embedding_size
     assert space.outside(settings_of(experiment)) == {"model.attention_size": preset.model.attention_size}
+
+
+def test_a_range_that_is_named_stays_though_it_is_the_presets() -> None:
+    preset = flickr8k()
+    experiment = with_settings(preset, {"model.dropout": 0.3, "model.hidden_size": 300})
+    named = named_on(["flickr8k", "--model.dropout", "0.3", "--space.dropout", "0.3", "0.7", "--seed=1"])
+    space = recentred(space_around(preset), preset, experiment, named)
+    assert (space.dropout, space.hidden_size) == ((0.3, 0.7), (150, 300, 600))
+    assert named_on(["--space.learning-rate=1e-3", "--space.batch_size", "20"]) == {"learning_rate", "batch_size"}
 
 
 def test_settings_are_put_into_the_experiment_and_nothing_else_is() -> None:
