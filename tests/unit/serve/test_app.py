@@ -259,3 +259,17 @@ def test_more_bodies_than_memory_for_them() -> None:
 def test_model_id_is_the_backends() -> None:
     with client_of(StandIn()) as client:
         assert client.post("/v1/captions", content=png()).json()["model_id"] == MODEL.id
+
+
+def test_a_slash_too_many_is_no_redirect_to_plain_http() -> None:
+    with client_of(StandIn()) as client:
+        for path in ("/v1/captions/", "/v1/model/", "/docs/", "/healthz/"):
+            answer = client.get(path) if path != "/v1/captions/" else client.post(path, content=png())
+            assert code_of(answer) == (404, "not_found")
+
+
+def test_a_batch_of_as_many_pictures_as_the_limits_allow_fits() -> None:
+    with client_of(StandIn(), Limits(max_pictures=100)) as client:
+        answer = client.post("/v1/captions/batch", files=[("p", png())] * 100)
+        assert answer.status_code == 200
+        assert len(answer.json()["results"]) == 100
