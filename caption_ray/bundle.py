@@ -132,8 +132,11 @@ def kept_location(folder: str, manifest: BundleManifest) -> str:
 
     Raises BundleError where its name would lead elsewhere.
     """
-    if not re.match(_FILE_NAME, manifest.name):
-        raise BundleError(f"bundle {manifest.name!r}: a name with slashes, or a dot first, names no place in {folder}")
+    if not re.fullmatch(_FILE_NAME, manifest.name):
+        raise BundleError(
+            f"bundle {manifest.name!r}: a name with slashes, or a dot first, names no place in {folder}; train under "
+            "another --name"
+        )
     return storage.join(storage.absolute(folder), f"{manifest.name}-{manifest.digest[:12]}")
 
 

@@ -9,7 +9,7 @@
 #   gcp/gke.sh roll-back            and with the one before
 #   gcp/gke.sh status | key         how it is; the API key
 #   gcp/gke.sh new-key              makes another; the one before is good until the next, all others are not
-#   gcp/gke.sh down                 deletes all of it; --bundles: the bucket too; --ours: what has names of your choice
+#   gcp/gke.sh down                 deletes all of it; --bundles: the bucket too; --ours: also where CLUSTER, REPOSITORY or BUCKET is set
 #
 # --dry-run prints the commands instead. Each may be repeated: what is there already is left as it is.
 # Settings are environment variables: PROJECT and HOST (the service's name in the DNS) must be given; the rest is here.
@@ -116,7 +116,7 @@ do_upload() {
 
 do_deploy() {
     must_end_in_digest "$1"
-    local render=("$PYTHON" gcp/manifests.py render --image "$image" --bundle "$1" --host "$HOST") before='' keys=KEYS
+    local render=("$PYTHON" gcp/manifests.py render --image "$image" --bundle "$1" --host "$HOST") before='' keys=KEYS key
     [[ -z $gpu ]] || render+=(--gpu)
     [[ -z $REDIS ]] || render+=(--redis "$REDIS")
     use_cluster
@@ -124,7 +124,8 @@ do_deploy() {
     ensure kubectl get namespace "$namespace" -- kubectl apply --filename=gcp/cluster.yaml
     ensure kubectl get secret caption-ray-api-keys --namespace="$namespace" -- make_key
     if [[ -z $dry_run ]]; then
-        [[ -n $(api_key) ]] ||
+        key=$(api_key) # by itself, where a failure ends the script
+        [[ -n $key ]] ||
             fail "no key in the Secret: kubectl delete secret caption-ray-api-keys --namespace=$namespace, and again"
         keys=$(keys_digest)
         before=$(kubectl get rayservice "$service" --namespace="$namespace" --ignore-not-found --output=json)
@@ -179,7 +180,7 @@ do_new_key() {
 }
 
 do_down() {
-    [[ -n $ours || "$CLUSTER $REPOSITORY" == "caption-ray caption-ray" && ( -z $bundles || $BUCKET == "$PROJECT-caption-ray" ) ]] ||
+    [[ -n $dry_run || -n $ours || "$CLUSTER $REPOSITORY" == "caption-ray caption-ray" && ( -z $bundles || $BUCKET == "$PROJECT-caption-ray" ) ]] ||
         fail "down deletes the cluster $CLUSTER, the repository $REPOSITORY${bundles:+, the bucket $BUCKET} and all that is" \
             "in them, others' things too; --ours says that they are this service's alone"
     # The gateway first: its load balancer outlives a cluster that is gone.

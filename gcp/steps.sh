@@ -16,10 +16,13 @@ remove() {
 
 # Whether what a command describes is there. What fails otherwise, for want of rights or of the network, ends the
 # script: taken for "not there", a cluster would be left running, and paid for.
+absent='NOT_FOUND|\(NotFound\)|code=404|was not found|not found: 404|does not exist'
 exists() {
-    local said
-    if said=$("$@" 2>&1 > /dev/null); then return; fi
-    grep -qiE 'not.?found|does not exist' <<< "$said" || fail "$*: $said"
+    local said code=0
+    said=$("$@" 2>&1 > /dev/null) || code=$?
+    ((code)) || return 0
+    # 126 and 127 are the shell's: the tool itself is not there.
+    if ((code >= 126)) || ! grep -qE "$absent" <<< "$said"; then fail "$*: $said"; fi
     return 1
 }
 

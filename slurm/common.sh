@@ -58,9 +58,10 @@ activate_environment() {
 is_whole_option() {
     case $1 in
         --*=* | -[A-Za-z]?* | -[HIOQVWhksuv]) true ;;
-        --contiguous | --exclusive | --get-user-env | --help | --hold | --ignore-pbs | --no-kill | --no-requeue) true ;;
-        --oversubscribe | --parsable | --quiet | --reboot | --requeue | --spread-job | --test-only) true ;;
-        --usage | --use-min-nodes | --verbose | --version | --wait) true ;;
+        --consolidate-segments | --contiguous | --exclusive | --get-user-env | --help | --hold | --ignore-pbs) true ;;
+        --immediate | --nice | --no-kill | --no-requeue | --oom-kill-step | --overcommit | --oversubscribe) true ;;
+        --parsable | --propagate | --quiet | --reboot | --requeue | --share | --spread-job | --stepmgr) true ;;
+        --test-only | --usage | --use-min-nodes | --verbose | --version | --wait) true ;;
         *) false ;;
     esac
 }

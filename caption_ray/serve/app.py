@@ -13,9 +13,10 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from caption_ray.serve.access_log import RequestRecord, record_of
 from caption_ray.serve.backend import CaptionBackend, OverloadedError
@@ -91,7 +92,23 @@ def create_app(
     )
     # Else a slash too many redirects to what this process takes for its address: plain http, behind what does TLS.
     app.router.redirect_slashes = False
+    app.router.default = _PageBelow(app.router.default)
     return app
+
+
+class _PageBelow:
+    """Sends whoever asks for the prefix that the app is served under, without a slash, to the page there."""
+
+    def __init__(self, otherwise: ASGIApp) -> None:
+        self.otherwise = otherwise
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        prefix = scope.get("root_path", "")
+        if scope["type"] == "http" and prefix and scope["path"] == prefix:
+            page = RedirectResponse(f"{prefix.rpartition('/')[2]}/")  # relative, whatever the address before a proxy
+            await page(scope, receive, send)
+        else:
+            await self.otherwise(scope, receive, send)
 
 
 _TABLE = (

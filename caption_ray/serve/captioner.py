@@ -17,6 +17,7 @@ from ray import serve
 from caption_ray import storage
 from caption_ray.bundle import read_manifest
 from caption_ray.config import AskedPrecision
+from caption_ray.errors import BundleError
 from caption_ray.inference import Captioner
 from caption_ray.serve.backend import CaptionedPicture, GreedyWord, OverloadedError, Square
 from caption_ray.serve.batching import BatchOptions, MaxQueued
@@ -61,10 +62,15 @@ class CaptionerConfig(BatchOptions):
 
 @serve.deployment
 class CaptionerReplica:
-    """One copy of the model. default_bundle: what to answer with where `user_config` names no bundle."""
+    """One copy of the model.
 
-    def __init__(self, default_bundle: str) -> None:
+    default_bundle: what to answer with where `user_config` names no bundle.  absence: what to say where it does not and
+    the default is not there, as was seen before; None where it is.
+    """
+
+    def __init__(self, default_bundle: str, absence: str | None = None) -> None:
         log_through_serve()
+        self._absence = absence
         self._default_bundle = default_bundle
         self._precision: AskedPrecision = "auto"
         self._engine: Engine | None = None
@@ -144,11 +150,18 @@ class CaptionerReplica:
         """Load the bundle that is asked for, or, where that is refused, what those that have refused it answer with."""
         self._precision = config.precision
         if config.bundle is None:
+            if self._absence is not None:
+                raise BundleError(self._absence)
             return await _patiently(load_captioner, self._default_bundle, config.precision)
         try:
             return await _patiently(load_captioner, config.bundle, config.precision)
         except Exception as error:  # as in _replace
-            captioner = await load_as_siblings(self._default_bundle, config.precision)
+            try:
+                captioner = await load_as_siblings(self._default_bundle, config.precision)
+            except BundleError:
+                if self._absence is None:
+                    raise
+                raise error from None  # there is nothing else to answer with, and nothing else was asked for
             self._refuse(f"{str(error) or type(error).__name__}; started with {captioner.bundle.location} instead")
             return captioner
 

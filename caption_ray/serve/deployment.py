@@ -41,16 +41,17 @@ def build_app(args: ServeArguments) -> Application:
     """Return the application. Raises BundleError where a bundle is named and absent, before any process is started.
 
     Where none is named, and the quick start's is not there, the captioner's `user_config` has to name one, of which
-    nothing is known here; the replica finds out.
+    nothing is known here; the replica finds out, and says what is said here otherwise.
     """
+    absence: str | None = None
     try:
         bundle = find_bundle(args.bundle)
     except NoBundleYetError as error:
-        bundle = error.location
+        bundle, absence = error.location, str(error)
     captioner = CaptionerReplica.options(user_config=CaptionerConfig().model_dump())  # type: ignore[attr-defined]
     keys_expected = args.require_api_keys or KEYS_VARIABLE in os.environ
     application: Application = Ingress.bind(  # type: ignore[attr-defined]
-        captioner.bind(bundle), args.limits, keys_expected
+        captioner.bind(bundle, absence), args.limits, keys_expected
     )
     return application
 

@@ -12,7 +12,7 @@ from caption_ray.inference import Captioner
 from caption_ray.serve.access_log import configure_access_log
 from caption_ray.serve.app import create_app
 from caption_ray.serve.backend import CaptionedPicture, GreedyWord, Square
-from caption_ray.serve.batching import BatchOptions, BatchSize, MaxQueued, NumThreads
+from caption_ray.serve.batching import BatchOptions, BatchSize, NumThreads
 from caption_ray.serve.compute import describe, load_captioner
 from caption_ray.serve.engine import BatchRecord, Engine
 from caption_ray.serve.metrics import BatchMetrics, ServiceMetrics
@@ -68,7 +68,7 @@ class Arguments(Settings):
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on.")
     max_batch_size: BatchSize = Field(16, description="Pictures computed together.")
     num_threads: NumThreads = Field(2, description="Threads that compute on a CPU, each on batches of its own.")
-    max_queued: MaxQueued = Field(
+    max_queued: int = Field(
         64, ge=Limits().max_pictures, description="Pictures that may be in the model or wait for it."
     )
     precision: AskedPrecision = Field(

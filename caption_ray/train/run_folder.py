@@ -36,19 +36,28 @@ def bundle_location(run_folder: str) -> str:
 
 
 def stopped_location(run_folder: str) -> str:
-    """Return where a run that was stopped in the midst of an epoch leaves its checkpoint.
+    """Return where a run that was stopped in the midst of an epoch has left its checkpoint.
 
     It is none of Ray Train's, which ranks checkpoints by scores: these come at the end of an epoch.
     """
-    return storage.join(run_folder, _STOPPED_NAME)
+    places = [storage.join(run_folder, name) for name in (_STOPPED_NAME, _ARRIVING_NAME)]
+    return next((place for place in places if _read_record(place) is not None), places[0])
 
 
 def keep_stopped(run_folder: str, folder: str) -> None:
-    """Copy a checkpoint there from a local folder. The last stop's stays until this one's is whole, whenever killed."""
-    arriving = storage.join(run_folder, _ARRIVING_NAME)
+    """Copy a checkpoint there from a local folder. Whenever it is killed, the last stop's is there or this one's."""
+    stopped, arriving = (storage.join(run_folder, name) for name in (_STOPPED_NAME, _ARRIVING_NAME))
+    if stopped_location(run_folder) == arriving:  # an earlier one was killed between the two
+        storage.replace_folder(arriving, stopped)
     storage.delete_folder(arriving)
     storage.copy_folder(folder, arriving)
-    storage.replace_folder(arriving, stopped_location(run_folder))
+    storage.replace_folder(arriving, stopped)
+
+
+def delete_stopped(run_folder: str) -> None:
+    """Forget where the run was stopped."""
+    for name in (_STOPPED_NAME, _ARRIVING_NAME):
+        storage.delete_folder(storage.join(run_folder, name))
 
 
 def stopped_checkpoint(run_folder: str) -> CheckpointRecord | None:

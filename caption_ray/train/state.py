@@ -55,7 +55,9 @@ class Position(Settings):
     num_words: int = Field(0, ge=0, description="Words trained on, over all workers.")
     num_captions: int = Field(0, ge=0, description="Captions trained on, over all workers.")
     num_workers: int = Field(1, ge=1, description="Workers that the epoch's pictures are dealt out to.")
-    device: str = Field("cpu", description="Kind of device that they compute on; another one draws other numbers.")
+    device: str | None = Field(
+        None, description="Kind of device that they compute on; another one draws other numbers."
+    )
 
 
 class CheckpointRecord(Record):

@@ -31,9 +31,9 @@ from caption_ray.train.run_folder import (
     RunRecord,
     bundle_location,
     claim,
+    delete_stopped,
     is_finished,
     mend_snapshot,
-    stopped_location,
     whole_checkpoints,
 )
 from caption_ray.train.setup import FeatureStatistics, RunPlan
@@ -223,7 +223,7 @@ def _fit(request: TrainRequest, inputs: RunInputs, surroundings: Surroundings) -
         raise WorkLeftError(
             f"run {request.name} was asked to stop, and did so {ended['stopped']}; the same command goes on from there"
         )
-    storage.delete_folder(stopped_location(request.run_folder))
+    delete_stopped(request.run_folder)
 
 
 def _last_line(error: BaseException) -> str:

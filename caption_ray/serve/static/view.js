@@ -77,7 +77,7 @@ export function showCaption({ words }) {
   said = sentence(words);
   byId("picture").alt = said;
   byId("copy").hidden = false;
-  describeLook(null);
+  if (!isLooking) describeLook(null);
   clearTimeout(lastLook);
   lastLook = setTimeout(() => !isLooking && overlay.show(null), prefersStillness() ? 0 : LAST_LOOK_MS);
 }

@@ -1,3 +1,4 @@
+import asyncio
 import json
 import time
 
@@ -7,6 +8,7 @@ from live import client_of
 from odd_pictures import png
 from stand_in import MODEL, StandIn
 
+from caption_ray.serve.app import create_app
 from caption_ray.serve.backend import BackendUnavailableError, OverloadedError
 from caption_ray.serve.metrics import ServiceMetrics
 from caption_ray.serve.schemas import BatchAnswer, ErrorAnswer, Limits, ModelAnswer, PictureAnswer, StreamWord
@@ -273,3 +275,15 @@ def test_a_batch_of_as_many_pictures_as_the_limits_allow_fits() -> None:
         answer = client.post("/v1/captions/batch", files=[("p", png())] * 100)
         assert answer.status_code == 200
         assert len(answer.json()["results"]) == 100
+
+
+def test_the_prefix_without_its_slash_leads_to_the_page() -> None:
+    async def ask(path: str) -> httpx.Response:
+        transport = httpx.ASGITransport(create_app(StandIn()), root_path="/all/captions")  # as Serve says it
+        async with httpx.AsyncClient(transport=transport, base_url="https://host") as client:
+            return await client.get(path)
+
+    answer = asyncio.run(ask("/all/captions"))
+    assert (answer.status_code, answer.headers["location"]) == (307, "captions/")
+    assert asyncio.run(ask("/all/captions/")).status_code == 200
+    assert code_of(asyncio.run(ask("/all/captions/v1/model/"))) == (404, "not_found")

@@ -86,7 +86,7 @@ def test_cancelled_pictures_are_not_computed(engine: Engine, gated: Gated, recor
 def test_what_is_left_of_a_call_that_failed_is_not_computed(
     engine: Engine, gated: Gated, records: list[BatchRecord]
 ) -> None:
-    pictures = [noise(seed) for seed in range(9)]
+    pictures = [noise(seed) for seed in range(41)]
     gated.fails_on = pictures[0]
 
     async def ask() -> None:
@@ -95,8 +95,8 @@ def test_what_is_left_of_a_call_that_failed_is_not_computed(
         await engine.caption([noise(9)], None)
 
     asyncio.run(ask())
-    # Of the batch with the bad one each is tried by itself, the bad one first. Another batch may have begun by then.
-    assert sum(len(record.answers) for record in records) <= 3 + 4 + 1
+    # Of the batch with the bad one each is tried by itself, the bad one first. A batch or two may have begun by then.
+    assert sum(len(record.answers) for record in records) < 20
 
 
 def test_failed_batch_tells_its_callers_and_the_next_one_is_computed(engine: Engine, gated: Gated) -> None:

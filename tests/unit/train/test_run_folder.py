@@ -10,10 +10,12 @@ from caption_ray.train.run_folder import (
     RunRecord,
     bundle_location,
     claim,
+    delete_stopped,
     is_finished,
     keep_stopped,
     mend_snapshot,
     stopped_checkpoint,
+    stopped_location,
     whole_checkpoints,
 )
 from caption_ray.train.state import CheckpointRecord, Progress
@@ -156,7 +158,30 @@ def test_the_last_stop_stays_until_the_next_is_whole(tmp_path: Path, monkeypatch
     assert stopped is not None
     assert stopped.progress.epochs_done == 2
     assert list(whole_checkpoints(run_folder)) == []
+    delete = storage.delete_folder
+
+    def cut_off_after(location: str) -> None:
+        delete(location)
+        if location.endswith("/stopped"):
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(storage, "delete_folder", cut_off_after)
+        with pytest.raises(KeyboardInterrupt):
+            keep_stopped(run_folder, str(tmp_path / "epoch_0003"))
+    stopped = stopped_checkpoint(run_folder)
+    assert stopped is not None
+    assert stopped.progress.epochs_done == 3
+    assert stopped_location(run_folder).endswith("/stopped.new")
+    keep_stopped(run_folder, str(tmp_path / "epoch_0002"))
+    stopped = stopped_checkpoint(run_folder)
+    assert stopped is not None
+    assert stopped.progress.epochs_done == 2
+    assert stopped_location(run_folder).endswith("/stopped")
     keep_stopped(run_folder, str(tmp_path / "epoch_0003"))
     stopped = stopped_checkpoint(run_folder)
     assert stopped is not None
     assert stopped.progress.epochs_done == 3
+    delete_stopped(run_folder)
+    assert stopped_checkpoint(run_folder) is None
+    assert not list((tmp_path / "run").rglob("*.pt"))
