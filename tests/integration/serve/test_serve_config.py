@@ -1,3 +1,4 @@
+import asyncio
 import copy
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from strict import problems
 
 from caption_ray.errors import BundleError, UsageError
 from caption_ray.serve import deployment
+from caption_ray.serve.captioner import CaptionerReplica
 from caption_ray.serve.deployment import ServeArguments, build_app, find_bundle
 from caption_ray.serve.ingress import find_api_keys
 from caption_ray.serve.schemas import Limits
@@ -129,7 +131,12 @@ def test_bundle_is_asked_for_by_args_then_environment_then_quick_start(
     with pytest.raises(BundleError, match=r"runs/bundle: there is no bundle yet; .*`python jobs/quickstart.py`"):
         find_bundle(None)
     # The captioner's user_config may name one all the same; where it does not, its replica says that there is none.
-    assert build_app(ServeArguments())
+    (captioner, *_) = build_app(ServeArguments())._bound_deployment.init_args
+    replica = CaptionerReplica.func_or_class(*captioner._bound_deployment.init_args)
+    with pytest.raises(BundleError, match=r"runs/bundle: there is no bundle yet; .*`python jobs/quickstart.py`"):
+        asyncio.run(replica.reconfigure({}))
+    asyncio.run(replica.reconfigure({"bundle": str(tiny_bundle)}))
+    assert asyncio.run(replica.model()).location == str(tiny_bundle)
     monkeypatch.setattr(deployment, "_QUICKSTART_BUNDLE", tiny_bundle)
     assert find_bundle(None) == str(tiny_bundle)
     monkeypatch.setenv("CAPTION_RAY_BUNDLE", str(tmp_path))

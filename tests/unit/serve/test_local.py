@@ -8,12 +8,14 @@ import torch
 from gated import Gated
 from live import client_of
 from odd_pictures import png
+from pydantic import ValidationError
 
 from caption_ray.config import DecodeOptions
 from caption_ray.inference import Captioner
 from caption_ray.serve.backend import CaptionedPicture, GreedyWord, OverloadedError, Square
 from caption_ray.serve.engine import BatchRecord
-from caption_ray.serve.local import LocalBackend
+from caption_ray.serve.local import Arguments, LocalBackend
+from caption_ray.serve.schemas import Limits
 
 
 def noise(seed: int) -> Square:
@@ -81,3 +83,9 @@ def test_places_are_bounded_and_given_back(captioner: Captioner) -> None:
         asyncio.run(ask())
     finally:
         backend.close()
+
+
+def test_a_queue_too_short_for_a_batch_of_the_limits_is_refused() -> None:
+    assert Arguments(bundle="b", max_queued=Limits().max_pictures)
+    with pytest.raises(ValidationError, match="greater than or equal to 16"):
+        Arguments(bundle="b", max_queued=Limits().max_pictures - 1)
