@@ -14,7 +14,8 @@ from caption_ray.train.state import PROGRESS_NAME, STATE_NAME, CheckpointRecord
 logger = logging.getLogger(__name__)
 
 _RECORD_NAME = "run.json"
-_STOPPED_NAME, _ARRIVING_NAME = "stopped", "stopped.new"
+_STOPPED_NAMES = ("stopped", "stopped.new")
+"""Where a checkpoint within an epoch lies, and where it arrives."""
 # Ray Train's own list of checkpoints.
 _SNAPSHOT_NAME = "checkpoint_manager_snapshot.json"
 
@@ -40,13 +41,13 @@ def stopped_location(run_folder: str) -> str:
 
     It is none of Ray Train's, which ranks checkpoints by scores: these come at the end of an epoch.
     """
-    places = [storage.join(run_folder, name) for name in (_STOPPED_NAME, _ARRIVING_NAME)]
-    return next((place for place in places if _read_record(place) is not None), places[0])
+    stopped, arriving = _stopped_locations(run_folder)
+    return arriving if _read_record(stopped) is None and _read_record(arriving) is not None else stopped
 
 
 def keep_stopped(run_folder: str, folder: str) -> None:
     """Copy a checkpoint there from a local folder. Whenever it is killed, the last stop's is there or this one's."""
-    stopped, arriving = (storage.join(run_folder, name) for name in (_STOPPED_NAME, _ARRIVING_NAME))
+    stopped, arriving = _stopped_locations(run_folder)
     if stopped_location(run_folder) == arriving:  # an earlier one was killed between the two
         storage.replace_folder(arriving, stopped)
     storage.delete_folder(arriving)
@@ -56,8 +57,12 @@ def keep_stopped(run_folder: str, folder: str) -> None:
 
 def delete_stopped(run_folder: str) -> None:
     """Forget where the run was stopped."""
-    for name in (_STOPPED_NAME, _ARRIVING_NAME):
-        storage.delete_folder(storage.join(run_folder, name))
+    for location in _stopped_locations(run_folder):
+        storage.delete_folder(location)
+
+
+def _stopped_locations(run_folder: str) -> list[str]:
+    return [storage.join(run_folder, name) for name in _STOPPED_NAMES]
 
 
 def stopped_checkpoint(run_folder: str) -> CheckpointRecord | None:
@@ -133,9 +138,7 @@ def whole_checkpoints(run_folder: str) -> dict[str, CheckpointRecord]:
     names = [name.rpartition("/")[0] for name in storage.list_files(run_folder) if name.endswith(f"/{PROGRESS_NAME}")]
     records = {
         location: record
-        for location in (
-            storage.join(run_folder, name) for name in names if name not in (_STOPPED_NAME, _ARRIVING_NAME)
-        )
+        for location in (storage.join(run_folder, name) for name in names if name not in _STOPPED_NAMES)
         if (record := _read_record(location)) is not None
     }
     return dict(sorted(records.items(), key=lambda pair: pair[1].progress.epochs_done))

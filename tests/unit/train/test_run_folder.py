@@ -131,12 +131,16 @@ def test_where_a_run_was_stopped_is_none_of_the_checkpoints_between_epochs(tmp_p
     write_checkpoint(tmp_path, 1)
     write_checkpoint(tmp_path, 2)
     (tmp_path / "epoch_0002").rename(tmp_path / "stopped")
-    stopped = stopped_checkpoint(run_folder)
-    assert stopped is not None
-    assert stopped.progress.epochs_done == 2
+    assert epochs_at_stop(run_folder) == 2
     assert list(whole_checkpoints(run_folder)) == [f"{tmp_path}/epoch_0001"]
     (tmp_path / "stopped" / "state.pt").write_bytes(b"a")  # the copy was cut off
     assert stopped_checkpoint(run_folder) is None
+
+
+def epochs_at_stop(run_folder: str) -> int:
+    stopped = stopped_checkpoint(run_folder)
+    assert stopped is not None
+    return stopped.progress.epochs_done
 
 
 def test_the_last_stop_stays_until_the_next_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,9 +158,7 @@ def test_the_last_stop_stays_until_the_next_is_whole(tmp_path: Path, monkeypatch
         patched.setattr(storage, "copy_folder", cut_off)
         with pytest.raises(KeyboardInterrupt):
             keep_stopped(run_folder, str(tmp_path / "epoch_0003"))
-    stopped = stopped_checkpoint(run_folder)
-    assert stopped is not None
-    assert stopped.progress.epochs_done == 2
+    assert epochs_at_stop(run_folder) == 2
     assert list(whole_checkpoints(run_folder)) == []
     delete = storage.delete_folder
 
@@ -169,19 +171,13 @@ def test_the_last_stop_stays_until_the_next_is_whole(tmp_path: Path, monkeypatch
         patched.setattr(storage, "delete_folder", cut_off_after)
         with pytest.raises(KeyboardInterrupt):
             keep_stopped(run_folder, str(tmp_path / "epoch_0003"))
-    stopped = stopped_checkpoint(run_folder)
-    assert stopped is not None
-    assert stopped.progress.epochs_done == 3
+    assert epochs_at_stop(run_folder) == 3
     assert stopped_location(run_folder).endswith("/stopped.new")
     keep_stopped(run_folder, str(tmp_path / "epoch_0002"))
-    stopped = stopped_checkpoint(run_folder)
-    assert stopped is not None
-    assert stopped.progress.epochs_done == 2
+    assert epochs_at_stop(run_folder) == 2
     assert stopped_location(run_folder).endswith("/stopped")
     keep_stopped(run_folder, str(tmp_path / "epoch_0003"))
-    stopped = stopped_checkpoint(run_folder)
-    assert stopped is not None
-    assert stopped.progress.epochs_done == 3
+    assert epochs_at_stop(run_folder) == 3
     delete_stopped(run_folder)
     assert stopped_checkpoint(run_folder) is None
     assert not list((tmp_path / "run").rglob("*.pt"))
