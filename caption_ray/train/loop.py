@@ -31,7 +31,7 @@ from caption_ray.train.dev import DevResult, decode_share, gather_result
 from caption_ray.train.encoder_source import load_encoder, with_features
 from caption_ray.train.gradients import NonFiniteLossError
 from caption_ray.train.meter import Meter, dev_values, metric_name, summary
-from caption_ray.train.run_folder import keep_stopped, stopped_checkpoint, stopped_location
+from caption_ray.train.run_folder import RANK, keep_stopped, stopped_checkpoint, stopped_location
 from caption_ray.train.schedule import learning_rate_factor
 from caption_ray.train.setup import DDP_OPTIONS, FeedPlan, RunPlan, build_training_model, idle_batch_of
 from caption_ray.train.state import (
@@ -239,7 +239,7 @@ class _Worker:
         with tempfile.TemporaryDirectory() as folder:
             save_state(Path(folder), self.stepper, progress, metrics)
             ray.train.report(
-                metrics,
+                metrics | {RANK: progress.rank},
                 checkpoint=ray.train.Checkpoint(folder),
                 checkpoint_dir_name=f"epoch_{progress.epochs_done:04d}",
             )

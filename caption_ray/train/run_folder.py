@@ -13,6 +13,9 @@ from caption_ray.train.state import PROGRESS_NAME, STATE_NAME, CheckpointRecord
 
 logger = logging.getLogger(__name__)
 
+RANK = "rank"
+"""What Ray Train is told beside an epoch's metrics, and chooses by which checkpoint to keep: `Progress.rank`."""
+
 _RECORD_NAME = "run.json"
 _STOPPED_NAMES = ("stopped", "stopped.new")
 """Where a checkpoint within an epoch lies, and where it arrives."""

@@ -41,6 +41,15 @@ class Progress(Record):
             train_seconds=self.train_seconds + seconds,
         )
 
+    @property
+    def rank(self) -> int:
+        """The last epoch's place among all, for choosing the best: its number where no earlier one was as good, else 0.
+
+        Scores themselves would not do: of equal ones Ray Train keeps the last, and what is said of the best epoch would
+        be another's.
+        """
+        return self.epochs_done if self.best_epoch == self.epochs_done else 0
+
     def is_over(self, epochs: int, patience: int) -> bool:
         """Tell whether the run has done its epochs, or gone `patience` epochs without a better score."""
         return self.epochs_done >= epochs or (

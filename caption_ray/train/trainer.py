@@ -25,9 +25,11 @@ from caption_ray.model.decoder import Decoder
 from caption_ray.text.vocabulary import Vocabulary
 from caption_ray.train.encoder_source import save_encoder
 from caption_ray.train.inputs import RunInputs, build_feeds, describe, find_inputs, measure
+from caption_ray.train.lock import sole_driver
 from caption_ray.train.loop import train_loop
 from caption_ray.train.resources import WorkerResources, plan_workers
 from caption_ray.train.run_folder import (
+    RANK,
     RunRecord,
     bundle_location,
     claim,
@@ -101,7 +103,8 @@ def train(request: TrainRequest, surroundings: Surroundings | None = None) -> Tr
     """Train, or go on with the run of this name, and write the bundle of its best epoch.
 
     Raises UsageError, DatasetError, FeatureCacheError and RunError before anything starts where it cannot; RunError
-    where the training itself fails; WorkLeftError where it was asked to stop (see train.stopping) and has saved.
+    where the training itself fails, or another driver works on the run; WorkLeftError where it was asked to stop (see
+    train.stopping) and has saved.
     """
     inputs = inputs_of(request)
     record = RunRecord(
@@ -121,13 +124,11 @@ def train(request: TrainRequest, surroundings: Surroundings | None = None) -> Tr
             return TrainOutcome(bundle=bundle_location(request.run_folder), metrics=metrics, was_finished=True)
         if existed:
             logger.info("going on with run %s in %s", request.name, request.run_folder)
-        surroundings = surroundings or Surroundings(
-            workers=workers, feeds=build_feeds(inputs, request.stage), statistics=measure(inputs)
-        )
-        _fit(request, inputs, surroundings)
-    location = bundle_location(request.run_folder)
-    metrics = write_bundle(request, inputs, location)
-    return TrainOutcome(bundle=location, metrics=metrics, was_finished=False)
+        if surroundings is not None:  # whoever hands them in sees to it that the run has no other driver
+            return _run(request, inputs, surroundings)
+        with sole_driver(request.run_folder, "run"):
+            feeds, statistics = build_feeds(inputs, request.stage), measure(inputs)
+            return _run(request, inputs, Surroundings(workers=workers, feeds=feeds, statistics=statistics))
 
 
 def inputs_of(request: TrainRequest) -> RunInputs:
@@ -154,6 +155,12 @@ def _check(experiment: Experiment, workers: WorkerResources) -> None:
             groups_per_worker(experiment.training, num_workers)
     except ValueError as error:
         raise UsageError(str(error)) from error
+
+
+def _run(request: TrainRequest, inputs: RunInputs, surroundings: Surroundings) -> TrainOutcome:
+    _fit(request, inputs, surroundings)
+    location = bundle_location(request.run_folder)
+    return TrainOutcome(bundle=location, metrics=write_bundle(request, inputs, location), was_finished=False)
 
 
 def _fit(request: TrainRequest, inputs: RunInputs, surroundings: Surroundings) -> None:
@@ -200,9 +207,7 @@ def _fit(request: TrainRequest, inputs: RunInputs, surroundings: Surroundings) -
             failure_config=ray.train.FailureConfig(
                 max_failures=surroundings.max_worker_failures, controller_failure_limit=MAX_WORKER_FAILURES
             ),
-            checkpoint_config=ray.train.CheckpointConfig(
-                num_to_keep=1, checkpoint_score_attribute=experiment.training.select_by
-            ),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1, checkpoint_score_attribute=RANK),
         ),
     )
     set_up_ray_train()

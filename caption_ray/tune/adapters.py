@@ -16,7 +16,7 @@ import caption_ray
 from caption_ray import storage
 from caption_ray.errors import DivergedError
 from caption_ray.lineage import code_commit
-from caption_ray.train.run_folder import is_finished
+from caption_ray.train.run_folder import RANK, is_finished
 from caption_ray.train.stopping import StopWatch
 from caption_ray.tune.records import (
     StoppingConfig,
@@ -247,6 +247,6 @@ def failure_of(trial: Trial) -> str:
 
 
 def _is_ours(name: str, value: object) -> bool:
-    """Tell a training run's own metrics from what Tune adds."""
-    added = ("time", "pid", "done", "iterations_since_restore", "training_iteration", "timestamp")
+    """Tell a training run's own metrics from what Ray is told beside them, and from what Tune adds."""
+    added = (RANK, "time", "pid", "done", "iterations_since_restore", "training_iteration", "timestamp")
     return isinstance(value, (int, float)) and not isinstance(value, bool) and not name.startswith(added)

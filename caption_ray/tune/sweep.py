@@ -16,11 +16,11 @@ from caption_ray.cluster import connect
 from caption_ray.data.pipeline import Feed, smallest_object_store
 from caption_ray.errors import RunError, SweepInterruptedError, UsageError, WorkLeftError
 from caption_ray.train.inputs import RunInputs, build_feeds, measure
+from caption_ray.train.lock import sole_driver
 from caption_ray.train.run_folder import claim_record
 from caption_ray.train.stopping import StopWatch, stop_files, stop_on_signal
 from caption_ray.train.trainer import inputs_of
 from caption_ray.tune.adapters import NUMBER, SweepSearcher, SweepWatch, build_scheduler
-from caption_ray.tune.lock import sole_driver
 from caption_ray.tune.outcome import SweepOutcome, finish, report_location, write_report
 from caption_ray.tune.packing import WAITING_BYTES, Packing, pack_trials
 from caption_ray.tune.records import (
@@ -68,7 +68,7 @@ def sweep(request: SweepRequest) -> SweepOutcome:
         features_key=inputs.source.features.key,
     )
     existed = claim_record(storage.join(request.folder, RECORD_NAME), record, "sweep")
-    with sole_driver(request.folder):
+    with sole_driver(request.folder, "sweep"):
         return _go_on(request, record, inputs, existed=existed)
 
 

@@ -1,5 +1,6 @@
 """Runs that were killed, by worker or whole, and runs that have ended: the same command again."""
 
+import itertools
 import json
 import shutil
 import signal
@@ -17,6 +18,7 @@ from small import EXPERIMENT, numbers
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from caption_ray.errors import RunError, WorkLeftError
+from caption_ray.train.lock import LOCK_NAME, Driver
 from caption_ray.train.run_folder import stopped_checkpoint
 from caption_ray.train.state import Position
 from caption_ray.train.trainer import TrainRequest, train
@@ -41,6 +43,28 @@ def test_other_settings_under_the_same_name_are_refused(
     changed = EXPERIMENT.model_copy(update={"model": EXPERIMENT.model.model_copy(update={"hidden_size": 25})})
     with pytest.raises(RunError, match=r"model\.hidden_size: 24 then, 25 now"):
         train(replace(request_two, experiment=changed))
+
+
+def test_second_driver_of_a_run_is_refused(request_two: TrainRequest) -> None:
+    request, ended = replace(request_two, name="taken"), threading.Event()
+    lock = Path(request.run_folder, LOCK_NAME)
+    lock.parent.mkdir()
+
+    def work() -> None:
+        for beat in itertools.count():
+            lock.write_text(Driver(host="elsewhere", pid=7, num_beats=beat).model_dump_json())
+            if ended.wait(0.5):
+                return
+
+    other = threading.Thread(target=work)
+    other.start()
+    try:
+        with pytest.raises(RunError, match="process 7 on elsewhere works on this run"):
+            train(request)
+    finally:
+        ended.set()
+        other.join()
+    assert {path.name for path in lock.parent.iterdir()} == {LOCK_NAME, "run.json"}
 
 
 @pytest.mark.parametrize("cut", [False, True], ids=["before its bundle", "and while its checkpoints were listed"])

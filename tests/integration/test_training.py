@@ -19,6 +19,7 @@ from caption_ray.data.synthetic import write_synthetic_flickr8k
 from caption_ray.errors import FeatureCacheError, UsageError
 from caption_ray.evaluation.evaluate import evaluate
 from caption_ray.evaluation.pictures import prepared_pictures, source_pictures
+from caption_ray.train.state import CheckpointRecord
 from caption_ray.train.trainer import TrainRequest, train
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -39,6 +40,24 @@ def test_a_run_ends_with_a_bundle_that_captions(
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert metrics["bleu_4"] == result.scores.bleu_4
     assert "data:image/jpeg;base64" in (tmp_path / "report.html").read_text()
+
+
+def test_of_equal_epochs_the_first_is_the_best_in_the_log_and_in_the_bundle(
+    request_two: TrainRequest,
+) -> None:
+    """With steps too small to change a weight all epochs score alike."""
+    optimizer = EXPERIMENT.optimizer.model_copy(update={"learning_rate": 1e-20})
+    training = EXPERIMENT.training.model_copy(update={"epochs": 2})
+    experiment = EXPERIMENT.model_copy(update={"optimizer": optimizer, "training": training})
+    outcome = train(replace(request_two, experiment=experiment, name="equal", num_workers=1))
+    first, second = (
+        CheckpointRecord.model_validate_json(Path(request_two.storage, "equal", name, "progress.json").read_bytes())
+        for name in ("epoch_0001", "epoch_0002")
+    )
+    assert first.metrics["cider"] == second.metrics["cider"]
+    assert second.progress.best_epoch == 1
+    assert outcome.metrics["epoch"] == 1
+    assert "rank" not in outcome.metrics
 
 
 def test_dev_scores_of_training_are_those_of_evaluation(

@@ -36,17 +36,16 @@ METRICS = ("evaluation.metrics", "evaluation.comparison")
 PURE = (*BASE, *TEXT, *DATA_FILES, *DATA_TABLES, *BATCHES, *TENSORS, *MODEL, *METRICS)
 STEP_PARTS = ("train.averaging", "train.gradients", "train.graphed")
 STEPS = (*STEP_PARTS, "train.steps", "train.state", "train.schedule", "train.resources", "train.setup")
-RUN_PARTS = ("train.run_folder", "train.dev", "train.board", "train.encoder_source", "train.meter", "train.stopping")
+RUN_RECORDS = ("train.run_folder", "train.lock", "train.stopping")
+RUN_PARTS = (*RUN_RECORDS, "train.dev", "train.board", "train.encoder_source", "train.meter")
 CAPTION = ("caption",)
 CAPTIONING = (*CAPTION, "bundle", "inference", "attention_figure")
 TABLE_ADAPTERS = ("cluster", "data.prepare", "data.pipeline", "data.tables")
 DATA_ADAPTERS = (*BATCH_PLAN, *TABLE_ADAPTERS, "data.feature_cache")
 EVALUATION_ADAPTERS = ("evaluation.evaluate", "evaluation.pictures")
 TRAIN_ADAPTERS = ("train.inputs", "train.loop", "train.trainer")
-TUNE = (
-    *("tune.charts", "tune.command", "tune.lock", "tune.packing", "tune.records", "tune.report"),
-    *("tune.search", "tune.space", "tune.table"),
-)
+TUNE_REPORT = ("tune.charts", "tune.command", "tune.report", "tune.table")
+TUNE = (*TUNE_REPORT, "tune.packing", "tune.records", "tune.search", "tune.space")
 TUNE_ADAPTERS = ("tune.adapters", "tune.outcome", "tune.request", "tune.sweep", "tune.trial")
 SERVE_CONTRACT = ("serve.schemas", "serve.backend", "serve.places")
 SERVE_APP = (

@@ -157,6 +157,7 @@ def test_progress_by_hand() -> None:
     assert first == Progress(epochs_done=1, best_score=0.10, best_epoch=1, train_seconds=5.0)
     assert second == Progress(epochs_done=2, best_score=0.30, best_epoch=2, train_seconds=11.0)
     assert third == Progress(epochs_done=3, best_score=0.30, best_epoch=2, train_seconds=15.0)
+    assert [progress.rank for progress in (first, second, third)] == [1, 2, 0]
     assert Progress().after_epoch(0.0, 1.0).best_epoch == 1
 
 

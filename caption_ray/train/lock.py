@@ -1,6 +1,6 @@
-"""One driver at a time for a sweep: two would write the same records.
+"""One driver at a time for a run or a sweep: two would write the same checkpoints and records.
 
-The driver says in a file of the sweep that it is at work, again and again. Whoever finds the file watches whether that
+The driver says in a file of its folder that it is at work, again and again. Whoever finds the file watches whether that
 goes on, which needs no two clocks to agree; a driver on the same host whose process is gone is not waited for.
 """
 
@@ -26,7 +26,7 @@ _WATCH_S = 20.0
 
 
 class Driver(Record):
-    """Who works on a sweep."""
+    """Who works on a run or a sweep."""
 
     host: str
     pid: int
@@ -47,8 +47,11 @@ class Driver(Record):
 
 
 @contextmanager
-def sole_driver(folder: str, *, beat_s: float = _BEAT_S, watch_s: float = _WATCH_S) -> Iterator[None]:
-    """Be a sweep's only driver for the length of a `with` block. Raises RunError where another one is at work."""
+def sole_driver(folder: str, kind: str, *, beat_s: float = _BEAT_S, watch_s: float = _WATCH_S) -> Iterator[None]:
+    """Be the only driver of a `kind` of work, in its folder, for the length of a `with` block.
+
+    Raises RunError where another one is at work.
+    """
     path = storage.join(folder, LOCK_NAME)
     other = _read(path)
     if other is not None and not other.is_gone:
@@ -57,13 +60,13 @@ def sole_driver(folder: str, *, beat_s: float = _BEAT_S, watch_s: float = _WATCH
         while time.monotonic() < deadline:
             time.sleep(min(beat_s, watch_s) / 4)
             if (now := _read(path)) is not None and now != other:
-                raise _taken(folder, now)
+                raise _taken(folder, kind, now)
     own, ended = Driver(host=socket.gethostname(), pid=os.getpid()), threading.Event()
     storage.write_text(path, own.model_dump_json())
     time.sleep(beat_s / 5)  # two that found no file both write it, and the last one's stays
     if (now := _read(path)) is not None and (now.host, now.pid) != (own.host, own.pid):
-        raise _taken(folder, now)
-    thread = threading.Thread(target=_beat, args=(path, own, ended, beat_s), name="sweep-driver", daemon=True)
+        raise _taken(folder, kind, now)
+    thread = threading.Thread(target=_beat, args=(path, own, ended, beat_s), name="sole-driver", daemon=True)
     thread.start()
     try:
         yield
@@ -73,9 +76,9 @@ def sole_driver(folder: str, *, beat_s: float = _BEAT_S, watch_s: float = _WATCH
         storage.delete_file(path)
 
 
-def _taken(folder: str, by: Driver) -> RunError:
+def _taken(folder: str, kind: str, by: Driver) -> RunError:
     return RunError(
-        f"{folder}: process {by.pid} on {by.host} works on this sweep; wait for it, or end it, or use another --name"
+        f"{folder}: process {by.pid} on {by.host} works on this {kind}; wait for it, or end it, or use another --name"
     )
 
 
@@ -85,7 +88,7 @@ def _beat(path: str, own: Driver, ended: threading.Event, beat_s: float) -> None
         driver = driver.model_copy(update={"num_beats": driver.num_beats + 1})
         try:
             storage.write_text(path, driver.model_dump_json())
-        except OSError as error:  # the next one may work; a full disk ends the sweep elsewhere
+        except OSError as error:  # the next one may work; a full disk ends the work elsewhere
             logger.warning("%s cannot be written: %s", path, error)
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from caption_ray import storage
 from caption_ray.errors import RunError
-from caption_ray.tune.lock import LOCK_NAME, Driver, sole_driver
+from caption_ray.train.lock import LOCK_NAME, Driver, sole_driver
 
 
 def say(folder: Path, host: str, pid: int) -> None:
@@ -18,20 +18,20 @@ def say(folder: Path, host: str, pid: int) -> None:
 
 def test_second_driver_is_refused_as_long_as_the_first_is_at_work(tmp_path: Path) -> None:
     work = (
-        "import sys; from caption_ray.tune.lock import sole_driver\n"
-        "with sole_driver(sys.argv[1], beat_s=0.05): print('working', flush=True); sys.stdin.read()"
+        "import sys; from caption_ray.train.lock import sole_driver\n"
+        "with sole_driver(sys.argv[1], 'sweep', beat_s=0.05): print('working', flush=True); sys.stdin.read()"
     )
     command = [sys.executable, "-c", work, str(tmp_path)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as first:
         assert first.stdout is not None
         first.stdout.readline()
         message = f"process {first.pid} on {socket.gethostname()} works on this sweep"
-        with pytest.raises(RunError, match=message), sole_driver(str(tmp_path), watch_s=30):
+        with pytest.raises(RunError, match=message), sole_driver(str(tmp_path), "sweep", watch_s=30):
             pass
         first.kill()
     assert (tmp_path / LOCK_NAME).exists()
     started = time.monotonic()
-    with sole_driver(str(tmp_path), watch_s=60):
+    with sole_driver(str(tmp_path), "sweep", watch_s=60):
         assert Driver.model_validate_json((tmp_path / LOCK_NAME).read_text()).pid == os.getpid()
     assert time.monotonic() - started < 30  # it was not watched: its process is gone
     assert list(tmp_path.iterdir()) == []
@@ -40,14 +40,14 @@ def test_second_driver_is_refused_as_long_as_the_first_is_at_work(tmp_path: Path
 def test_driver_of_another_host_that_is_silent_is_replaced(tmp_path: Path) -> None:
     """As of a node that was lost."""
     say(tmp_path, "elsewhere", 1)
-    with sole_driver(str(tmp_path), beat_s=0.1, watch_s=0.3):
+    with sole_driver(str(tmp_path), "sweep", beat_s=0.1, watch_s=0.3):
         assert Driver.model_validate_json((tmp_path / LOCK_NAME).read_text()).host == socket.gethostname()
 
 
 def test_own_number_of_an_earlier_container_is_not_watched(tmp_path: Path) -> None:
     say(tmp_path, socket.gethostname(), os.getpid())
     started = time.monotonic()
-    with sole_driver(str(tmp_path), watch_s=60):
+    with sole_driver(str(tmp_path), "sweep", watch_s=60):
         pass
     assert time.monotonic() - started < 30
 
@@ -62,6 +62,9 @@ def test_of_two_that_start_at_once_one_is_refused(tmp_path: Path, monkeypatch: p
 
     with monkeypatch.context() as patched:
         patched.setattr(storage, "write_text", overtaken)
-        with pytest.raises(RunError, match="process 7 on elsewhere works"), sole_driver(str(tmp_path), beat_s=0.1):
+        with (
+            pytest.raises(RunError, match="process 7 on elsewhere works"),
+            sole_driver(str(tmp_path), "sweep", beat_s=0.1),
+        ):
             pass
     assert Driver.model_validate_json((tmp_path / LOCK_NAME).read_text()).host == "elsewhere"  # which goes on
