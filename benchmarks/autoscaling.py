@@ -11,6 +11,7 @@ The plot needs matplotlib.
 
 import argparse
 import asyncio
+import contextlib
 import json
 import os
 import sys
@@ -115,6 +116,8 @@ async def _measure(picture: bytes) -> tuple[list[dict[str, float]], list[tuple[f
             until = time.monotonic() + seconds
             await asyncio.gather(*(client(session, until) for _ in range(clients)))
     watcher.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await watcher  # raises what ended it before
     return samples, answers
 
 

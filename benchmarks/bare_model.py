@@ -1,11 +1,12 @@
 """The model without a service, the ceiling of all of them: `python benchmarks/bare_model.py --bundle B PICTURE...`.
 
-The service's own `Captioner` on pictures that have been decoded beforehand, in batches of 16: one after the other with
-all of torch's threads, and side by side with one thread each. Prints pictures/s of both, and what one picture's
+The service's own `Captioner` on pictures that have been decoded beforehand, in batches of up to 16: one after the other
+with all of torch's threads, and side by side with one thread each. Prints pictures/s of both, and what one picture's
 decoding takes, which no ceiling includes, no more than HTTP, queues and JSON.
 """
 
 import argparse
+import itertools
 import os
 import threading
 import time
@@ -21,23 +22,28 @@ BATCH = 16
 
 def rate(captioner: Captioner, batches: list[list], num_lanes: int, threads: int, seconds: float) -> float:
     """Return pictures/s of `num_lanes` threads, each with batches of its own and `threads` of torch's."""
-    counts = [0] * num_lanes
-    end = time.perf_counter() + seconds
+    rates = [0.0] * num_lanes
+    warm = threading.Barrier(num_lanes)
 
     def compute(lane: int) -> None:
         torch.set_num_threads(threads)
-        while time.perf_counter() < end:
-            for batch in batches:
-                captioner.caption(batch)
-                counts[lane] += len(batch)
+        for batch in batches:  # weights are laid out for each size of batch and number of threads
+            captioner.caption(batch)
+        warm.wait()
+        count, started, now = 0, time.perf_counter(), 0.0
+        for batch in itertools.cycle(batches):
+            captioner.caption(batch)
+            count, now = count + len(batch), time.perf_counter()
+            if now - started >= seconds:
+                break
+        rates[lane] = count / (now - started)
 
-    started = time.perf_counter()
     lanes = [threading.Thread(target=compute, args=(lane,)) for lane in range(num_lanes)]
     for lane in lanes:
         lane.start()
     for lane in lanes:
         lane.join()
-    return sum(counts) / (time.perf_counter() - started)
+    return sum(rates)
 
 
 def main() -> None:

@@ -5,7 +5,9 @@ network do is assumed (see --help). Writes Markdown to standard output; `benchma
 """
 
 import argparse
+import io
 import json
+import resource
 import sys
 import time
 import tracemalloc
@@ -14,8 +16,9 @@ from dataclasses import dataclass
 
 import pyarrow.parquet as pq
 import torch
-from decoder_step import random_batch
+from decoder_step import VOCABULARY, random_batch
 from floor import work_of_step
+from PIL import Image
 
 from caption_ray import storage
 from caption_ray.config import ModelConfig
@@ -23,6 +26,7 @@ from caption_ray.data import images
 from caption_ray.data.batch_plan import BatchPlan
 from caption_ray.data.feature_manifest import load_feature_manifest
 from caption_ray.data.picture_format import PictureFormat
+from caption_ray.data.pipeline import RESIDENT_SHARE
 from caption_ray.data.shards import load_manifest, read_vocabulary
 from caption_ray.model.decoder import Decoder, pack_steps
 from caption_ray.model.loss import caption_loss
@@ -34,6 +38,12 @@ ENCODER_GFLOP = {"mobilenet_v2": 0.6, "resnet50": 8.2}
 
 WORDS = 11.8
 """Words and <end> of a caption of Flickr8k."""
+
+VIEWS = 3
+"""Of a training picture in the cache."""
+
+STORE_SHARE = 0.3
+"""Of a node's memory, what Ray's object store may take by default."""
 
 DATA_SETS = {
     "Flickr8k": (6_000, 30_000, 14),
@@ -48,20 +58,25 @@ DATA_SETS = {
 class Measured:
     """Rates of one core of this machine, and sizes."""
 
-    decoded_per_s: float
+    opened_per_s: float
+    """Pictures from JPEG to all views."""
     fed_per_s: float
     picture_bytes: float
     feature_bytes: float
     caption_bytes: float
     step_overhead_s: float
+    process_bytes: float
+    """What this process has taken, which has trained a step of the recipe."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Assumed:
     """What the machines of a cluster do."""
 
-    gpu_tflops: float
+    decoder_tflops: float
+    encoder_tflops: float
     gpus_per_node: int
+    node_gb: float
     disk_gb_per_s: float
     network_gb_per_s: float
     driver_gb_per_s: float
@@ -73,12 +88,29 @@ def per_second(run: Callable[[], int]) -> float:
     return run() / (time.perf_counter() - started)
 
 
-def measure(data: str, features: str) -> Measured:
+def open_views(file: bytes) -> list[object]:
+    """Do what the cache does with a picture before its encoder."""
+    picture = images.open_picture(file)
+    large = [images.to_square(picture, images.padded_side(224)) for _ in range(VIEWS - 1)]
+    return [images.to_square(picture, 224), *(images.crop(square, 224, 0, 0, False) for square in large)]
+
+
+def resized(file: bytes, size: tuple[int, int]) -> bytes:
+    """Return a picture as a JPEG of another size."""
+    content = io.BytesIO()
+    Image.open(io.BytesIO(file)).resize(size).save(content, "JPEG", quality=95)
+    return content.getvalue()
+
+
+def measure(data: str, features: str, size: tuple[int, int]) -> Measured:
     """Measure a core on the first pictures of a data set and its cache."""
     manifest = load_manifest(data)
     cached = load_feature_manifest(features, manifest)
     path = storage.join(data, manifest.splits["train"].files[0].name)
-    files = next(pq.ParquetFile(path).iter_batches(300, columns=["image"]))["image"].to_pylist()
+    files = [
+        resized(file, size)
+        for file in next(pq.ParquetFile(path).iter_batches(300, columns=["image"]))["image"].to_pylist()
+    ]
     feature_path = storage.join(features, cached.splits["train"][0].name)
     columns = ["name", "captions", "picture"]
     table = pq.ParquetFile(feature_path).read_row_group(0, columns=columns)
@@ -98,39 +130,56 @@ def measure(data: str, features: str) -> Measured:
     caption_bytes = tracemalloc.get_traced_memory()[0] / sum(map(len, captions.values()))
     tracemalloc.stop()
     return Measured(
-        decoded_per_s=per_second(lambda: len([images.decode_square(file, 224) for file in files])),
+        opened_per_s=per_second(lambda: len([open_views(file) for file in files])),
         fed_per_s=per_second(lambda: sum(len(b.pictures) for b in plan.train_batches(parts, 0, resident=True))),
         picture_bytes=sum(map(len, files)) / len(files),
         feature_bytes=2 * cached.shape[0] * cached.shape[1],
         caption_bytes=caption_bytes,
         step_overhead_s=measure_overhead(),
+        process_bytes=process_bytes(cached.shape[1]),
     )
 
 
 def measure_overhead() -> float:
     """Return the seconds of a training step of 80 captions with a decoder of a few numbers; the best of ten."""
-    batch = random_batch(16, 80, seed=0)
-    ids, targets = batch.ids % 7, pack_steps(batch.ids[:, 1:], batch.lengths) % 7
     tiny = ModelConfig(embedding_size=2, hidden_size=2, attention_size=2, deep_output=True)
-    decoder, features = Decoder(tiny, 2, 7), torch.randn(16, 49, 2)
+    return min(step_seconds(Decoder(tiny, 2, 7), 2, 7, steps=10))
+
+
+def process_bytes(num_features: int) -> float:
+    """Return the most memory that this process has had in use, a step of the recipe's decoder included."""
+    step_seconds(Decoder(flickr8k().model, num_features, VOCABULARY), num_features, VOCABULARY, steps=1)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0
+
+
+def step_seconds(decoder: Decoder, num_features: int, vocabulary: int, steps: int) -> list[float]:
+    """Train on 80 random captions of 16 pictures, and return the seconds of each step."""
+    batch = random_batch(16, 80, seed=0)
+    ids, targets = batch.ids % vocabulary, pack_steps(batch.ids[:, 1:], batch.lengths) % vocabulary
+    features = torch.randn(16, 49, num_features)
     optimizer = torch.optim.AdamW(decoder.parameters(), fused=True)
     taken = []
-    for _ in range(10):
+    for _ in range(steps):
         started = time.perf_counter()
         logits = decoder(features, ids, batch.lengths, batch.picture_index).logits
         caption_loss(logits, targets)[0].backward()
         optimizer.step()
         taken.append(time.perf_counter() - started)
-    return min(taken)
+    return taken
 
 
 def training_gflop_per_caption(num_features: int) -> float:
     """Return the work of the recommended recipe on a caption, of 16 pictures with five each."""
     model = flickr8k().model
     size = model.feature_size or num_features
-    step = work_of_step(model, size, 2540, pictures=16, regions=49, words=int(80 * WORDS))
+    step = work_of_step(model, size, VOCABULARY, pictures=16, regions=49, words=int(80 * WORDS))
     projection = 2 * 2 * 16 * 49 * num_features * size
     return (step.flops + projection) / 80 / 1e9
+
+
+def is_resident(cache_bytes: float, assumed: Assumed) -> bool:
+    """Tell whether features are read once and held, rather than read again in every epoch."""
+    return cache_bytes < RESIDENT_SHARE * STORE_SHARE * assumed.node_gb * 1e9
 
 
 def stages(
@@ -138,31 +187,43 @@ def stages(
 ) -> dict[str, dict[str, float]]:
     """Return for each stage what each resource would take alone, hours."""
     pictures, captions, epochs = DATA_SETS[data_set]
-    views = 3
     nodes = max(1, num_gpus // assumed.gpus_per_node)
-    flops = num_gpus * assumed.gpu_tflops * 1e12
+    read_per_s = assumed.disk_gb_per_s * 1e9 * nodes
     num_features = int(measured.feature_bytes / 2 / 49)
-    weights = sum(p.numel() for p in Decoder(flickr8k().model, num_features, 2540).parameters())
+    weights = sum(p.numel() for p in Decoder(flickr8k().model, num_features, VOCABULARY).parameters())
     steps = captions * epochs / 80 / num_gpus  # 80 captions a step on each GPU
-    cache_bytes = pictures * views * measured.feature_bytes
+    cache_bytes = pictures * VIEWS * measured.feature_bytes
+    passes = 1 if is_resident(cache_bytes, assumed) else epochs  # all views are read, one is taken
+    encoder_flops, decoder_flops = (num_gpus * rate * 1e12 for rate in (assumed.encoder_tflops, assumed.decoder_tflops))
     seconds = {
         "cache": {
-            "decoding (a core a GPU)": pictures * views / (measured.decoded_per_s * num_gpus),
-            "encoder (GPUs)": pictures * views * ENCODER_GFLOP[backbone] * 1e9 / flops,
+            "reading (disks)": pictures * measured.picture_bytes / read_per_s,
+            "decoding (a core a GPU)": pictures / (measured.opened_per_s * num_gpus),
+            "encoder (GPUs)": pictures * VIEWS * ENCODER_GFLOP[backbone] * 1e9 / encoder_flops,
             "writing (one driver)": cache_bytes / (assumed.driver_gb_per_s * 1e9),
         },
         "train": {
-            "decoder (GPUs)": captions * epochs * training_gflop_per_caption(num_features) * 1e9 / flops,
+            "decoder (GPUs)": captions * epochs * training_gflop_per_caption(num_features) * 1e9 / decoder_flops,
             "calling torch (a core a GPU)": steps * measured.step_overhead_s,
             "feed (a core a GPU)": pictures * epochs / (measured.fed_per_s * num_gpus),
-            "reading (disks)": pictures * epochs * measured.feature_bytes / (assumed.disk_gb_per_s * 1e9 * nodes),
+            "reading (disks)": cache_bytes * passes / read_per_s,
             "all-reduce (network)": 0.0 if nodes == 1 else steps * 2 * 4 * weights / (assumed.network_gb_per_s * 1e9),
         },
     }
     return {stage: {name: s / 3600 for name, s in parts.items()} for stage, parts in seconds.items()}
 
 
-def report(measured: Measured, assumed: Assumed, backbone: str) -> str:
+def node_bytes(data_set: str, num_gpus: int, measured: Measured, assumed: Assumed) -> float:
+    """Return the most memory that a node takes in training: of the object store, and of a worker a GPU."""
+    cache_bytes, workers = DATA_SETS[data_set][0] * VIEWS * measured.feature_bytes, min(num_gpus, assumed.gpus_per_node)
+    if is_resident(cache_bytes, assumed):
+        store, buffer = cache_bytes * workers / num_gpus, 0.0
+    else:
+        store, buffer = STORE_SHARE * assumed.node_gb * 1e9, 2048 * measured.feature_bytes
+    return store + workers * (measured.process_bytes + buffer)
+
+
+def report(measured: Measured, assumed: Assumed, backbone: str, size: tuple[int, int]) -> str:
     """Return the model's tables, in Markdown."""
     training = training_gflop_per_caption(int(measured.feature_bytes / 98))
     lines = [
@@ -171,21 +232,24 @@ def report(measured: Measured, assumed: Assumed, backbone: str) -> str:
         f"Made by `benchmarks/scale.py`, with features of {backbone}, three views a picture, the `flickr8k` recipe.",
         "Nothing here was run at these sizes. Each stage takes as long as what it lacks most; the rest overlaps.",
         "",
-        f"Measured on one core: {measured.decoded_per_s:.0f} pictures/s decoded to 224 x 224, "
-        "which they have already (larger ones, of 500 x 375, come at a fifth of that), "
-        f"{measured.fed_per_s:,.0f} pictures/s from table to batch. A picture has "
-        f"{measured.picture_bytes / 1e3:.0f} kB as JPEG and {measured.feature_bytes / 1e3:.0f} kB as features; a "
+        f"Measured on one core: {measured.opened_per_s:.0f} pictures of {size[0]} x {size[1]} a second from JPEG to "
+        f"three squares of 224, {measured.fed_per_s:,.0f} pictures/s from table to batch. Such a picture has "
+        f"{measured.picture_bytes / 1e3:.0f} kB as JPEG (enlarged from the data set's, quality 95) and "
+        f"{measured.feature_bytes / 1e3:.0f} kB a view as features; a "
         f"caption {measured.caption_bytes:.0f} bytes of memory while a data set is prepared. A step of a decoder too "
-        f"small to compute anything takes {measured.step_overhead_s * 1e3:.0f} ms, the cost of calling torch. Counted: "
+        f"small to compute anything takes {measured.step_overhead_s * 1e3:.0f} ms, the cost of calling torch, which "
+        f"CUDA graphs spare. A process that trains has {measured.process_bytes / 1e9:.1f} GB. Counted: "
         f"{training:.2f} GFLOP a caption trained on, {ENCODER_GFLOP[backbone]} GFLOP a picture encoded.",
         "",
-        f"Assumed: a GPU gives {assumed.gpu_tflops:g} TFLOP/s on this work (a third of a P100's fp32 peak of 9.3); "
-        f"{assumed.gpus_per_node} GPUs a node; {assumed.disk_gb_per_s:g} GB/s read "
-        f"by a node, {assumed.network_gb_per_s:g} GB/s between nodes; the driver, through which a cache is written, "
-        f"{assumed.driver_gb_per_s:g} GB/s.",
+        f"Assumed: a GPU gives {assumed.encoder_tflops:g} TFLOP/s to the encoder (a third of a P100's fp32 peak of "
+        f"9.3) and {assumed.decoder_tflops:g} to the decoder, whose operations are small (an H200 gave 3.7); "
+        f"{assumed.gpus_per_node} GPUs and {assumed.node_gb:g} GB of memory a node; {assumed.disk_gb_per_s:g} GB/s "
+        f"read by a node, {assumed.network_gb_per_s:g} GB/s between nodes; the driver, through which a cache is "
+        f"written, {assumed.driver_gb_per_s:g} GB/s.",
         "",
-        "| Data set | GPUs | Cache, hours | held up by | Training, hours | held up by | Cache, GB | Captions, GB |",
-        "|---|---|---|---|---|---|---|---|",
+        "| Data set | GPUs | Cache, hours | held up by | Training, hours | held up by | Node's memory in training, GB "
+        "| Cache, GB | Captions, GB |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for data_set, (pictures, captions, epochs) in DATA_SETS.items():
         for num_gpus in (2, 8, 64):
@@ -195,15 +259,17 @@ def report(measured: Measured, assumed: Assumed, backbone: str) -> str:
                 slowest = max(parts, key=lambda name: parts[name])
                 cells += [f"{parts[slowest]:.2g}", slowest]
             cells += [
-                f"{3 * pictures * measured.feature_bytes / 1e9:,.0f}",
+                f"{node_bytes(data_set, num_gpus, measured, assumed) / 1e9:.1f}",
+                f"{VIEWS * pictures * measured.feature_bytes / 1e9:,.0f}",
                 f"{captions * measured.caption_bytes / 1e9:.2g}",
             ]
             lines.append(f"| {' | '.join(cells)} |")
     lines += [
         "",
-        "The last two columns are the features on disk, and the captions that the one process preparing a data set",
-        "holds in memory. A training worker holds 2,048 pictures to draw from, "
-        f"{2048 * measured.feature_bytes / 1e9:.2g} GB, whatever the data set.",
+        f"A node's memory: features that take less than {RESIDENT_SHARE} of its object store ({STORE_SHARE:.0%} of "
+        "its memory) stay there, each node its share; others are read again in every epoch, and may fill the store, "
+        f"and each worker holds 2,048 pictures to draw from, {2048 * measured.feature_bytes / 1e9:.2g} GB. The last "
+        "columns are the features on disk, and the captions that the one process preparing a data set holds in memory.",
     ]
     return "\n".join(lines) + "\n"
 
@@ -213,7 +279,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--data", required=True, help="prepared data set")
     parser.add_argument("--features", required=True, help="its feature cache")
-    parser.add_argument("--gpu-tflops", type=float, default=3.0, help="what a GPU attains on this work")
+    parser.add_argument("--picture-size", type=int, nargs=2, default=(500, 375), help="width and height of pictures")
+    parser.add_argument("--decoder-tflops", type=float, default=1.0, help="what a GPU attains in training")
+    parser.add_argument("--encoder-tflops", type=float, default=3.0, help="what a GPU attains in encoding")
+    parser.add_argument("--node-gb", type=float, default=16.0, help="memory of a node")
     parser.add_argument("--gpus-per-node", type=int, default=2, help="GPUs of a node")
     parser.add_argument("--disk-gb-per-s", type=float, default=1.0, help="what a node reads")
     parser.add_argument("--network-gb-per-s", type=float, default=3.0, help="between nodes")
@@ -221,8 +290,10 @@ def main() -> None:
     arguments = vars(parser.parse_args())
     torch.set_num_threads(1)
     data, features = (storage.absolute(arguments.pop(name)) for name in ("data", "features"))
+    width, height = arguments.pop("picture_size")
     backbone = load_feature_manifest(features, load_manifest(data)).encoder.backbone
-    sys.stdout.write(report(measure(data, features), Assumed(**arguments), backbone))
+    measured = measure(data, features, (width, height))
+    sys.stdout.write(report(measured, Assumed(**arguments), backbone, (width, height)))
 
 
 if __name__ == "__main__":

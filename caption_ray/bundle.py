@@ -156,7 +156,8 @@ def load_bundle(location: str) -> Bundle:
             contents["vocabulary.json"].decode(), storage.join(location, "vocabulary.json")
         )
         lineage = Lineage.model_validate_json(contents[LINEAGE_NAME]) if LINEAGE_NAME in contents else None
-    except (ValidationError, CaptionRayError) as error:
+        metrics = json.loads(contents["metrics.json"])
+    except (ValueError, CaptionRayError) as error:  # pydantic's and json's errors are ValueErrors
         raise BundleError(f"{location}: cannot be read by caption_ray {caption_ray.__version__}: {error}") from error
     if config.preprocessing != PREPROCESSING:
         raise BundleError(
@@ -164,12 +165,17 @@ def load_bundle(location: str) -> Bundle:
             f"{PREPROCESSING!r}; use the version of caption_ray that wrote it ({manifest.caption_ray_version})"
         )
     model = build_model(config)
-    weights = safetensors.torch.load(contents["model.safetensors"])
-    if config.model.tie_embeddings:
-        weights["decoder.output.weight"] = weights["decoder.embedding.weight"]
+    assert model.encoder is not None
+    described = f"{config.vocabulary_size} words and {config.num_features} features"
+    found = f"{len(vocabulary)} words and {model.encoder.num_features} features"
+    if found != described:
+        raise BundleError(f"{location}: config.json speaks of {described}; vocabulary and encoder have {found}")
     try:
+        weights = safetensors.torch.load(contents["model.safetensors"])
+        if config.model.tie_embeddings:
+            weights["decoder.output.weight"] = weights["decoder.embedding.weight"]
         model.load_state_dict(weights)
-    except RuntimeError as error:
+    except (RuntimeError, KeyError, safetensors.SafetensorError) as error:
         raise BundleError(f"{location}: the weights do not fit config.json: {error}") from error
     return Bundle(
         location=location,
@@ -177,7 +183,7 @@ def load_bundle(location: str) -> Bundle:
         config=config,
         vocabulary=vocabulary,
         model=model.eval(),
-        metrics=json.loads(contents["metrics.json"]),
+        metrics=metrics,
         lineage=lineage,
     )
 

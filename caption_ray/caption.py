@@ -10,7 +10,8 @@ import numpy.typing as npt
 class Caption:
     """One caption of a picture.
 
-    words: without markers.  log_probability: natural logarithm, of the words and the end.
+    words: without markers.  log_probability: natural logarithm, of the words and the end (of the words
+    alone where `max_words` cut it off).
     attention: (T, side, side), for each word the share of attention on each cell; each map sums to 1.
     """
 

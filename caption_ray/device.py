@@ -1,5 +1,6 @@
 """Which device to compute on, and in which number format."""
 
+import re
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 
@@ -69,14 +70,16 @@ def has_kernels(capability: tuple[int, int], built_for: Sequence[str]) -> bool:
     """Tell whether a torch built for some architectures, as `torch.cuda.get_arch_list` names them, runs on a GPU.
 
     Machine code (sm_) runs on GPUs of its major version from its minor version on; intermediate code (compute_) is
-    translated for any from its version on.
+    translated for any from its version on. An "a" behind a version holds either to it, an "f" to its major version. A
+    torch for other GPUs than Nvidia's names none of these, and is taken at its word.
     """
-    for name in built_for:
-        kind, _, number = name.rstrip("af").partition("_")
-        version = int(number[:-1]), int(number[-1])
-        if version <= capability and (kind == "compute" or version[0] == capability[0]):
+    found = [match.groups() for name in built_for if (match := re.fullmatch(r"(sm|compute)_(\d+)(\d)([af]?)", name))]
+    for kind, major, minor, bound in found:
+        version = int(major), int(minor)
+        is_like = version == capability if bound == "a" else version[0] == capability[0]
+        if version <= capability and (is_like or (kind == "compute" and not bound)):
             return True
-    return False
+    return not found
 
 
 def no_kernels(gpu: str, capability: tuple[int, int], built_for: Sequence[str]) -> str:
@@ -84,7 +87,7 @@ def no_kernels(gpu: str, capability: tuple[int, int], built_for: Sequence[str]) 
     remedy = (
         "for the P100 install with pip install -c slurm/constraints-p100.txt -e ., which slurm/setup_env.sh does"
         if capability < (7, 0)
-        else "install a torch that was built for it, or compute with --device cpu"
+        else "install a torch that was built for it, or hide it, for the CPU: CUDA_VISIBLE_DEVICES= in the environment"
     )
     return (
         f"{gpu} (sm_{capability[0]}{capability[1]}): torch {torch.__version__} has kernels for "

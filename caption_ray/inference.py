@@ -1,5 +1,6 @@
 """From pictures, as bytes, to captions and attention maps, with a bundle."""
 
+import copy
 from collections.abc import Generator, Sequence
 
 import numpy as np
@@ -14,6 +15,7 @@ from caption_ray.config import AskedPrecision, DecodeOptions, Precision
 from caption_ray.data import images
 from caption_ray.data.batches import stack_pictures
 from caption_ray.device import pick_device, resolve_precision
+from caption_ray.errors import BundleError
 from caption_ray.model.decoding import Hypothesis, beam_search, greedy_steps
 from caption_ray.model.frozen_decoder import FrozenDecoder
 from caption_ray.model.frozen_encoder import FrozenEncoder
@@ -52,7 +54,7 @@ class Captioner:
         self.precision = _encoder_precision(precision, bundle.config.encoder.backbone, self.device)
         assert bundle.model.encoder is not None, "a bundle has its encoder"
         self._encoder = FrozenEncoder(bundle.model.encoder).on(self.device, self.precision)
-        decoder = bundle.model.decoder.to(self.device).eval()
+        decoder = copy.deepcopy(bundle.model.decoder).to(self.device).eval()
         self._searched = FrozenDecoder(decoder, resolve_precision(precision, self.device) == "bf16")
 
     @classmethod
@@ -75,6 +77,7 @@ class Captioner:
     ) -> list[list[Caption]]:
         """Do as `caption`, each picture with options of its own: one encoder pass, a search for each set of options.
 
+        Raises BundleError where the weights give no numbers.
         DecodeOptions are equal by value, so those who ask for the same are searched for together.
         """
         if not pictures:
@@ -88,6 +91,11 @@ class Captioner:
             chosen = features if len(groups) == 1 else features[torch.tensor(members, device=self.device)]
             found = beam_search(self._searched, chosen, asked)
             for index, hypotheses in zip(members, found, strict=True):
+                if not hypotheses:
+                    where = self.bundle.location
+                    raise BundleError(
+                        f"{where}: no caption has a finite probability; the weights are spoilt: train again"
+                    )
                 captions[index] = to_captions(hypotheses, self.bundle.vocabulary)
         return [captions[index] for index in range(len(pictures))]
 
@@ -100,7 +108,7 @@ class Captioner:
     ) -> Generator[tuple[str, float, Tensor], None, Caption]:
         """Yield the greedy caption's words as they are found: word, its log-probability, attention (R,).
 
-        The generator returns the whole caption, whose log-probability counts the end too.
+        The generator returns the whole caption, whose log-probability counts the end too, if it got there.
         """
         ids: list[int] = []
         attended: list[Tensor] = []

@@ -76,14 +76,22 @@ running_clusters() {
     done
 }
 
+# Tell whether a job's number is that of a job of another SLURM, for which this home folder lies there too.
+is_elsewhere() {
+    local name
+    name=$(cat "$clusters/$1/slurm_cluster" 2> /dev/null) && [[ $name != "${SLURM_CLUSTER_NAME:-}" ]]
+}
+
 # Remove what is written of clusters whose head's machine crashed, and that are not to start again: tokens.
 forget_ended_clusters() {
-    local file jobs name
+    local file jobs number ended=()
     jobs=$(squeue --me --noheader --format=%A) || return 0
     for file in "$clusters"/*; do
-        name=$(basename "$file")
-        grep -qx "${name%%.*}" <<< "$jobs" || rm -rf "$file"
+        number=$(basename "$file")
+        number=${number%%.*}
+        grep -qx "$number" <<< "$jobs" || is_elsewhere "$number" || ended+=("$file")
     done
+    ((${#ended[@]} == 0)) || rm -rf "${ended[@]}" # together: a folder says of the files beside it whose they are
 }
 
 # Have the environment variables of a running cluster: of a job, or of the only one that waits for work.

@@ -63,8 +63,10 @@ export CLUSTER=$clusters/$SLURM_JOB_ID
 token=$CLUSTER/token
 fruitless=$CLUSTER.fruitless # how many times in a row, from one start of this job to the next
 forget_ended_clusters
+! is_elsewhere "$SLURM_JOB_ID" || fail "$CLUSTER is of SLURM cluster $(< "$CLUSTER/slurm_cluster"): submit this job again"
 rm -rf "$CLUSTER" "$CLUSTER.env" # of this job before it was put back into the queue
-(umask 077 && mkdir -p "$CLUSTER" && od -An -N32 -tx1 /dev/urandom | tr -d ' \n' > "$token") ||
+(umask 077 && mkdir -p "$CLUSTER" && printf '%s\n' "${SLURM_CLUSTER_NAME:-}" > "$CLUSTER/slurm_cluster" &&
+    od -An -N32 -tx1 /dev/urandom | tr -d ' \n' > "$token") ||
     fail "cannot write to $CLUSTER; is the quota of the home folder used up?"
 
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$token

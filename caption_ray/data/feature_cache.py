@@ -119,7 +119,8 @@ def cache_features(
             make_actor = (ray.put(encoder), num_views, view_seed, precision)
             for table in _encode(paths, manifest.num_pictures, make_actor, batch_size):
                 for split, writer in writers.items():
-                    writer.append(table.filter(pc.equal(table["split"], split)))
+                    part = table.filter(pc.equal(table["split"], split))
+                    writer.append(_checked(part, num_views if split == "train" else 1, config))
                 progress.add(table.num_rows)
         splits = {split: tuple(writer.files) for split, writer in writers.items()}
         described |= {"key": key, "shape": shape, "splits": splits}
@@ -143,10 +144,24 @@ def _load_same(output: str, key: str, manifest: object) -> FeatureManifest:
 
 def _schema(shape: tuple[int, int], num_views: int) -> pa.Schema:
     grid = pa.binary(2 * shape[0] * shape[1])  # fixed size: read back without parsing a number
-    columns = ["picture", *(f"view_{view}" for view in range(1, num_views))]
-    return pa.schema(
-        [("name", pa.string()), ("captions", pa.list_(pa.string())), *((column, grid) for column in columns)]
-    )
+    grids = [(column, grid) for column in _grid_columns(num_views)]
+    return pa.schema([("name", pa.string()), ("captions", pa.list_(pa.string())), *grids])
+
+
+def _grid_columns(num_views: int) -> list[str]:
+    return ["picture", *(f"view_{view}" for view in range(1, num_views))]
+
+
+def _checked(table: pa.Table, num_views: int, config: EncoderConfig) -> pa.Table:
+    """Return the table. Raises FeatureCacheError for a picture without features in one of its views."""
+    for column in _grid_columns(num_views):
+        if table[column].null_count:
+            name = table["name"].filter(table[column].is_null())[0]
+            raise FeatureCacheError(
+                f"{name}: {config.backbone}'s features are beyond 65,504, the most that half precision holds; random "
+                "weights of a deep network do that: name trained ones by --encoder.weights"
+            )
+    return table
 
 
 def _encode(
@@ -204,10 +219,13 @@ class _EncodePictures:
         return images.augment(large, side, images.may_mirror(captions), generator)
 
     def _encode(self, squares: Sequence[_Square | None]) -> pa.Array:
-        """Return the grids' bytes, null for None."""
+        """Return the grids' bytes, null for None, and for what half precision cannot hold."""
         present = [square for square in squares if square is not None]
         kind = pa.binary(self.grid_bytes)
         if not present:
             return pa.nulls(len(squares), kind)
-        halves = iter(self.features_of(stack_pictures(present)).cpu().numpy().astype("<f2"))
-        return pa.array([None if square is None else next(halves).tobytes() for square in squares], kind)
+        with np.errstate(over="ignore"):
+            halves = self.features_of(stack_pictures(present)).cpu().numpy().astype("<f2")
+        are_held = np.isfinite(halves).all(axis=(1, 2))
+        grids = iter([half.tobytes() if is_held else None for half, is_held in zip(halves, are_held, strict=True)])
+        return pa.array([None if square is None else next(grids) for square in squares], kind)

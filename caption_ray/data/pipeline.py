@@ -35,7 +35,7 @@ _BLOCKS_PER_SPLIT = 64
 _BLOCKS_PER_CPU = 4
 """Blocks that may wait for each one that the workers have fetched, for each CPU that fills them."""
 
-_RESIDENT_SHARE = 0.4
+RESIDENT_SHARE = 0.4
 """Of a node's object store, what a feed may take for good."""
 
 _Item = TypeVar("_Item")
@@ -94,7 +94,7 @@ def cached_feed(folder: str, manifest: FeatureManifest, split: str, augment: boo
         picture_format=manifest.picture_format,
         crop_to=None,
         num_bytes=num_bytes,
-        resident=num_bytes < _RESIDENT_SHARE * smallest_object_store(),
+        resident=num_bytes < RESIDENT_SHARE * smallest_object_store(),
     )
 
 

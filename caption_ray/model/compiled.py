@@ -4,6 +4,7 @@ It is never needed: what calls it has torch's operations to fall back on, which 
 kept in the user's cache folder, under a digest of all that it was made from. CAPTION_RAY_KERNEL=off turns it off.
 """
 
+import contextlib
 import ctypes
 import functools
 import logging
@@ -84,21 +85,22 @@ def _load(gcc: str, openmp: Path, definitions: tuple[str, ...]) -> ctypes.CDLL:
     # Homes are shared by machines that differ in their CPUs.
     made_from = (repr(part).encode() for part in (gcc, openmp, flags))
     name = compiler.digest_of(compiler.version_of(gcc), compiler.cpu_flags(), *made_from) + ".so"
-    kept = _cache_folder() / name
     try:
-        return ctypes.CDLL(str(kept))
-    except OSError:  # not there, or spoilt
-        pass
-    try:
+        kept = _cache_folder() / name
+        with contextlib.suppress(OSError):  # not there, or spoilt
+            return ctypes.CDLL(str(kept))
         kept.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         with tempfile.TemporaryDirectory(dir=kept.parent) as folder:
             made = compiler.compile_library(gcc, openmp, flags, Path(folder) / name)
             made.replace(kept)  # at once: many workers may start together
         return ctypes.CDLL(str(kept))
-    except OSError:  # a home that cannot be written to: compiled for this process alone
+    except OSError:  # no home, or one that cannot be written to: compiled for this process alone
         with tempfile.TemporaryDirectory() as folder:
             return ctypes.CDLL(str(compiler.compile_library(gcc, openmp, flags, Path(folder) / name)))
 
 
 def _cache_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "caption_ray"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "caption_ray"
+    except RuntimeError as error:  # neither HOME, nor an entry for this user
+        raise FileNotFoundError(str(error)) from error

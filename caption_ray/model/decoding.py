@@ -106,7 +106,7 @@ def greedy_steps(decoder: StepDecoder, features: Tensor, max_words: int) -> Iter
 
 @torch.no_grad()
 def beam_search(decoder: StepDecoder, features: Tensor, options: DecodeOptions) -> list[list[Hypothesis]]:
-    """Return for each picture up to `beam_width` hypotheses, best first; there is always one.
+    """Return for each picture up to `beam_width` hypotheses, best first; there is always one where logits are numbers.
 
     At every step the K best continuations of a picture count: those by <end> leave the beam as captions, and the best
     of the others fill it up again. A picture is done when K captions have ended and none that still runs ranks above
@@ -115,6 +115,8 @@ def beam_search(decoder: StepDecoder, features: Tensor, options: DecodeOptions) 
     features: (P, R, F).
     """
     num_pictures, width, device = features.shape[0], options.beam_width, features.device
+    if num_pictures == 0:
+        return []
     context, state = decoder.start(features)
     ids = torch.full((num_pictures,), START_ID, device=device)
     scores = torch.zeros((num_pictures, 1), device=device)  # a single row a picture at first, K from then on

@@ -17,5 +17,5 @@ class Dropout(nn.Dropout):
             return super().forward(values)
         bits = values.new_empty(-(-values.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
         draws = bits.view(torch.int16)[: values.numel()].view(values.shape)
-        kept = draws >= round(self.p * 2**16) - 2**15
+        kept = draws >= min(round(self.p * 2**16), 2**16 - 1) - 2**15
         return values * kept.to(values.dtype).mul_(1 / (1 - self.p) if self.p < 1 else 0.0)

@@ -6,6 +6,7 @@ torchvision is imported where it is used: it takes seconds, and workers that tra
 """
 
 import hashlib
+import textwrap
 from pathlib import Path
 
 import torch
@@ -127,7 +128,7 @@ def _load_weights(network: nn.Module, config: EncoderConfig) -> None:
         weights = torchvision.models.get_model_weights(config.backbone).DEFAULT
         try:
             network.load_state_dict(weights.get_state_dict(progress=True, check_hash=True))
-        except OSError as error:
+        except (OSError, RuntimeError) as error:  # the latter for another digest
             raise UsageError(
                 f"encoder.weights: could not download {weights} ({error}); give the path of a state dict, or 'none' "
                 "for random weights; or download them where the internet is, with the same home: they are kept in "
@@ -143,7 +144,7 @@ def _load_weights(network: nn.Module, config: EncoderConfig) -> None:
     try:
         network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     except Exception as error:  # pickle, zip and key errors: whatever it is, this file does not fit
-        reason = str(error).splitlines()[0]
+        reason = textwrap.shorten(f"{type(error).__name__}: {error}", 400)
         raise UsageError(f"encoder.weights: {path}: not a state dict of {config.backbone} ({reason})") from error
 
 

@@ -71,6 +71,8 @@ class FusedRecurrence(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return hidden states (W, H), gated contexts (W, D) or nothing (W, 0) of them, and attention (W, R)."""
         num_words, num_regions, hidden_size = sum(layout.active), keys.shape[1], state.shape[1]
+        if len(word_gates) < num_words:
+            raise ValueError(f"{len(word_gates)} rows of gates, but {num_words} words")
         room = functools.partial(_room, num_words, len(word_gates))
         input_size = 0 if context is None else values.shape[2]
         given = {

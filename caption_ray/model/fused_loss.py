@@ -64,8 +64,12 @@ class FusedCrossEntropy(torch.autograd.Function):
 
 
 def cross_entropy(logits: Tensor, targets: Tensor, label_smoothing: float) -> Tensor | None:
-    """Return the cross-entropy (W,) of each word, or None where torch's operations must do."""
-    if not len(targets) or (kernel := compiled.library_for(logits)) is None:
+    """Return the cross-entropy (W,) of each word, or None where torch's operations must do.
+
+    To these is also left what they refuse.
+    """
+    is_usual = targets.dtype == torch.int64 and targets.device == logits.device and targets.ndim == 1
+    if not is_usual or not 0 < len(targets) <= len(logits) or (kernel := compiled.library_for(logits)) is None:
         return None
     losses: Tensor = FusedCrossEntropy.apply(kernel, logits, targets, label_smoothing)
     return losses

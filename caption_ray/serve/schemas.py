@@ -48,7 +48,9 @@ class CaptionAnswer(Answer):
     """One caption."""
 
     text: str = Field(description="The words as a sentence.")
-    log_probability: float = Field(description="Natural logarithm, of the words and the end.")
+    log_probability: float = Field(
+        description="Natural logarithm, of the words and the end; of the words alone where it was cut off."
+    )
     words: list[Word]
 
 

@@ -100,11 +100,18 @@ def kill_ray(user: User, node: str, process: str, reason: str, signal: str = "KI
 
 
 def test_a_command_that_fails_ends_the_job_with_its_exit_code(alice: User) -> None:
-    """However the job was asked for; and it clears away what a machine that crashed has left of another one."""
-    alice.type("mkdir -p ~/.caption_ray/clusters/999999", check=True)
-    alice.type("cd ~/.caption_ray/clusters && echo secret | tee 999999/token > 999999.env", check=True)
+    """However the job was asked for; and it clears away what a machine that crashed has left of another one.
+
+    But not what is of another SLURM, whose jobs may well run, where both have the same home folder.
+    """
+    for number in (999998, 999999):
+        alice.type(f"mkdir -p ~/.caption_ray/clusters/{number}", check=True)
+        alice.type(f"cd ~/.caption_ray/clusters && echo secret | tee {number}/token > {number}.env", check=True)
+    alice.type("echo elsewhere > ~/.caption_ray/clusters/999998/slurm_cluster", check=True)
     asked = 'python -c "import ray; ray.init(); print(ray.cluster_resources())"'
     job = alice.sbatch(f"bash -c '{asked}; mktemp; exit 9'", "--gpus=p100:4 --export=SLURM_CONF")
     assert alice.wait_for_end(job) == ("FAILED", 9)
     assert "'GPU': 4.0" in alice.log(job)
+    kept = alice.type("cd ~/.caption_ray/clusters && cat 999998/token 999998.env && rm -r 999998*", check=True).stdout
+    assert kept.split() == ["secret", "secret"]
     alice.leaves_nothing()
