@@ -79,7 +79,7 @@ def has_kernels(capability: tuple[int, int], built_for: Sequence[str]) -> bool:
         is_like = version == capability if bound == "a" else version[0] == capability[0]
         if version <= capability and (is_like or (kind == "compute" and not bound)):
             return True
-    return not found
+    return bool(built_for) and not found
 
 
 def no_kernels(gpu: str, capability: tuple[int, int], built_for: Sequence[str]) -> str:

@@ -61,6 +61,17 @@ def test_home_that_cannot_be_written_to(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 @needs_kernel
+def test_user_without_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", no_home)
+    assert compiled.load() is not None
+
+
+def no_home() -> Path:
+    raise RuntimeError("Could not determine home directory.")
+
+
+@needs_kernel
 def test_many_workers_start_at_once(tmp_path: Path) -> None:
     workers = [start_worker(tmp_path) for _ in range(3)]
     assert [worker.wait(timeout=120) for worker in workers] == [0, 0, 0]

@@ -19,6 +19,7 @@ from caption_ray.data.synthetic import write_synthetic_flickr8k
 from caption_ray.errors import FeatureCacheError, UsageError
 from caption_ray.evaluation.evaluate import evaluate
 from caption_ray.evaluation.pictures import prepared_pictures, source_pictures
+from caption_ray.model.encoder import build_encoder
 from caption_ray.train.state import CheckpointRecord
 from caption_ray.train.trainer import TrainRequest, train
 
@@ -151,6 +152,18 @@ def test_a_cache_in_bf16_says_so_and_comes_near(data: str, features: str, tmp_pa
         grids.append(manifest.picture_format.read(table["picture"].combine_chunks()).astype("f4"))
     error = np.linalg.norm(grids[1] - grids[0]) / np.linalg.norm(grids[0])
     assert 1e-5 < error < 0.02
+
+
+def test_features_that_half_precision_cannot_hold_are_refused(
+    data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As those of a deep network with random weights: infinite ones would end training, with the wrong advice."""
+    encoder = build_encoder(ENCODER)
+    encoder.std.fill_(1e-9)
+    monkeypatch.setattr("small.build_encoder", lambda _: encoder)
+    with pytest.raises(FeatureCacheError, match=r"\.jpg: resnet18's features are beyond 65,504.*--encoder\.weights"):
+        make_cache(data, str(tmp_path / "beyond"))
+    assert not (tmp_path / "beyond").exists()
 
 
 def test_a_cache_in_fp16_needs_a_gpu(data: str, tmp_path: Path) -> None:

@@ -165,6 +165,23 @@ def test_weights_of_another_model_are_refused(copied: Path) -> None:
         load_bundle(str(copied))
 
 
+def test_vocabulary_of_another_model_is_refused(copied: Path) -> None:
+    words = json.loads((copied / "vocabulary.json").read_text())
+    words["words"].pop()
+    (copied / "vocabulary.json").write_text(json.dumps(words))
+    seal(copied, "vocabulary.json")
+    with pytest.raises(BundleError, match=r"config\.json speaks of \d+ words and 1280 features; .* have \d+ words"):
+        load_bundle(str(copied))
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "metrics.json", "config.json"])
+def test_sealed_rubbish_is_refused(copied: Path, file: str) -> None:
+    (copied / file).write_bytes(b"\xff rubbish")
+    seal(copied, file)
+    with pytest.raises(BundleError, match=str(copied)):
+        load_bundle(str(copied))
+
+
 def test_damaged_vocabulary_is_refused(copied: Path) -> None:
     (copied / "vocabulary.json").write_text('{"format_version": 1, "words": ["a", "dog"]}')
     seal(copied, "vocabulary.json")

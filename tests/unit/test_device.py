@@ -57,6 +57,11 @@ TORCH_2_14 = ["sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120"]
         ((11, 0), [*TORCH_2_14, "compute_100"], True),
         ((9, 0), ["compute_100"], False),
         ((6, 0), [], False),
+        ((10, 0), ["compute_90a"], False),  # an "a" holds to its version
+        ((9, 0), ["compute_90a"], True),
+        ((10, 3), ["sm_100f"], True),  # an "f" to its family
+        ((12, 0), ["compute_100f"], False),
+        ((9, 0), ["gfx90a"], True),  # no GPU of Nvidia's
     ],
 )
 def test_kernels_by_hand(capability: tuple[int, int], built_for: list[str], answer: bool) -> None:

@@ -10,7 +10,7 @@ from caption_ray.bundle import BundleConfig, build_model, load_bundle, save_bund
 from caption_ray.config import DecodeOptions, EncoderConfig, ModelConfig
 from caption_ray.data.batches import stack_pictures
 from caption_ray.device import resolve_precision
-from caption_ray.errors import PictureError
+from caption_ray.errors import BundleError, PictureError
 from caption_ray.inference import Captioner, to_captions
 from caption_ray.model.decoding import Hypothesis
 from caption_ray.text.vocabulary import Vocabulary
@@ -51,6 +51,18 @@ def test_options_of_a_call_outrank_the_bundles(captioner: Captioner) -> None:
         [captioner.decode_picture(picture("wide"))], DecodeOptions(beam_width=1, max_words=1)
     )
     assert [len(caption.words) for caption in captions] == [1]
+
+
+def test_weights_without_numbers_are_named_and_the_bundle_stays_as_it_is(tiny_bundle: Path) -> None:
+    bundle = load_bundle(str(tiny_bundle))
+    captioner = Captioner(bundle, torch.device("cpu"))
+    square = captioner.decode_picture(picture("wide"))
+    before = captioner.caption([square])[0][0].text
+    for weight in bundle.model.parameters():
+        weight.data.fill_(torch.nan)
+    assert captioner.caption([square])[0][0].text == before  # it has a copy
+    with pytest.raises(BundleError, match="the weights are spoilt"):
+        Captioner(bundle, torch.device("cpu")).caption([square])
 
 
 def test_no_pictures_no_captions(captioner: Captioner) -> None:

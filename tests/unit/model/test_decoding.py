@@ -52,6 +52,10 @@ def search(trees: Sequence[Tree], **options: float) -> list[list[Hypothesis]]:
 GARDEN_PATH: Tree = {(): {A: 0.5, B: 0.4, C: 0.1}, (A,): {C: 0.4, D: 0.3, B: 0.3}, (B,): {D: 0.9, A: 0.1}}
 
 
+def test_no_picture_no_caption() -> None:
+    assert search([]) == []
+
+
 def test_beam_finds_what_greedy_misses() -> None:
     (greedy,) = search([GARDEN_PATH], beam_width=1)
     (beam,) = search([GARDEN_PATH], beam_width=2)

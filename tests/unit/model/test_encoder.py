@@ -122,11 +122,15 @@ def test_weights_from_a_file(tmp_path: Path) -> None:
 
     with pytest.raises(UsageError, match=r"weights\.pth: not a state dict of resnet18"):
         build_encoder(EncoderConfig(backbone="resnet18", weights=str(path)))
+    torch.save({"model": network.state_dict()}, path)
+    with pytest.raises(UsageError, match=r"Unexpected key.*\bmodel\b|Missing key.*features"):
+        build_encoder(EncoderConfig(backbone="mobilenet_v2", weights=str(path)))
 
 
-def test_file_that_is_no_state_dict(tmp_path: Path) -> None:
+@pytest.mark.parametrize("content", ["<html>404</html>", ""])
+def test_file_that_is_no_state_dict(content: str, tmp_path: Path) -> None:
     path = tmp_path / "weights.pth"
-    path.write_text("<html>404</html>")
+    path.write_text(content)
     with pytest.raises(UsageError, match=r"weights\.pth: not a state dict of mobilenet_v2"):
         build_encoder(EncoderConfig(backbone="mobilenet_v2", weights=str(path)))
 

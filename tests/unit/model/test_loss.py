@@ -30,6 +30,14 @@ def test_half_precision_is_summed_in_full() -> None:
     assert float(loss_sum) / num_words == pytest.approx(LN2, rel=1e-5)
 
 
+def test_targets_that_torch_refuses_are_refused() -> None:
+    """By compiled code too, which takes addresses at their word."""
+    with pytest.raises(ValueError, match="batch_size"):
+        caption_loss(torch.zeros(2, 10), torch.zeros(5, dtype=torch.long))
+    with pytest.raises(RuntimeError, match="expected"):
+        caption_loss(torch.zeros(4, 10), torch.zeros(4, dtype=torch.int32))
+
+
 def test_attention_penalty_by_hand() -> None:
     # (1 - 1)^2 + (1 - 0.5)^2 and (1 - 0)^2 + (1 - 2)^2
     assert float(attention_penalty(torch.tensor([[1.0, 0.5], [0.0, 2.0]]))) == pytest.approx(2.25)
