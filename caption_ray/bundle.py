@@ -19,7 +19,7 @@ from pydantic import Field, ValidationError
 
 import caption_ray
 from caption_ray import storage
-from caption_ray.config import DecodeOptions, EncoderConfig, ModelConfig, Settings
+from caption_ray.config import PLAIN_NAME, DecodeOptions, EncoderConfig, ModelConfig, Settings
 from caption_ray.data.images import PREPROCESSING
 from caption_ray.errors import BundleError, CaptionRayError, UsageError
 from caption_ray.lineage import Lineage
@@ -31,7 +31,6 @@ from caption_ray.weights import to_safetensors
 
 MANIFEST_NAME = "manifest.json"
 LINEAGE_NAME = "lineage.json"
-_FILE_NAME = r"^[^/\\.][^/\\]*$"
 """Of a file within the bundle: whoever copies what a stranger's manifest names copies nothing from elsewhere."""
 
 _FILES = ("model.safetensors", "config.json", "vocabulary.json", "metrics.json", "README.md")
@@ -55,7 +54,7 @@ class BundleManifest(Settings):
     caption_ray_version: str = caption_ray.__version__
     name: str = Field(description="Name of the run that trained it.")
     data_digest: str = Field(description="Digest of the data set that it was trained on.")
-    files: dict[Annotated[str, Field(pattern=_FILE_NAME)], str] = Field(description="SHA-256 of each file, by name.")
+    files: dict[Annotated[str, Field(pattern=PLAIN_NAME)], str] = Field(description="SHA-256 of each file, by name.")
 
     @property
     def digest(self) -> str:
@@ -132,7 +131,7 @@ def kept_location(folder: str, manifest: BundleManifest) -> str:
 
     Raises BundleError where its name would lead elsewhere.
     """
-    if not re.fullmatch(_FILE_NAME, manifest.name):
+    if not re.fullmatch(PLAIN_NAME, manifest.name):
         raise BundleError(
             f"bundle {manifest.name!r}: a name with slashes, or a dot first, names no place in {folder}; train under "
             "another --name"

@@ -24,6 +24,11 @@ class Record(Settings):
     model_config = ConfigDict(ser_json_inf_nan="strings")
 
 
+PLAIN_NAME = r"^[^/\\.][^/\\]*$"
+"""Of a run, or of a file in a folder: it names a place right in it."""
+RunName = Annotated[str, Field(pattern=PLAIN_NAME)]
+_MomentDecay = Annotated[float, Field(ge=0, lt=1)]
+
 # Bounds that command lines share with the settings that they override.
 BeamWidth = Annotated[int, Field(ge=1, le=20)]
 CaptionLength = Annotated[int, Field(ge=1, le=100)]
@@ -131,8 +136,10 @@ class DecodeOptions(Settings):
 class OptimizerConfig(Settings):
     """AdamW and its learning rate."""
 
-    learning_rate: float = Field(1e-3, gt=0, description="Peak learning rate of the decoder.")
-    encoder_learning_rate: float = Field(1e-5, gt=0, description="Peak learning rate of fine-tuned stages.")
+    learning_rate: float = Field(1e-3, gt=0, allow_inf_nan=False, description="Peak learning rate of the decoder.")
+    encoder_learning_rate: float = Field(
+        1e-5, gt=0, allow_inf_nan=False, description="Peak learning rate of fine-tuned stages."
+    )
     schedule: Literal["constant", "cosine", "onecycle"] = Field(
         "cosine",
         description="'cosine' falls from the peak to 1 % of it after a linear warm-up; 'onecycle' is Smith's "
@@ -140,7 +147,7 @@ class OptimizerConfig(Settings):
     )
     warmup_share: float = Field(0.05, ge=0, lt=1, description="Share of all steps spent warming up (cosine).")
     weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay on matrices (not on biases).")
-    betas: tuple[float, float] = Field((0.9, 0.999), description="Adam's moment decay rates.")
+    betas: tuple[_MomentDecay, _MomentDecay] = Field((0.9, 0.999), description="Adam's moment decay rates.")
     max_grad_norm: float = Field(5.0, gt=0, description="Gradients are scaled down to this norm.")
 
 
@@ -148,7 +155,12 @@ class TrainingConfig(Settings):
     """One training run."""
 
     epochs: int = Field(20, ge=1, description="Passes over the training captions.")
-    batch_size: int = Field(80, ge=1, description="Captions per optimiser step, over all workers together.")
+    batch_size: int = Field(
+        80,
+        ge=1,
+        description="Captions per optimiser step, over all workers together, where pictures have as many as "
+        "`captions_per_picture`: a step takes `batch_size / captions_per_picture` of them.",
+    )
     captions_per_picture: int = Field(
         5,
         ge=1,

@@ -21,6 +21,9 @@ from caption_ray.text.tokenizer import tokenize
 
 logger = logging.getLogger(__name__)
 
+_FEW_PICTURES = 30
+"""Drawing from fewer says little of others."""
+
 PROMOTION_NAME = "promotion.json"
 
 
@@ -92,6 +95,8 @@ def promote(request: PromoteRequest) -> Promotion:
 def _judge(comparison: Comparison, candidate: Bundle, serving: Bundle, request: PromoteRequest) -> None:
     """Say how they compare; raise QualityError where the candidate's score is the lower one, unless `force`."""
     logger.info("%s", comparison)
+    if comparison.num_pictures < _FEW_PICTURES:
+        logger.warning("%d pictures are too few for the interval to mean much", comparison.num_pictures)
     lineage = candidate.lineage
     if request.split == "dev" and lineage is not None and lineage.num_trials > 1:
         logger.warning(
@@ -115,17 +120,19 @@ def _judge(comparison: Comparison, candidate: Bundle, serving: Bundle, request: 
 def _put_into_service(promoted: Promotion, request: PromoteRequest) -> None:
     """Name the bundle in the config, and tell the running service, if there is one; undo both where it is refused."""
     path, before = storage.absolute(request.serve_config), storage.read_text(request.serve_config)
-    storage.write_text(path, with_bundle(request.serve_config, promoted.bundle, request.application))
+    storage.rewrite_text(path, with_bundle(request.serve_config, promoted.bundle, request.application))
     if request.dashboard is not None:
         try:
             roll_out(request.serve_config, request.dashboard, promoted.model_id, request.application)
-        except RunError as error:
-            storage.write_text(path, before)
+        except BaseException as error:  # Ctrl-C too
+            storage.rewrite_text(path, before)
             logger.warning("%s names again what it did before", request.serve_config)
-            try:
-                deploy(request.serve_config, request.dashboard)
-            except RunError as again:
-                raise RunError(f"{error}\nNor could the service be told of the old config again: {again}") from error
+            if not isinstance(error, UsageError):  # which is raised before the service is told anything
+                try:
+                    deploy(request.serve_config, request.dashboard)
+                except RunError as again:
+                    told = f"{error}\nNor could the service be told of the old config again: {again}"
+                    raise RunError(told) from error
             raise
     logger.info("%s now names %s", request.serve_config, promoted.bundle)
 

@@ -6,6 +6,7 @@ A location is a plain `str` all over the package and becomes a file system only 
 
 import os
 import posixpath
+import stat
 from pathlib import Path
 from urllib.parse import quote, unquote
 
@@ -99,6 +100,45 @@ def write_bytes(location: str, content: bytes) -> None:
 def write_text(location: str, content: str) -> None:
     """Write a UTF-8 file, as `write_bytes` does."""
     write_bytes(location, content.encode("utf-8"))
+
+
+def rewrite_text(location: str, content: str) -> None:
+    """Write over a file that is the user's own: locally a link stays one, and rights stay as they are."""
+    if is_uri(location):
+        write_text(location, content)
+        return
+    path = Path(location).resolve()
+    scratch = Path(f"{path}.{os.getpid()}.partial")
+    scratch.write_text(content, encoding="utf-8")
+    scratch.chmod(stat.S_IMODE(path.stat().st_mode))
+    scratch.replace(path)
+
+
+def check_writable(folder: str) -> None:
+    """Raise UsageError where no file can be written in a folder, before work is done for it; an absent one is made."""
+    probe = join(folder, f"writable.{os.getpid()}")
+    try:
+        write_text(probe, "")
+        delete_file(probe)
+    except OSError as error:
+        raise UsageError(
+            f"{folder}: cannot be written to ({error.strerror or error}); choose another output"
+        ) from error
+
+
+def create_text(location: str, content: str) -> None:
+    """Write a local UTF-8 file, whole, unless there is one: of several that do it at once one has its way."""
+    path = Path(open_location(location)[1])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(f"{path}.{os.getpid()}.partial")
+    scratch.write_text(content, encoding="utf-8")
+    try:
+        os.link(scratch, path)
+    except FileExistsError:
+        pass
+    except OSError:  # a file system without hard links, where the last one has its way
+        scratch.replace(path)
+    scratch.unlink(missing_ok=True)
 
 
 def delete_file(location: str) -> None:

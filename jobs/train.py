@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 import tyro
 from pydantic import Field
 
-from caption_ray.config import Experiment, Settings
+from caption_ray.config import Experiment, RunName, Settings
 from caption_ray.entry import preset_command_line, run_job
 from caption_ray.presets import PRESETS
 
@@ -21,7 +21,7 @@ class Arguments(Settings):
         None, description="Cached features (see jobs/cache_features.py); without them pictures are streamed."
     )
     storage: str = Field(description="Folder or URI under which runs are kept.")
-    name: str = Field(description="Name of the run; its bundle will be in STORAGE/NAME/bundle.")
+    name: RunName = Field(description="Name of the run; its bundle will be in STORAGE/NAME/bundle.")
     num_workers: int | None = Field(
         None, ge=1, description="Data-parallel workers; by default one per GPU, or one on CPUs."
     )

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 from pydantic import Field
 
-from caption_ray.config import Experiment, Settings
+from caption_ray.config import Experiment, RunName, Settings
 from caption_ray.entry import preset_command_line, run_job
 from caption_ray.presets import PRESETS
 from caption_ray.tune.records import StoppingConfig
@@ -22,7 +22,7 @@ class Arguments(Settings):
     data: str = Field(description="Prepared data set (see jobs/prepare_data.py).")
     features: str = Field(description="Cached features (see jobs/cache_features.py), read once for all trials.")
     storage: str = Field(description="Folder or URI under which runs and sweeps are kept.")
-    name: str = Field(description="Name of the sweep; the best trial's bundle will be in STORAGE/NAME/best.")
+    name: RunName = Field(description="Name of the sweep; the best trial's bundle will be in STORAGE/NAME/best.")
     num_trials: int = Field(24, ge=1, description="Trials in all; the preset itself is the first of them.")
     search: Literal["random", "optuna"] = Field(
         "optuna", description="How settings are chosen: at random, or by Optuna's TPE from how earlier trials went."

@@ -137,15 +137,15 @@ def read_source(folder: str, rules: CaptionRules) -> CaptionSource:
     return CaptionSource(records=tuple(records), problems=tuple(gathering.problems), layout=layout)
 
 
-def summarise_problems(problems: Sequence[Problem], limit: int = 20) -> str:
-    """Return lines for a person: how many of each kind, then place and message of the first `limit`."""
+def summarise_problems(problems: Sequence[Problem], limit: int | None = None) -> str:
+    """Return lines for a person: how many of each kind, then place and message of the first `limit`, or of all."""
     counts = Counter(problem.kind for problem in problems)
     lines = [f"{len(problems)} problem{'' if len(problems) == 1 else 's'} in the input"]
     for kind, count in counts.most_common():
         meaning = f": {PROBLEM_KINDS[kind]}" if kind in PROBLEM_KINDS else ""
         lines.append(f"  {count:6d} {kind}{meaning}")
     lines += [f"{problem.where}: {problem.message}" for problem in problems[:limit]]
-    if len(problems) > limit:
+    if limit is not None and len(problems) > limit:
         lines.append(f"... and {len(problems) - limit} more")
     return "\n".join(lines)
 

@@ -200,17 +200,18 @@ class _EncodePictures:
     def __call__(self, table: pa.Table) -> pa.Table:
         if self.device.type == "cpu":
             torch.set_num_threads(1)  # an actor a CPU; said here, since it holds for the calling thread alone
-        pictures = [images.open_picture(data.as_py()) for data in table["image"]]
-        side = self.image_size
         columns = {name: table[name] for name in ("name", "captions", "split")}
-        columns["picture"] = self._encode([images.to_square(picture, side) for picture in pictures])
-        for view in range(1, self.num_views):
-            augmented = [
-                self._augment(picture, view, row["name"], row["captions"]) if row["split"] == "train" else None
-                for picture, row in zip(pictures, table.drop_columns("image").to_pylist(), strict=True)
-            ]
-            columns[f"view_{view}"] = self._encode(augmented)
+        views = [self._views(**row) for row in table.to_pylist()]
+        for column, squares in zip(_grid_columns(self.num_views), zip(*views, strict=True), strict=True):
+            columns[column] = self._encode(squares)
         return pa.table(columns)
+
+    def _views(self, name: str, captions: list[str], split: str, image: bytes) -> list[_Square | None]:
+        """Return the picture's views; one that is opened may be large, and is let go before the next."""
+        picture = images.open_picture(image)
+        others = range(1, self.num_views)
+        augmented = (self._augment(picture, view, name, captions) if split == "train" else None for view in others)
+        return [images.to_square(picture, self.image_size), *augmented]
 
     def _augment(self, picture: Image.Image, view: int, name: str, captions: list[str]) -> _Square:
         side = self.image_size

@@ -42,7 +42,9 @@ _STRIP_PIXELS = 1 << 18
 CROP_MARGIN = 1 / 8
 """Augmentation resizes to a side larger by this share, then takes a random crop."""
 
-_SIDED_WORDS = re.compile(r"\b(left|right|leftmost|rightmost|clockwise|counterclockwise)\b", re.IGNORECASE)
+_SIDED_WORDS = re.compile(
+    r"\b((left|right)(most|wards?|hand(ed|er|ers)?|y|ies)?|((anti|counter)-?)?clockwise)\b", re.IGNORECASE
+)
 
 
 def open_picture(data: bytes, *, max_pixels: int = MAX_PIXELS, formats: tuple[str, ...] | None = None) -> Image.Image:
@@ -117,6 +119,8 @@ def load_picture(location: str) -> Image.Image:
         raise PictureError(f"{location}: {error}") from error
     except OSError as error:
         raise PictureError(f"{location}: cannot be read ({error.strerror or error})") from error
+    except UnicodeEncodeError as error:
+        raise PictureError(f"{location!r}: its name is not UTF-8; rename it") from error
 
 
 def _turn(image: Image.Image) -> Image.Transpose | None:

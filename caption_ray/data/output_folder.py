@@ -8,6 +8,7 @@ from pathlib import Path
 
 from caption_ray import storage
 from caption_ray.errors import UsageError
+from caption_ray.lock import LOCK_NAME, sole_driver
 
 _SCRATCH = re.compile(r"\.\d+\.partial$")
 """What `storage.write_bytes` appends to a local file's name until the file is whole."""
@@ -20,15 +21,27 @@ def output_folder(output: str, *, marker: str, our_files: re.Pattern[str], overw
     A local output is written to `OUTPUT.partial`, which takes its place when the block ends well; what an
     interrupted run left there is removed first. A URI is written to directly: there `marker`, the file
     without which no later step accepts the folder, is what makes it whole. A block that raises leaves
-    nothing behind.
+    nothing behind. While it is written, a file `OUTPUT.driver.json` beside it keeps a second one away.
 
     `our_files` matches the relative path of every file that may be deleted; what a killed `storage.write_bytes`
     left of one may be too. Raises UsageError where the output is a file, holds any file that is not ours, or holds
-    `marker` and `overwrite` is not set.
+    `marker` and `overwrite` is not set; RunError where another process is writing it.
     """
     if not storage.is_uri(output):
         output = str(Path(output).resolve())  # so that a link stays a link and its target is replaced
     _check(output, marker, our_files, overwrite)
+    beside, _, name = output.rpartition("/")
+    with (
+        sole_driver(beside, "folder", name=f"{name}.{LOCK_NAME}"),
+        _written(output, marker=marker, our_files=our_files, overwrite=overwrite) as scratch,
+    ):
+        yield scratch
+
+
+@contextmanager
+def _written(output: str, *, marker: str, our_files: re.Pattern[str], overwrite: bool) -> Iterator[str]:
+    """Do so as the only process that does."""
+    _check(output, marker, our_files, overwrite)  # again: another one may just have ended
     scratch = output if storage.is_uri(output) else f"{output}.partial"
     _check(scratch, marker, our_files, overwrite=True)
     filesystem, scratch_path = storage.open_location(scratch)

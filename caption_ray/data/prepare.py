@@ -93,6 +93,11 @@ def prepare_dataset(
                 f"{source}: no picture is left to train on, of {len(found.records):,} with captions: "
                 "check the split lists, and the problems that were skipped"
             )
+        if not captions["dev"]:
+            logger.warning(
+                "no picture is in the dev split, and training needs some: name them in Flickr_8k.devImages.txt beside "
+                "the captions"
+            )
         words = build_vocabulary(_tokenised(captions["train"]), vocabulary.min_count)
         if len(words) == len(SPECIAL_WORDS):
             raise DatasetError(

@@ -6,6 +6,8 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import ray
 import ray.data
@@ -63,10 +65,12 @@ def evaluate(
 ) -> Evaluation:
     """Caption the pictures, score them, and write metrics.json, predictions_SPLIT.json and report.html to `output`.
 
-    options: by default the bundle's own. Raises BadInputError where a picture cannot be read, unless `skip_bad`.
+    options: by default the bundle's own. Raises BadInputError where a picture cannot be read, unless `skip_bad`;
+    UsageError where `output` cannot be written to.
     """
     options = options or bundle.config.decode
     output = storage.absolute(output)
+    storage.check_writable(output)
     with connect():
         predictions, bad = _predict(bundle, pictures, options)
     if bad and not skip_bad:
@@ -163,9 +167,9 @@ class _CaptionPictures:
         if self.captioner.device.type == "cpu":
             torch.set_num_threads(1)  # an actor a CPU; said here, since it holds for the calling thread alone
         columns = [name for name in ("image", "error") if name in table.column_names]
-        opened = [_open(**row) for row in table.select(columns).to_pylist()]
         side = self.captioner.bundle.config.encoder.image_size
-        good = [to_square(picture, side) for picture in opened if isinstance(picture, Image.Image)]
+        opened = [_open(side, **row) for row in table.select(columns).to_pylist()]
+        good = [picture.square for picture in opened if isinstance(picture, _Opened)]
         captions = iter(self.captioner.caption(good, self.options))
         rows = []
         for row, picture in zip(table.select(["name", "captions"]).to_pylist(), opened, strict=True):
@@ -179,7 +183,7 @@ class _CaptionPictures:
                         references=row["captions"],
                         caption=best.text,
                         log_probability=best.log_probability,
-                        thumbnail=_thumbnail(picture),
+                        thumbnail=picture.thumbnail,
                     )
                 )
         return pa.Table.from_pylist([asdict(row) for row in rows], schema=_ROW_SCHEMA)
@@ -207,14 +211,23 @@ _ROW_SCHEMA = pa.schema(
 )
 
 
-def _open(image: bytes | None, error: str | None = None) -> Image.Image | str:
+@dataclass(frozen=True, slots=True)
+class _Opened:
+    """What is kept of a picture: opened, it may be large, and is let go before the next."""
+
+    square: npt.NDArray[np.uint8]
+    thumbnail: bytes
+
+
+def _open(side: int, image: bytes | None, error: str | None = None) -> _Opened | str:
     """Return the picture, or why it cannot be read: errors travel as data, Ray would wrap a raised one."""
     if error is not None:
         return error
     try:
-        return open_picture(image or b"")
+        picture = open_picture(image or b"")
     except PictureError as failure:
         return str(failure)
+    return _Opened(to_square(picture, side), _thumbnail(picture))
 
 
 def _thumbnail(picture: Image.Image) -> bytes:

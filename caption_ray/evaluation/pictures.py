@@ -58,15 +58,15 @@ def source_pictures(source: str, split: str) -> ScoredPictures:
     source = storage.absolute(source)
     names = _split_names(split)
     found = read_source(source, _REFERENCE_RULES)
-    splits, _ = assign_splits(found.records, read_split_lists(source))
+    splits, unmatched = assign_splits(found.records, read_split_lists(source))
     records = [record for record in found.records if split == ALL or splits.get(record.name) in names]
     if not records:
         raise DatasetError(
             f"{source}: no picture of split {split}, of {len(found.records):,} with captions; name them in "
             f"Flickr_8k.{split}Images.txt beside the captions, or use --split all"
         )
-    if found.problems:
-        logger.warning("%s\nThese are not scored.", summarise_problems(found.problems, limit=5))
+    if problems := [*found.problems, *unmatched]:
+        logger.warning("%s\nThese are not scored.", summarise_problems(problems, limit=5))
     everywhere = {record.name: split for record in records}
     return ScoredPictures(
         where=source, split=split, count=len(records), dataset=lambda: open_pictures(records, everywhere)

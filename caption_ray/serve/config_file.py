@@ -61,9 +61,12 @@ def with_bundle(path: str, bundle: str, application: str | None = None) -> str:
 
 
 def http_address(path: str) -> tuple[str, int]:
-    """Return the host and port that the service listens on."""
+    """Return the host and port that the service listens on. Raises UsageError for a port that is none."""
     options = _mapping(_read(path).get("http_options"), path, "http_options")
-    return str(options.get("host", "127.0.0.1")), int(options.get("port", 8000))
+    host, port = options.get("host", "127.0.0.1"), options.get("port", 8000)
+    if not isinstance(port, int):
+        raise UsageError(f"{path}: http_options.port: {port!r}: must be a number")
+    return str(host), port
 
 
 def route_prefix(path: str, application: str | None = None) -> str:

@@ -59,7 +59,10 @@ def deploy(config: str, dashboard: str) -> None:
         )
     command = [str(Path(sys.executable).with_name("serve")), "deploy", config, "--address", dashboard]
     told = {"RAY_AUTH_MODE": "token"} if _token() else {}  # the command sends a token only if told (Ray 2.60)
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**told, **os.environ})
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env={**told, **os.environ})
+    except FileNotFoundError as error:
+        raise RunError(f"{command[0]}: not there; install caption_ray and its Ray in this environment") from error
     if done.returncode != 0:
         raise RunError(f"`serve deploy {config} --address {dashboard}` failed: {_last_line(done.stderr)}")
 

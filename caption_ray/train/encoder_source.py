@@ -1,5 +1,6 @@
 """Which encoder a run goes with: the settings' own, or the one that made its cached features; and its features."""
 
+import logging
 from dataclasses import dataclass, replace
 
 import safetensors
@@ -14,6 +15,8 @@ from caption_ray.errors import FeatureCacheError, UsageError
 from caption_ray.model.encoder import Encoder, build_encoder, weights_digest
 from caption_ray.model.frozen_encoder import EncoderPass
 from caption_ray.weights import to_safetensors
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +48,8 @@ def find_encoder(
                 f"encoder.{field}: {wanted!r}, but the features in {features} were made with {cached!r}; drop the "
                 "setting, or make other features, or train without --features"
             )
+    if manifest.encoder.backbone != asked.backbone:
+        logger.info("the encoder is that of the features: %s", manifest.encoder.backbone)
     remedy = "make the cache again with jobs/cache_features.py"
     encoder = load_encoder(features, manifest.encoder, manifest.weights_sha256, remedy)
     return EncoderSource(

@@ -7,7 +7,7 @@ from caption_ray import storage
 from caption_ray.config import Experiment
 from caption_ray.data.pipeline import Feed, cached_feed, stream_feed
 from caption_ray.data.shards import DatasetManifest, first_pictures, load_manifest
-from caption_ray.errors import DatasetError
+from caption_ray.errors import DatasetError, UsageError
 from caption_ray.train.encoder_source import EncoderSource, find_encoder
 from caption_ray.train.setup import FeatureStatistics, FeedPlan, measure_features
 
@@ -15,6 +15,9 @@ logger = logging.getLogger(__name__)
 
 NUM_MEASURED = 128
 """Training pictures whose features are measured for `model.standardise_features`."""
+
+_FEW_CAPTIONS = 0.75
+"""Of `training.captions_per_picture`: with fewer a picture, steps are clearly smaller than asked for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +38,26 @@ def find_inputs(experiment: Experiment, preset: Experiment, data: str, features:
     manifest = load_manifest(data)
     for split in ("train", "dev"):
         if manifest.splits[split].num_pictures == 0:
-            raise DatasetError(f"{data}: no picture in the {split} split; training needs train and dev pictures")
+            raise DatasetError(
+                f"{data}: no picture in the {split} split; training needs train and dev pictures: name some in "
+                f"Flickr_8k.{split}Images.txt beside the captions, and prepare the data set again"
+            )
+    training = experiment.training
+    if manifest.splits["dev"].num_pictures == 1 and training.select_by == "cider":
+        raise UsageError(
+            f"{data}: CIDEr of a single dev picture is always 0, and chooses no epoch: train with --training.select-by "
+            "bleu_4, or name more pictures in Flickr_8k.devImages.txt and prepare the data set again"
+        )
+    each = manifest.splits["train"].num_captions / manifest.splits["train"].num_pictures
+    if each < _FEW_CAPTIONS * training.captions_per_picture:
+        logger.warning(
+            "training.batch_size %d will be about %.0f: a step takes %d pictures, which have %.1f captions each; set "
+            "training.captions_per_picture nearer to that",
+            training.batch_size,
+            training.batch_size * each / training.captions_per_picture,
+            training.batch_size // training.captions_per_picture,
+            each,
+        )
     features = None if features is None else storage.absolute(features)
     source = find_encoder(experiment.encoder, preset.encoder, manifest, features)
     experiment = experiment.model_copy(update={"encoder": source.config})

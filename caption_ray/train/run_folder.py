@@ -141,7 +141,9 @@ def whole_checkpoints(run_folder: str) -> dict[str, CheckpointRecord]:
     names = [name.rpartition("/")[0] for name in storage.list_files(run_folder) if name.endswith(f"/{PROGRESS_NAME}")]
     records = {
         location: record
-        for location in (storage.join(run_folder, name) for name in names if name not in _STOPPED_NAMES)
+        for location in (
+            storage.join(run_folder, name) for name in names if name not in _STOPPED_NAMES and "/" not in name
+        )
         if (record := _read_record(location)) is not None
     }
     return dict(sorted(records.items(), key=lambda pair: pair[1].progress.epochs_done))

@@ -20,12 +20,12 @@ from caption_ray.data.shards import VOCABULARY_NAME, read_vocabulary
 from caption_ray.device import resolve_precision
 from caption_ray.errors import DivergedError, RunError, UsageError, WorkLeftError
 from caption_ray.lineage import Lineage
+from caption_ray.lock import sole_driver
 from caption_ray.model.caption_model import CaptionModel
 from caption_ray.model.decoder import Decoder
 from caption_ray.text.vocabulary import Vocabulary
 from caption_ray.train.encoder_source import save_encoder
 from caption_ray.train.inputs import RunInputs, build_feeds, describe, find_inputs, measure
-from caption_ray.train.lock import sole_driver
 from caption_ray.train.loop import train_loop
 from caption_ray.train.resources import WorkerResources, plan_workers
 from caption_ray.train.run_folder import (
@@ -125,8 +125,9 @@ def train(request: TrainRequest, surroundings: Surroundings | None = None) -> Tr
         if existed:
             logger.info("going on with run %s in %s", request.name, request.run_folder)
         if surroundings is not None:  # whoever hands them in sees to it that the run has no other driver
-            return _run(request, inputs, surroundings)
-        with sole_driver(request.run_folder, "run"):
+            with stop_on_signal(request.run_folder):
+                return _run(request, inputs, surroundings)
+        with sole_driver(request.run_folder, "run"), stop_on_signal(request.run_folder):
             feeds, statistics = build_feeds(inputs, request.stage), measure(inputs)
             return _run(request, inputs, Surroundings(workers=workers, feeds=feeds, statistics=statistics))
 
@@ -212,8 +213,7 @@ def _fit(request: TrainRequest, inputs: RunInputs, surroundings: Surroundings) -
     )
     set_up_ray_train()
     try:
-        with stop_on_signal(request.run_folder):
-            result = trainer.fit()
+        result = trainer.fit()
     except Exception as error:
         raise RunError(
             f"run {request.name} failed: {_last_line(error)}\nThe same command goes on from its last checkpoint in "

@@ -85,7 +85,7 @@ def build_scheduler(
     Ray's own way of going on with a sweep (Tuner.restore, 2.60) begins with empty rungs, so that the first trials after
     it are compared with nothing and go on however bad they are.
     """
-    if not stopping.early or stopping.grace_epochs >= max_epochs:
+    if not stopping.may_stop(max_epochs):
         return FIFOScheduler()
     scheduler = _Halving(
         time_attr="epoch",  # not training_iteration, which begins anew when a trial does

@@ -127,7 +127,7 @@ def _command(request: SweepRequest, best: Standing) -> str:
 
 def _describe_stopping(request: SweepRequest) -> str:
     stopping = request.stopping
-    if not stopping.early:
+    if not stopping.may_stop(request.experiment.training.epochs):
         return "none, all trials ran to their end"
     rungs = f"after {stopping.grace_epochs} epochs and then times {stopping.reduction}"
     return f"ASHA: {rungs}, one trial in {stopping.reduction} goes on"

@@ -34,6 +34,10 @@ class StoppingConfig(Settings):
         3, ge=2, description="Of the trials that reach a rung (grace, then times this), one in so many goes on."
     )
 
+    def may_stop(self, max_epochs: int) -> bool:
+        """Tell whether a trial of so many epochs can be stopped before its end."""
+        return self.early and self.grace_epochs < max_epochs
+
 
 class SweepRecord(Settings):
     """What a sweep was started with; a sweep of that name goes on only with the same."""
@@ -46,6 +50,7 @@ class SweepRecord(Settings):
     stopping: StoppingConfig
     seed: int
     data_digest: str = Field(description="Digest of the prepared data set.")
+    vocabulary_sha256: str = Field(description="Digest of its vocabulary.")
     features_key: str = Field(description="Key of the feature cache.")
 
 

@@ -15,8 +15,8 @@ from caption_ray import storage
 from caption_ray.cluster import connect
 from caption_ray.data.pipeline import Feed, smallest_object_store
 from caption_ray.errors import RunError, SweepInterruptedError, UsageError, WorkLeftError
+from caption_ray.lock import sole_driver
 from caption_ray.train.inputs import RunInputs, build_feeds, measure
-from caption_ray.train.lock import sole_driver
 from caption_ray.train.run_folder import claim_record
 from caption_ray.train.stopping import StopWatch, stop_files, stop_on_signal
 from caption_ray.train.trainer import inputs_of
@@ -65,6 +65,7 @@ def sweep(request: SweepRequest) -> SweepOutcome:
         stopping=request.stopping,
         seed=request.seed,
         data_digest=inputs.manifest.digest,
+        vocabulary_sha256=inputs.manifest.vocabulary_sha256,
         features_key=inputs.source.features.key,
     )
     existed = claim_record(storage.join(request.folder, RECORD_NAME), record, "sweep")

@@ -18,7 +18,7 @@ from small import EXPERIMENT, numbers
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from caption_ray.errors import RunError, WorkLeftError
-from caption_ray.train.lock import LOCK_NAME, Driver
+from caption_ray.lock import LOCK_NAME, Driver
 from caption_ray.train.run_folder import stopped_checkpoint
 from caption_ray.train.state import Position
 from caption_ray.train.trainer import TrainRequest, train

@@ -114,6 +114,7 @@ def watch(folder: Path, records: dict[int, TrialRecord], max_retries: int = 1) -
         stopping=STOPPING,
         seed=0,
         data_digest="",
+        vocabulary_sha256="",
         features_key="",
     )
     search = TrialSearch(SPACE, "random", "cider", seed=0)

@@ -1,4 +1,5 @@
 import inspect
+import math
 from typing import Any
 
 import pytest
@@ -85,6 +86,8 @@ def test_palmetto_is_the_original_run() -> None:
         (DecodeOptions, {"beam_width": 0}, "greater than or equal to 1"),
         (DecodeOptions, {"beam_width": 21}, "less than or equal to 20"),
         (OptimizerConfig, {"learning_rate": 0}, "greater than 0"),
+        (OptimizerConfig, {"learning_rate": math.inf}, "finite number"),
+        (OptimizerConfig, {"betas": (0.9, 1.0)}, "less than 1"),
         (OptimizerConfig, {"schedule": "linear"}, "'constant', 'cosine' or 'onecycle'"),
     ],
 )

@@ -15,7 +15,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 
-BASE = ("config", "errors", "lineage", "logs", "presets", "progress", "special_ids", "storage")
+BASE = ("config", "errors", "lineage", "lock", "logs", "presets", "progress", "special_ids", "storage")
 TEMPLATES, TEXT = ("templates",), ("text.*",)
 DATA_FILES = ("data.captions", "data.caption_formats", "data.splits", "data.synthetic")
 DATA_TABLES = (
@@ -36,7 +36,7 @@ METRICS = ("evaluation.metrics", "evaluation.comparison")
 PURE = (*BASE, *TEXT, *DATA_FILES, *DATA_TABLES, *BATCHES, *TENSORS, *MODEL, *METRICS)
 STEP_PARTS = ("train.averaging", "train.gradients", "train.graphed")
 STEPS = (*STEP_PARTS, "train.steps", "train.state", "train.schedule", "train.resources", "train.setup")
-RUN_RECORDS = ("train.run_folder", "train.lock", "train.stopping")
+RUN_RECORDS = ("train.run_folder", "train.stopping")
 RUN_PARTS = (*RUN_RECORDS, "train.dev", "train.board", "train.encoder_source", "train.meter")
 CAPTION = ("caption",)
 CAPTIONING = (*CAPTION, "bundle", "inference", "attention_figure")

@@ -61,6 +61,32 @@ def test_local_file_is_replaced_never_rewritten(tmp_path: Path) -> None:
     assert storage.list_files(str(tmp_path)) == ["a.json"]
 
 
+def test_a_users_file_is_rewritten_as_it_was(tmp_path: Path) -> None:
+    (tmp_path / "real.yaml").write_text("a: 1")
+    (tmp_path / "real.yaml").chmod(0o600)
+    (tmp_path / "link.yaml").symlink_to("real.yaml")
+    storage.rewrite_text(str(tmp_path / "link.yaml"), "a: 2")
+    assert (tmp_path / "link.yaml").is_symlink()
+    assert (tmp_path / "real.yaml").read_text() == "a: 2"
+    assert (tmp_path / "real.yaml").stat().st_mode & 0o777 == 0o600
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_of_several_that_create_a_file_one_has_its_way(tmp_path: Path) -> None:
+    storage.create_text(f"{tmp_path}/a/b", "first")
+    storage.create_text(f"{tmp_path}/a/b", "second")
+    assert {path.name: path.read_text() for path in (tmp_path / "a").iterdir()} == {"b": "first"}
+
+
+def test_folder_that_cannot_be_written_to(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for folder in ("file", "file/below"):
+        with pytest.raises(UsageError, match=f"{folder}: cannot be written to .*; choose another output"):
+            storage.check_writable(str(tmp_path / folder))
+    storage.check_writable(str(tmp_path / "new"))
+    assert list((tmp_path / "new").iterdir()) == []
+
+
 def test_delete_folder(folder: str) -> None:
     inner = storage.join(folder, "inner")
     storage.write_bytes(storage.join(inner, "sub", "a"), b"x")

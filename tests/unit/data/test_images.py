@@ -157,6 +157,7 @@ def test_broken_pictures_have_a_one_line_reason(data: bytes, reason: str) -> Non
         ("http://host/a.jpg", "http://host/a.jpg: not a location that can be opened"),
         ("absent.jpg", "absent.jpg: no such file"),
         (".", r"\.: cannot be read"),
+        ("\udcff.jpg", r"'\\udcff\.jpg': its name is not UTF-8"),
     ],
 )
 def test_a_location_without_a_picture_is_a_picture_error(location: str, reason: str) -> None:
@@ -202,6 +203,10 @@ def test_squares_of_the_right_size_are_kept_as_they_are() -> None:
         (["Right of the tree stands a man ."], False),
         (["the leftmost man"], False),
         (["leftover food in a bright copyright office"], True),
+        (["a wheel turns anticlockwise"], False),
+        (["a wheel turns counter-clockwise"], False),
+        (["he looks leftward"], False),
+        (["a righthand bend"], False),
         ([], True),
     ],
 )

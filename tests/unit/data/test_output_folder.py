@@ -1,10 +1,13 @@
+import itertools
 import re
+import threading
 from pathlib import Path
 
 import pytest
 
 from caption_ray.data.output_folder import clear_parts, output_folder
-from caption_ray.errors import UsageError
+from caption_ray.errors import RunError, UsageError
+from caption_ray.lock import Driver
 
 OURS = re.compile("part|done")
 
@@ -23,6 +26,30 @@ def test_the_output_appears_at_the_end_and_whole(tmp_path: Path) -> None:
 
     assert (output / "part").read_text() == "1"
     assert [path.name for path in output.parent.iterdir()] == ["data"]
+
+
+def test_a_second_one_at_work_is_refused_and_spoils_nothing(tmp_path: Path) -> None:
+    output = tmp_path / "data"
+    other = Driver(host="elsewhere", pid=7)
+    beside = tmp_path / "data.driver.json"
+
+    def beat(ended: threading.Event) -> None:
+        for number in itertools.count():
+            beside.write_text(other.model_copy(update={"num_beats": number}).model_dump_json())
+            if ended.wait(0.2):
+                return
+
+    (tmp_path / "data.partial").mkdir()
+    (tmp_path / "data.partial" / "part").write_text("the first one's")
+    ended = threading.Event()
+    first = threading.Thread(target=beat, args=(ended,))
+    first.start()
+    with pytest.raises(RunError, match="process 7 on elsewhere works on this folder"):
+        fill(output, "new")
+    ended.set()
+    first.join()
+    assert (tmp_path / "data.partial" / "part").read_text() == "the first one's"
+    assert not output.exists()
 
 
 def test_an_exception_leaves_nothing(tmp_path: Path) -> None:

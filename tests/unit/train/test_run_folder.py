@@ -123,6 +123,9 @@ def test_checkpoints_that_were_cut_off_do_not_count(tmp_path: Path) -> None:
     (tmp_path / "epoch_0013" / "state.pt").unlink()
     assert list(whole_checkpoints(str(tmp_path))) == [f"{tmp_path}/epoch_0002", f"{tmp_path}/epoch_0010"]
     assert whole_checkpoints(str(tmp_path / "absent")) == {}
+    (tmp_path / "another").mkdir()
+    write_checkpoint(tmp_path / "another", 9)  # a run in this one's folder
+    assert len(whole_checkpoints(str(tmp_path))) == 2
 
 
 def test_where_a_run_was_stopped_is_none_of_the_checkpoints_between_epochs(tmp_path: Path) -> None:

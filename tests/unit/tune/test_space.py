@@ -40,6 +40,11 @@ def test_default_space_is_around_the_preset_and_every_trial_of_it_is_valid(name:
     check_space(space, experiment)
 
 
+def test_default_space_has_an_experiment_of_unusual_dropout() -> None:
+    experiment = with_settings(flickr8k(), {"model.dropout": 0.9})
+    assert space_around(experiment).has(settings_of(experiment))
+
+
 def test_default_space_of_flickr8k() -> None:
     space = space_around(flickr8k())
     assert space.hidden_size == (256, 512, 1024)

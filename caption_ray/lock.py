@@ -1,9 +1,10 @@
-"""One driver at a time for a run or a sweep: two would write the same checkpoints and records.
+"""One driver at a time for what is written under a name: two would write the same files.
 
-The driver says in a file of its folder that it is at work, again and again. Whoever finds the file watches whether that
-goes on, which needs no two clocks to agree; a driver on the same host whose process is gone is not waited for.
+The driver says in a file that it is at work, again and again. Whoever finds the file watches whether that goes on,
+which needs no two clocks to agree; a driver on the same host whose process is gone is not waited for.
 """
 
+import _thread
 import logging
 import os
 import socket
@@ -26,11 +27,15 @@ _WATCH_S = 20.0
 
 
 class Driver(Record):
-    """Who works on a run or a sweep."""
+    """Who is at work."""
 
     host: str
     pid: int
     num_beats: int = Field(0, description="Times that it has said so.")
+
+    def is_same(self, other: "Driver") -> bool:
+        """Tell whether the two are one process."""
+        return (self.host, self.pid) == (other.host, other.pid)
 
     @property
     def is_gone(self) -> bool:
@@ -47,12 +52,15 @@ class Driver(Record):
 
 
 @contextmanager
-def sole_driver(folder: str, kind: str, *, beat_s: float = _BEAT_S, watch_s: float = _WATCH_S) -> Iterator[None]:
-    """Be the only driver of a `kind` of work, in its folder, for the length of a `with` block.
+def sole_driver(
+    folder: str, kind: str, *, name: str = LOCK_NAME, beat_s: float = _BEAT_S, watch_s: float = _WATCH_S
+) -> Iterator[None]:
+    """Be the only driver of a `kind` of work, for the length of a `with` block; it says so in the file `name`.
 
-    Raises RunError where another one is at work.
+    Raises RunError where another one is at work. Where one takes over, since this process stood still for longer than
+    `watch_s`, this process is interrupted as from the keyboard.
     """
-    path = storage.join(folder, LOCK_NAME)
+    path = storage.join(folder, name)
     other = _read(path)
     if other is not None and not other.is_gone:
         logger.info("%s says that process %d on %s is at work; seeing whether it is", path, other.pid, other.host)
@@ -62,9 +70,12 @@ def sole_driver(folder: str, kind: str, *, beat_s: float = _BEAT_S, watch_s: flo
             if (now := _read(path)) is not None and now != other:
                 raise _taken(folder, kind, now)
     own, ended = Driver(host=socket.gethostname(), pid=os.getpid()), threading.Event()
-    storage.write_text(path, own.model_dump_json())
-    time.sleep(beat_s / 5)  # two that found no file both write it, and the last one's stays
-    if (now := _read(path)) is not None and (now.host, now.pid) != (own.host, own.pid):
+    if other is not None or storage.is_uri(path):
+        storage.write_text(path, own.model_dump_json())
+        time.sleep(beat_s / 5)  # two that found no file, or a silent one's, both write it, and the last one's stays
+    else:
+        storage.create_text(path, own.model_dump_json())
+    if (now := _read(path)) is not None and not now.is_same(own):
         raise _taken(folder, kind, now)
     thread = threading.Thread(target=_beat, args=(path, own, ended, beat_s), name="sole-driver", daemon=True)
     thread.start()
@@ -73,18 +84,23 @@ def sole_driver(folder: str, kind: str, *, beat_s: float = _BEAT_S, watch_s: flo
     finally:
         ended.set()
         thread.join()
-        storage.delete_file(path)
+        if (now := _read(path)) is not None and now.is_same(own):
+            storage.delete_file(path)
 
 
 def _taken(folder: str, kind: str, by: Driver) -> RunError:
     return RunError(
-        f"{folder}: process {by.pid} on {by.host} works on this {kind}; wait for it, or end it, or use another --name"
+        f"{folder}: process {by.pid} on {by.host} works on this {kind}; wait for it, or end it, or choose another name"
     )
 
 
 def _beat(path: str, own: Driver, ended: threading.Event, beat_s: float) -> None:
     driver = own
     while not ended.wait(beat_s):
+        if (now := _read(path)) is not None and not now.is_same(own):
+            logger.error("process %d on %s has taken over, while this one stood still: it ends", now.pid, now.host)
+            _thread.interrupt_main()
+            return
         driver = driver.model_copy(update={"num_beats": driver.num_beats + 1})
         try:
             storage.write_text(path, driver.model_dump_json())
@@ -95,5 +111,5 @@ def _beat(path: str, own: Driver, ended: threading.Event, beat_s: float) -> None
 def _read(path: str) -> Driver | None:
     try:
         return Driver.model_validate_json(storage.read_bytes(path))
-    except (FileNotFoundError, ValidationError):
+    except (FileNotFoundError, NotADirectoryError, ValidationError):
         return None

@@ -9,7 +9,7 @@ import pytest
 
 from caption_ray import storage
 from caption_ray.errors import RunError
-from caption_ray.train.lock import LOCK_NAME, Driver, sole_driver
+from caption_ray.lock import LOCK_NAME, Driver, sole_driver
 
 
 def say(folder: Path, host: str, pid: int) -> None:
@@ -18,7 +18,7 @@ def say(folder: Path, host: str, pid: int) -> None:
 
 def test_second_driver_is_refused_as_long_as_the_first_is_at_work(tmp_path: Path) -> None:
     work = (
-        "import sys; from caption_ray.train.lock import sole_driver\n"
+        "import sys; from caption_ray.lock import sole_driver\n"
         "with sole_driver(sys.argv[1], 'sweep', beat_s=0.05): print('working', flush=True); sys.stdin.read()"
     )
     command = [sys.executable, "-c", work, str(tmp_path)]
@@ -52,19 +52,34 @@ def test_own_number_of_an_earlier_container_is_not_watched(tmp_path: Path) -> No
     assert time.monotonic() - started < 30
 
 
-def test_of_two_that_start_at_once_one_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("writing", ["create_text", "write_text"])
+def test_of_two_that_start_at_once_one_is_refused(
+    writing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The other's file comes to be between this one's look and its writing, or just after it."""
-    write = storage.write_text
+    write = getattr(storage, writing)
 
     def overtaken(location: str, content: str) -> None:
         write(location, content)
-        write(location, Driver(host="elsewhere", pid=7).model_dump_json())
+        Path(location).write_text(Driver(host="elsewhere", pid=7).model_dump_json())
 
+    if writing == "write_text":
+        say(tmp_path, "lost", 1)  # which both found silent
     with monkeypatch.context() as patched:
-        patched.setattr(storage, "write_text", overtaken)
+        patched.setattr(storage, writing, overtaken)
         with (
             pytest.raises(RunError, match="process 7 on elsewhere works"),
-            sole_driver(str(tmp_path), "sweep", beat_s=0.1),
+            sole_driver(str(tmp_path), "sweep", beat_s=0.1, watch_s=0.1),
         ):
             pass
+    assert Driver.model_validate_json((tmp_path / LOCK_NAME).read_text()).host == "elsewhere"  # which goes on
+
+
+def test_driver_that_stood_still_and_was_replaced_ends(tmp_path: Path) -> None:
+    def stand_still() -> None:
+        say(tmp_path, "elsewhere", 7)
+        time.sleep(30)
+
+    with pytest.raises(KeyboardInterrupt), sole_driver(str(tmp_path), "sweep", beat_s=0.05):
+        stand_still()
     assert Driver.model_validate_json((tmp_path / LOCK_NAME).read_text()).host == "elsewhere"  # which goes on
