@@ -108,6 +108,25 @@ def test_first_bundle_has_nothing_to_be_compared_with_and_a_copy_that_was_cut_of
     load_bundle(promoted.bundle)
 
 
+def test_interrupted_roll_out_leaves_the_config_as_it_was(
+    request_for: PromoteRequest, trained: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C while the service loads the bundle: the service is told of the old config again, too."""
+    told = []
+
+    def interrupted(config: str, *_: object) -> None:
+        assert bundle_in(config) is not None
+        raise KeyboardInterrupt
+
+    monkeypatch.setenv("CAPTION_RAY_BUNDLE", str(tmp_path / "absent"))
+    monkeypatch.setattr("caption_ray.promotion.roll_out", interrupted)
+    monkeypatch.setattr("caption_ray.promotion.deploy", lambda config, _: told.append(bundle_in(config)))
+    with pytest.raises(KeyboardInterrupt):
+        promote(replace(request_for, candidate=trained, dashboard="http://127.0.0.1:1"))
+    assert told == [None]
+    assert Path(request_for.serve_config).read_text() == CONFIG.read_text()
+
+
 @pytest.mark.parametrize("how", ["environment", "serving"])
 def test_bundle_that_serves_by_another_name_is_kept_and_named(
     request_for: PromoteRequest, trained: str, monkeypatch: pytest.MonkeyPatch, how: str

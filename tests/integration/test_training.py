@@ -159,7 +159,8 @@ def test_features_that_half_precision_cannot_hold_are_refused(
 ) -> None:
     """As those of a deep network with random weights: infinite ones would end training, with the wrong advice."""
     encoder = build_encoder(ENCODER)
-    encoder.std.fill_(1e-9)
+    for weight in encoder.parameters():
+        weight.data.mul_(10)
     monkeypatch.setattr("small.build_encoder", lambda _: encoder)
     with pytest.raises(FeatureCacheError, match=r"\.jpg: resnet18's features are beyond 65,504.*--encoder\.weights"):
         make_cache(data, str(tmp_path / "beyond"))

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 from commands import run
 
 
@@ -41,6 +42,14 @@ def test_the_quick_start_keeps_folders_that_it_has_not_made(tmp_path: Path) -> N
     assert "choose another output" in message
     assert (tmp_path / "data" / "mine.txt").exists()
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
+
+
+@pytest.mark.parametrize("name", ["a/b", "", ".hidden"])
+def test_name_that_is_none(name: str, tmp_path: Path) -> None:
+    places = ("--data", "absent", "--storage", "runs", "--name", name)
+    message = refusal(tmp_path, "train", "flickr8k", *places)
+    assert "name │ │ String should match pattern" in message
+    assert not (tmp_path / "runs").exists()
 
 
 def test_a_sweep_of_which_some_trial_could_not_run(tmp_path: Path) -> None:

@@ -1,0 +1,49 @@
+"""What a run is told of its data before anything starts."""
+
+import logging
+
+import pytest
+from small import EXPERIMENT
+
+from caption_ray.data.shards import DatasetManifest, load_manifest
+from caption_ray.errors import DatasetError, UsageError
+from caption_ray.train.inputs import find_inputs
+
+pytestmark = pytest.mark.usefixtures("local_ray")
+
+
+def with_counts(data: str, monkeypatch: pytest.MonkeyPatch, split: str, **counts: int) -> DatasetManifest:
+    """Have the data set say that a split has other counts."""
+    manifest = load_manifest(data)
+    changed = manifest.splits | {split: manifest.splits[split].model_copy(update=counts)}
+    manifest = manifest.model_copy(update={"splits": changed})
+    monkeypatch.setattr("caption_ray.train.inputs.load_manifest", lambda _: manifest)
+    return manifest
+
+
+def test_split_without_pictures_says_how_to_name_some(data: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with_counts(data, monkeypatch, "dev", num_pictures=0)
+    with pytest.raises(DatasetError, match=r"no picture in the dev split.*Flickr_8k\.devImages\.txt"):
+        find_inputs(EXPERIMENT, EXPERIMENT, data, None)
+
+
+def test_cider_of_a_single_dev_picture_chooses_nothing(data: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with_counts(data, monkeypatch, "dev", num_pictures=1)
+    with pytest.raises(UsageError, match=r"a single dev picture is always 0.*--training\.select-by bleu_4"):
+        find_inputs(EXPERIMENT, EXPERIMENT, data, None)
+    training = EXPERIMENT.training.model_copy(update={"select_by": "bleu_4"})
+    find_inputs(EXPERIMENT.model_copy(update={"training": training}), EXPERIMENT, data, None)
+
+
+def test_fewer_captions_than_a_step_counts_on(
+    data: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    find_inputs(EXPERIMENT, EXPERIMENT, data, None)
+    assert "batch_size" not in caplog.text
+    with_counts(data, monkeypatch, "train", num_pictures=10, num_captions=10)
+    with caplog.at_level(logging.WARNING, "caption_ray"):
+        find_inputs(EXPERIMENT, EXPERIMENT, data, None)
+    # 20 captions, five a picture: four pictures a step, of one caption each.
+    assert (
+        "training.batch_size 20 will be about 4: a step takes 4 pictures, which have 1.0 captions each" in caplog.text
+    )
