@@ -1,10 +1,10 @@
 """What a run shows in TensorBoard: curves, and a page of dev pictures with captions and attention."""
 
+import io
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
 from PIL import Image
 
 from caption_ray import storage
@@ -37,18 +37,26 @@ class Board:
             if name in shown:
                 caption = shown[name]
                 sheet = draw_attention(open_picture(data), caption.words, caption.attention)
-                self._writer.add_image(f"dev/{number}_{name}", _as_array(sheet), epoch, dataformats="HWC")
+                self._add_picture(f"dev/{number}_{name}", sheet, epoch)
                 self._writer.add_text(f"dev/{number}_{name}", caption.text, epoch)
         self._writer.flush()
         if self._scratch:
             storage.copy_folder(self._folder, self._target)
+
+    def _add_picture(self, tag: str, picture: Image.Image, epoch: int) -> None:
+        """Write a picture as a JPEG: `SummaryWriter.add_image` makes PNGs, which took training a second an epoch."""
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        stream = io.BytesIO()
+        picture.save(stream, "JPEG", quality=85)
+        image = Summary.Image(
+            width=picture.width, height=picture.height, colorspace=3, encoded_image_string=stream.getvalue()
+        )
+        summary = Summary(value=[Summary.Value(tag=tag, image=image)])
+        self._writer.file_writer.add_summary(summary, epoch)  # type: ignore[attr-defined] # None once it is closed
 
     def close(self) -> None:
         """Finish the event file; `add_epoch` has copied all that is in it."""
         self._writer.close()
         if self._scratch:
             self._scratch.cleanup()
-
-
-def _as_array(image: Image.Image) -> np.ndarray:
-    return np.asarray(image.convert("RGB"))

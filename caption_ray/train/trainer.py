@@ -15,7 +15,7 @@ from caption_ray import storage
 from caption_ray.bundle import BundleConfig, load_bundle, save_bundle
 from caption_ray.cluster import KEEP_MEMORY, connect, set_up_ray_train
 from caption_ray.config import Experiment
-from caption_ray.data.pipeline import ExactSplit, Feed
+from caption_ray.data.pipeline import ExactSplit, Feed, Undivided
 from caption_ray.data.shards import VOCABULARY_NAME, read_vocabulary
 from caption_ray.device import resolve_precision
 from caption_ray.errors import DivergedError, RunError, UsageError, WorkLeftError
@@ -129,7 +129,10 @@ def train(request: TrainRequest, surroundings: Surroundings | None = None) -> Tr
                 return _run(request, inputs, surroundings)
         with sole_driver(request.run_folder, "run"), stop_on_signal(request.run_folder):
             feeds, statistics = build_feeds(inputs, request.stage), measure(inputs)
-            return _run(request, inputs, Surroundings(workers=workers, feeds=feeds, statistics=statistics))
+            # What is read once needs nobody that deals it out to a single worker: two processes less to wait for.
+            alone = workers.num_workers == 1 and all(feed.resident for feed in feeds.values())
+            split = Undivided() if alone else ExactSplit()
+            return _run(request, inputs, Surroundings(workers=workers, feeds=feeds, statistics=statistics, split=split))
 
 
 def inputs_of(request: TrainRequest) -> RunInputs:
