@@ -12,74 +12,37 @@ import sys
 import time
 import tracemalloc
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import pyarrow.parquet as pq
 import torch
 from decoder_step import VOCABULARY, random_batch
-from floor import work_of_step
 from PIL import Image
+from scale_model import (
+    ALONE,
+    DATA_SETS,
+    ENCODER_GFLOP,
+    STORE_SHARE,
+    VIEWS,
+    Assumed,
+    Measured,
+    node_bytes,
+    stages,
+    training_gflop_per_caption,
+)
 
 from caption_ray import storage
-from caption_ray.config import ModelConfig
 from caption_ray.data import images
 from caption_ray.data.batch_plan import BatchPlan
 from caption_ray.data.feature_manifest import load_feature_manifest
 from caption_ray.data.picture_format import PictureFormat
 from caption_ray.data.pipeline import RESIDENT_SHARE
 from caption_ray.data.shards import load_manifest, read_vocabulary
+from caption_ray.evaluation.metrics import score_captions
 from caption_ray.model.decoder import Decoder, pack_steps
 from caption_ray.model.loss import caption_loss
 from caption_ray.presets import flickr8k
+from caption_ray.text.tokenizer import tokenize
 from caption_ray.text.vocabulary import Vocabulary
-
-ENCODER_GFLOP = {"mobilenet_v2": 0.6, "resnet50": 8.2}
-"""Of one picture of 224 x 224: twice the multiplications that torchvision's documentation gives."""
-
-WORDS = 11.8
-"""Words and <end> of a caption of Flickr8k."""
-
-VIEWS = 3
-"""Of a training picture in the cache."""
-
-STORE_SHARE = 0.3
-"""Of a node's memory, what Ray's object store may take by default."""
-
-DATA_SETS = {
-    "Flickr8k": (6_000, 30_000, 14),
-    "Flickr30k": (29_000, 145_000, 14),
-    "COCO": (113_000, 566_000, 14),
-    "10 million pictures": (10_000_000, 50_000_000, 1),
-}
-"""Training pictures, captions, epochs."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Measured:
-    """Rates of one core of this machine, and sizes."""
-
-    opened_per_s: float
-    """Pictures from JPEG to all views."""
-    fed_per_s: float
-    picture_bytes: float
-    feature_bytes: float
-    caption_bytes: float
-    step_overhead_s: float
-    process_bytes: float
-    """What this process has taken, which has trained a step of the recipe."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Assumed:
-    """What the machines of a cluster do."""
-
-    decoder_tflops: float
-    encoder_tflops: float
-    gpus_per_node: int
-    node_gb: float
-    disk_gb_per_s: float
-    network_gb_per_s: float
-    driver_gb_per_s: float
 
 
 def per_second(run: Callable[[], int]) -> float:
@@ -132,95 +95,31 @@ def measure(data: str, features: str, size: tuple[int, int]) -> Measured:
     return Measured(
         opened_per_s=per_second(lambda: len([open_views(file) for file in files])),
         fed_per_s=per_second(lambda: sum(len(b.pictures) for b in plan.train_batches(parts, 0, resident=True))),
+        scored_per_s=scored_per_s(data),
         picture_bytes=sum(map(len, files)) / len(files),
         feature_bytes=2 * cached.shape[0] * cached.shape[1],
         caption_bytes=caption_bytes,
-        step_overhead_s=measure_overhead(),
         process_bytes=process_bytes(cached.shape[1]),
     )
 
 
-def measure_overhead() -> float:
-    """Return the seconds of a training step of 80 captions with a decoder of a few numbers; the best of ten."""
-    tiny = ModelConfig(embedding_size=2, hidden_size=2, attention_size=2, deep_output=True)
-    return min(step_seconds(Decoder(tiny, 2, 7), 2, 7, steps=10))
+def scored_per_s(data: str) -> float:
+    """Return how many dev pictures a second are scored; another picture's caption stands for what was found."""
+    captions = json.loads(storage.read_bytes(storage.join(data, "captions_dev.json")))
+    references = {name: [tokenize(caption) for caption in each] for name, each in captions.items()}
+    found = dict(zip(references, [each[0] for each in reversed(references.values())], strict=True))
+    return per_second(lambda: score_captions(found, references, frozenset()).num_pictures)
 
 
 def process_bytes(num_features: int) -> float:
     """Return the most memory that this process has had in use, a step of the recipe's decoder included."""
-    step_seconds(Decoder(flickr8k().model, num_features, VOCABULARY), num_features, VOCABULARY, steps=1)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0
-
-
-def step_seconds(decoder: Decoder, num_features: int, vocabulary: int, steps: int) -> list[float]:
-    """Train on 80 random captions of 16 pictures, and return the seconds of each step."""
     batch = random_batch(16, 80, seed=0)
-    ids, targets = batch.ids % vocabulary, pack_steps(batch.ids[:, 1:], batch.lengths) % vocabulary
-    features = torch.randn(16, 49, num_features)
+    decoder = Decoder(flickr8k().model, num_features, VOCABULARY)
     optimizer = torch.optim.AdamW(decoder.parameters(), fused=True)
-    taken = []
-    for _ in range(steps):
-        started = time.perf_counter()
-        logits = decoder(features, ids, batch.lengths, batch.picture_index).logits
-        caption_loss(logits, targets)[0].backward()
-        optimizer.step()
-        taken.append(time.perf_counter() - started)
-    return taken
-
-
-def training_gflop_per_caption(num_features: int) -> float:
-    """Return the work of the recommended recipe on a caption, of 16 pictures with five each."""
-    model = flickr8k().model
-    size = model.feature_size or num_features
-    step = work_of_step(model, size, VOCABULARY, pictures=16, regions=49, words=int(80 * WORDS))
-    projection = 2 * 2 * 16 * 49 * num_features * size
-    return (step.flops + projection) / 80 / 1e9
-
-
-def is_resident(cache_bytes: float, assumed: Assumed) -> bool:
-    """Tell whether features are read once and held, rather than read again in every epoch."""
-    return cache_bytes < RESIDENT_SHARE * STORE_SHARE * assumed.node_gb * 1e9
-
-
-def stages(
-    data_set: str, num_gpus: int, backbone: str, measured: Measured, assumed: Assumed
-) -> dict[str, dict[str, float]]:
-    """Return for each stage what each resource would take alone, hours."""
-    pictures, captions, epochs = DATA_SETS[data_set]
-    nodes = max(1, num_gpus // assumed.gpus_per_node)
-    read_per_s = assumed.disk_gb_per_s * 1e9 * nodes
-    num_features = int(measured.feature_bytes / 2 / 49)
-    weights = sum(p.numel() for p in Decoder(flickr8k().model, num_features, VOCABULARY).parameters())
-    steps = captions * epochs / 80 / num_gpus  # 80 captions a step on each GPU
-    cache_bytes = pictures * VIEWS * measured.feature_bytes
-    passes = 1 if is_resident(cache_bytes, assumed) else epochs  # all views are read, one is taken
-    encoder_flops, decoder_flops = (num_gpus * rate * 1e12 for rate in (assumed.encoder_tflops, assumed.decoder_tflops))
-    seconds = {
-        "cache": {
-            "reading (disks)": pictures * measured.picture_bytes / read_per_s,
-            "decoding (a core a GPU)": pictures / (measured.opened_per_s * num_gpus),
-            "encoder (GPUs)": pictures * VIEWS * ENCODER_GFLOP[backbone] * 1e9 / encoder_flops,
-            "writing (one driver)": cache_bytes / (assumed.driver_gb_per_s * 1e9),
-        },
-        "train": {
-            "decoder (GPUs)": captions * epochs * training_gflop_per_caption(num_features) * 1e9 / decoder_flops,
-            "calling torch (a core a GPU)": steps * measured.step_overhead_s,
-            "feed (a core a GPU)": pictures * epochs / (measured.fed_per_s * num_gpus),
-            "reading (disks)": cache_bytes * passes / read_per_s,
-            "all-reduce (network)": 0.0 if nodes == 1 else steps * 2 * 4 * weights / (assumed.network_gb_per_s * 1e9),
-        },
-    }
-    return {stage: {name: s / 3600 for name, s in parts.items()} for stage, parts in seconds.items()}
-
-
-def node_bytes(data_set: str, num_gpus: int, measured: Measured, assumed: Assumed) -> float:
-    """Return the most memory that a node takes in training: of the object store, and of a worker a GPU."""
-    cache_bytes, workers = DATA_SETS[data_set][0] * VIEWS * measured.feature_bytes, min(num_gpus, assumed.gpus_per_node)
-    if is_resident(cache_bytes, assumed):
-        store, buffer = cache_bytes * workers / num_gpus, 0.0
-    else:
-        store, buffer = STORE_SHARE * assumed.node_gb * 1e9, 2048 * measured.feature_bytes
-    return store + workers * (measured.process_bytes + buffer)
+    logits = decoder(torch.randn(16, 49, num_features), batch.ids, batch.lengths, batch.picture_index).logits
+    caption_loss(logits, pack_steps(batch.ids[:, 1:], batch.lengths))[0].backward()
+    optimizer.step()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0
 
 
 def report(measured: Measured, assumed: Assumed, backbone: str, size: tuple[int, int]) -> str:
@@ -233,16 +132,16 @@ def report(measured: Measured, assumed: Assumed, backbone: str, size: tuple[int,
         "Nothing here was run at these sizes. Each stage takes as long as what it lacks most; the rest overlaps.",
         "",
         f"Measured on one core: {measured.opened_per_s:.0f} pictures of {size[0]} x {size[1]} a second from JPEG to "
-        f"three squares of 224, {measured.fed_per_s:,.0f} pictures/s from table to batch. Such a picture has "
+        f"three squares of 224, {measured.fed_per_s:,.0f} pictures/s from table to batch, {measured.scored_per_s:.0f} "
+        "dev pictures/s scored, for which all workers wait (decoding them is not counted). A picture has "
         f"{measured.picture_bytes / 1e3:.0f} kB as JPEG (enlarged from the data set's, quality 95) and "
         f"{measured.feature_bytes / 1e3:.0f} kB a view as features; a "
-        f"caption {measured.caption_bytes:.0f} bytes of memory while a data set is prepared. A step of a decoder too "
-        f"small to compute anything takes {measured.step_overhead_s * 1e3:.0f} ms, the cost of calling torch, which "
-        f"CUDA graphs spare. A process that trains has {measured.process_bytes / 1e9:.1f} GB. Counted: "
+        f"caption {measured.caption_bytes:.0f} bytes of memory while a data set is prepared. "
+        f"A process that trains has {measured.process_bytes / 1e9:.1f} GB. Counted: "
         f"{training:.2f} GFLOP a caption trained on, {ENCODER_GFLOP[backbone]} GFLOP a picture encoded.",
         "",
         f"Assumed: a GPU gives {assumed.encoder_tflops:g} TFLOP/s to the encoder (a third of a P100's fp32 peak of "
-        f"9.3) and {assumed.decoder_tflops:g} to the decoder, whose operations are small (an H200 gave 3.7); "
+        f"9.3) and {assumed.decoder_tflops:g} to the decoder, whose operations are small (an H200 gave 3.7 in all); "
         f"{assumed.gpus_per_node} GPUs and {assumed.node_gb:g} GB of memory a node; {assumed.disk_gb_per_s:g} GB/s "
         f"read by a node, {assumed.network_gb_per_s:g} GB/s between nodes; the driver, through which a cache is "
         f"written, {assumed.driver_gb_per_s:g} GB/s.",
@@ -251,13 +150,14 @@ def report(measured: Measured, assumed: Assumed, backbone: str, size: tuple[int,
         "| Cache, GB | Captions, GB |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
-    for data_set, (pictures, captions, epochs) in DATA_SETS.items():
+    for data_set, (pictures, captions, epochs, _) in DATA_SETS.items():
         for num_gpus in (2, 8, 64):
             found = stages(data_set, num_gpus, backbone, measured, assumed)
             cells = [f"{data_set}, {epochs} epoch(s)", str(num_gpus)]
             for parts in found.values():
+                alone = parts.get(ALONE, 0.0)  # all wait for it
                 slowest = max(parts, key=lambda name: parts[name])
-                cells += [f"{parts[slowest]:.2g}", slowest]
+                cells += [f"{alone + max(hours for name, hours in parts.items() if name != ALONE):.2g}", slowest]
             cells += [
                 f"{node_bytes(data_set, num_gpus, measured, assumed) / 1e9:.1f}",
                 f"{VIEWS * pictures * measured.feature_bytes / 1e9:,.0f}",
