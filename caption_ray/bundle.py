@@ -31,7 +31,6 @@ from caption_ray.weights import to_safetensors
 
 MANIFEST_NAME = "manifest.json"
 LINEAGE_NAME = "lineage.json"
-"""Of a file within the bundle: whoever copies what a stranger's manifest names copies nothing from elsewhere."""
 
 _FILES = ("model.safetensors", "config.json", "vocabulary.json", "metrics.json", "README.md")
 
@@ -54,6 +53,7 @@ class BundleManifest(Settings):
     caption_ray_version: str = caption_ray.__version__
     name: str = Field(description="Name of the run that trained it.")
     data_digest: str = Field(description="Digest of the data set that it was trained on.")
+    # Plain names: whoever copies what a stranger's manifest names copies nothing from elsewhere.
     files: dict[Annotated[str, Field(pattern=PLAIN_NAME)], str] = Field(description="SHA-256 of each file, by name.")
 
     @property

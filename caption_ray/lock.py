@@ -4,7 +4,6 @@ The driver says in a file that it is at work, again and again. Whoever finds the
 which needs no two clocks to agree; a driver on the same host whose process is gone is not waited for.
 """
 
-import _thread
 import logging
 import os
 import socket
@@ -57,8 +56,8 @@ def sole_driver(
 ) -> Iterator[None]:
     """Be the only driver of a `kind` of work, for the length of a `with` block; it says so in the file `name`.
 
-    Raises RunError where another one is at work. Where one takes over, since this process stood still for longer than
-    `watch_s`, this process is interrupted as from the keyboard.
+    Raises RunError where another one is at work. Where one has taken over, since this process stood still for longer
+    than `watch_s`, this process ends at once, whatever it does, with exit code 1: it must write nothing any more.
     """
     path = storage.join(folder, name)
     other = _read(path)
@@ -67,25 +66,32 @@ def sole_driver(
         deadline = time.monotonic() + watch_s
         while time.monotonic() < deadline:
             time.sleep(min(beat_s, watch_s) / 4)
-            if (now := _read(path)) is not None and now != other:
+            if (now := _read(path)) is None:  # it has ended
+                break
+            if now != other:
                 raise _taken(folder, kind, now)
     own, ended = Driver(host=socket.gethostname(), pid=os.getpid()), threading.Event()
-    if other is not None or storage.is_uri(path):
+    can_be_made = other is None and not storage.is_uri(path)
+    if not (can_be_made and storage.create_text(path, own.model_dump_json())):
+        if other is None and (now := _read(path)) is not None:
+            raise _taken(folder, kind, now)
         storage.write_text(path, own.model_dump_json())
         time.sleep(beat_s / 5)  # two that found no file, or a silent one's, both write it, and the last one's stays
-    else:
-        storage.create_text(path, own.model_dump_json())
     if (now := _read(path)) is not None and not now.is_same(own):
         raise _taken(folder, kind, now)
-    thread = threading.Thread(target=_beat, args=(path, own, ended, beat_s), name="sole-driver", daemon=True)
+    arguments = (path, own, ended, beat_s, watch_s)
+    thread = threading.Thread(target=_beat, args=arguments, name="sole-driver", daemon=True)
     thread.start()
     try:
         yield
     finally:
         ended.set()
         thread.join()
-        if (now := _read(path)) is not None and now.is_same(own):
-            storage.delete_file(path)
+        try:
+            if (now := _read(path)) is not None and now.is_same(own):
+                storage.delete_file(path)
+        except OSError as error:  # what was done is done
+            logger.warning("%s cannot be deleted: %s", path, error)
 
 
 def _taken(folder: str, kind: str, by: Driver) -> RunError:
@@ -94,18 +100,21 @@ def _taken(folder: str, kind: str, by: Driver) -> RunError:
     )
 
 
-def _beat(path: str, own: Driver, ended: threading.Event, beat_s: float) -> None:
-    driver = own
+def _beat(path: str, own: Driver, ended: threading.Event, beat_s: float, watch_s: float) -> None:
+    driver, last = own, time.time()  # a clock that goes on while a machine sleeps
     while not ended.wait(beat_s):
-        if (now := _read(path)) is not None and not now.is_same(own):
-            logger.error("process %d on %s has taken over, while this one stood still: it ends", now.pid, now.host)
-            _thread.interrupt_main()
-            return
-        driver = driver.model_copy(update={"num_beats": driver.num_beats + 1})
+        stood_still, last = time.time() - last > watch_s, time.time()
         try:
+            now = _read(path)
+            if (now is None and stood_still) or (now is not None and not now.is_same(own)):
+                by = "another one" if now is None else f"process {now.pid} on {now.host}"
+                logger.error("%s: %s has taken over, while this process stood still: it ends", path, by)
+                logging.shutdown()
+                os._exit(RunError.exit_code)  # an exception would come late, and clean up what is the other's by now
+            driver = driver.model_copy(update={"num_beats": driver.num_beats + 1})
             storage.write_text(path, driver.model_dump_json())
         except OSError as error:  # the next one may work; a full disk ends the work elsewhere
-            logger.warning("%s cannot be written: %s", path, error)
+            logger.warning("%s cannot be read or written: %s", path, error)
 
 
 def _read(path: str) -> Driver | None:

@@ -4,6 +4,7 @@ A location is a plain `str` all over the package and becomes a file system only 
 (`a%20b.jpg`) and plain in a local path; a path that stands alone, as in a listing, is always plain.
 """
 
+import contextlib
 import os
 import posixpath
 import stat
@@ -119,26 +120,29 @@ def check_writable(folder: str) -> None:
     probe = join(folder, f"writable.{os.getpid()}")
     try:
         write_text(probe, "")
-        delete_file(probe)
     except OSError as error:
         raise UsageError(
             f"{folder}: cannot be written to ({error.strerror or error}); choose another output"
         ) from error
+    with contextlib.suppress(OSError):  # who may write need not have the right to delete
+        delete_file(probe)
 
 
-def create_text(location: str, content: str) -> None:
-    """Write a local UTF-8 file, whole, unless there is one: of several that do it at once one has its way."""
+def create_text(location: str, content: str) -> bool:
+    """Write a local UTF-8 file, whole, and tell whether it was: not where there is one, of several that do it at once
+    not but for one, and not where the file system has no hard links.
+    """
     path = Path(open_location(location)[1])
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(f"{path}.{os.getpid()}.partial")
     scratch.write_text(content, encoding="utf-8")
     try:
         os.link(scratch, path)
-    except FileExistsError:
-        pass
-    except OSError:  # a file system without hard links, where the last one has its way
-        scratch.replace(path)
-    scratch.unlink(missing_ok=True)
+    except OSError:
+        return False
+    finally:
+        scratch.unlink()
+    return True
 
 
 def delete_file(location: str) -> None:

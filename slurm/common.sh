@@ -84,11 +84,12 @@ is_elsewhere() {
 
 # Remove what is written of clusters whose head's machine crashed, and that are not to start again: tokens.
 forget_ended_clusters() {
-    local file jobs number ended=()
+    local file jobs name number ended=()
     jobs=$(squeue --me --noheader --format=%A) || return 0
     for file in "$clusters"/*; do
-        number=$(basename "$file")
-        number=${number%%.*}
+        name=$(basename "$file")
+        number=${name%%.*}
+        [[ $name != *.fruitless || $name == "$number.${SLURM_CLUSTER_NAME:-}.fruitless" ]] || continue
         grep -qx "$number" <<< "$jobs" || is_elsewhere "$number" || ended+=("$file")
     done
     ((${#ended[@]} == 0)) || rm -rf "${ended[@]}" # together: a folder says of the files beside it whose they are

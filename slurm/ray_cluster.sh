@@ -61,7 +61,7 @@ case $lost_node in fail | requeue | continue) ;; *) fail "CAPTION_RAY_LOST_NODE=
 activate_environment
 export CLUSTER=$clusters/$SLURM_JOB_ID
 token=$CLUSTER/token
-fruitless=$CLUSTER.fruitless # how many times in a row, from one start of this job to the next
+fruitless=$CLUSTER.${SLURM_CLUSTER_NAME:-}.fruitless # how many times in a row, from one start of this job to the next
 forget_ended_clusters
 ! is_elsewhere "$SLURM_JOB_ID" || fail "$CLUSTER is of SLURM cluster $(< "$CLUSTER/slurm_cluster"): submit this job again"
 rm -rf "$CLUSTER" "$CLUSTER.env" # of this job before it was put back into the queue

@@ -158,8 +158,9 @@ def _checked(table: pa.Table, num_views: int, config: EncoderConfig) -> pa.Table
         if table[column].null_count:
             name = table["name"].filter(table[column].is_null())[0]
             raise FeatureCacheError(
-                f"{name}: {config.backbone}'s features are beyond 65,504, the most that half precision holds; random "
-                "weights of a deep network do that: name trained ones by --encoder.weights"
+                f"{name}: {config.backbone}'s features are beyond 65,504, the most that half precision holds, or no "
+                "numbers, as with random weights of a deep network, spoilt ones, or --precision fp16: name trained "
+                "weights by --encoder.weights, or use --precision fp32"
             )
     return table
 

@@ -1,5 +1,6 @@
 """Output folders that appear whole or not at all, and never at the cost of a stranger's files."""
 
+import contextlib
 import re
 import shutil
 from collections.abc import Iterator, Sequence
@@ -21,7 +22,8 @@ def output_folder(output: str, *, marker: str, our_files: re.Pattern[str], overw
     A local output is written to `OUTPUT.partial`, which takes its place when the block ends well; what an
     interrupted run left there is removed first. A URI is written to directly: there `marker`, the file
     without which no later step accepts the folder, is what makes it whole. A block that raises leaves
-    nothing behind. While it is written, a file `OUTPUT.driver.json` beside it keeps a second one away.
+    nothing behind. While it is written, a file `OUTPUT.driver.json` beside it keeps a second one away; not where the
+    output is a whole bucket.
 
     `our_files` matches the relative path of every file that may be deleted; what a killed `storage.write_bytes`
     left of one may be too. Raises UsageError where the output is a file, holds any file that is not ours, or holds
@@ -31,8 +33,9 @@ def output_folder(output: str, *, marker: str, our_files: re.Pattern[str], overw
         output = str(Path(output).resolve())  # so that a link stays a link and its target is replaced
     _check(output, marker, our_files, overwrite)
     beside, _, name = output.rpartition("/")
+    has_beside = not storage.is_uri(output) or storage.is_uri(f"{beside}.")  # gs://bucket/data has, gs://bucket has not
     with (
-        sole_driver(beside, "folder", name=f"{name}.{LOCK_NAME}"),
+        sole_driver(beside or "/", "folder", name=f"{name}.{LOCK_NAME}") if has_beside else contextlib.nullcontext(),
         _written(output, marker=marker, our_files=our_files, overwrite=overwrite) as scratch,
     ):
         yield scratch

@@ -20,7 +20,7 @@ from caption_ray.cluster import actor_resources, connect
 from caption_ray.config import DecodeOptions
 from caption_ray.data.images import open_picture, to_square
 from caption_ray.data.tables import deal_out
-from caption_ray.errors import BadInputError, PictureError
+from caption_ray.errors import BadInputError, BundleError, PictureError
 from caption_ray.evaluation.metrics import CaptionScores, score_captions, score_each
 from caption_ray.evaluation.pictures import ScoredPictures
 from caption_ray.evaluation.report import ReportRow, render_report
@@ -170,7 +170,10 @@ class _CaptionPictures:
         side = self.captioner.bundle.config.encoder.image_size
         opened = [_open(side, **row) for row in table.select(columns).to_pylist()]
         good = [picture.square for picture in opened if isinstance(picture, _Opened)]
-        captions = iter(self.captioner.caption(good, self.options))
+        try:
+            captions = iter(self.captioner.caption(good, self.options))
+        except BundleError as spoilt:
+            opened, captions = [picture if isinstance(picture, str) else str(spoilt) for picture in opened], iter(())
         rows = []
         for row, picture in zip(table.select(["name", "captions"]).to_pylist(), opened, strict=True):
             if isinstance(picture, str):

@@ -64,9 +64,10 @@ def http_address(path: str) -> tuple[str, int]:
     """Return the host and port that the service listens on. Raises UsageError for a port that is none."""
     options = _mapping(_read(path).get("http_options"), path, "http_options")
     host, port = options.get("host", "127.0.0.1"), options.get("port", 8000)
-    if not isinstance(port, int):
-        raise UsageError(f"{path}: http_options.port: {port!r}: must be a number")
-    return str(host), port
+    try:
+        return str(host), int(port)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"{path}: http_options.port: {port!r}: must be a number") from error
 
 
 def route_prefix(path: str, application: str | None = None) -> str:

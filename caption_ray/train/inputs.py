@@ -43,11 +43,6 @@ def find_inputs(experiment: Experiment, preset: Experiment, data: str, features:
                 f"Flickr_8k.{split}Images.txt beside the captions, and prepare the data set again"
             )
     training = experiment.training
-    if manifest.splits["dev"].num_pictures == 1 and training.select_by == "cider":
-        raise UsageError(
-            f"{data}: CIDEr of a single dev picture is always 0, and chooses no epoch: train with --training.select-by "
-            "bleu_4, or name more pictures in Flickr_8k.devImages.txt and prepare the data set again"
-        )
     each = manifest.splits["train"].num_captions / manifest.splits["train"].num_pictures
     if each < _FEW_CAPTIONS * training.captions_per_picture:
         logger.warning(
@@ -62,6 +57,15 @@ def find_inputs(experiment: Experiment, preset: Experiment, data: str, features:
     source = find_encoder(experiment.encoder, preset.encoder, manifest, features)
     experiment = experiment.model_copy(update={"encoder": source.config})
     return RunInputs(data=data, features=features, manifest=manifest, source=source, experiment=experiment)
+
+
+def check_selection(inputs: RunInputs) -> None:
+    """Raise UsageError where the dev score cannot tell one epoch from another."""
+    if inputs.manifest.splits["dev"].num_pictures == 1 and inputs.experiment.training.select_by == "cider":
+        raise UsageError(
+            f"{inputs.data}: CIDEr of a single dev picture is always 0, and chooses no epoch: train with --training."
+            "select-by bleu_4, or name more pictures in Flickr_8k.devImages.txt and prepare the data set again"
+        )
 
 
 def build_feeds(inputs: RunInputs, stage: str | None = None) -> dict[str, Feed]:

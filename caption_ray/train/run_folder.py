@@ -73,6 +73,11 @@ def stopped_checkpoint(run_folder: str) -> CheckpointRecord | None:
     return _read_record(stopped_location(run_folder))
 
 
+def is_begun(run_folder: str) -> bool:
+    """Tell whether there is a run of this name."""
+    return storage.exists(storage.join(run_folder, _RECORD_NAME))
+
+
 def is_finished(run_folder: str) -> bool:
     """Tell whether the run has written its bundle."""
     return storage.exists(storage.join(bundle_location(run_folder), BUNDLE_MANIFEST))
@@ -116,23 +121,25 @@ def _differences(prefix: str, earlier: object, now: object) -> list[str]:
 def mend_snapshot(run_folder: str) -> str | None:
     """Put Ray's list of checkpoints aside where a kill cut it off, and return the newest whole checkpoint.
 
+    One of an earlier version, which ranked checkpoints otherwise, is put aside, too.
     Ray writes that list in place, and refuses to start on a broken one. Returns None where the list is sound, or there
     is no checkpoint; without a list the checkpoints count too, since an earlier mending may have been cut off itself.
     """
     path = storage.join(run_folder, _SNAPSHOT_NAME)
     try:
-        json.loads(storage.read_bytes(path))
-        return None
+        if all(RANK in one["metrics"] for one in json.loads(storage.read_bytes(path))["checkpoint_results"]):
+            return None
+        raise ValueError("ranked otherwise")
     except FileNotFoundError:
         pass
-    except ValueError:
+    except (ValueError, TypeError, LookupError):
         filesystem, broken = storage.open_location(path)
         filesystem.move(broken, f"{broken}.broken")
     checkpoints = whole_checkpoints(run_folder)
     if not checkpoints:
         return None
     newest = max(checkpoints, key=lambda location: checkpoints[location].progress.epochs_done)
-    logger.warning("%s was cut off or lost; going on from %s", path, newest)
+    logger.warning("%s was cut off, lost, or an earlier version's; going on from %s", path, newest)
     return newest
 
 

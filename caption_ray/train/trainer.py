@@ -25,7 +25,7 @@ from caption_ray.model.caption_model import CaptionModel
 from caption_ray.model.decoder import Decoder
 from caption_ray.text.vocabulary import Vocabulary
 from caption_ray.train.encoder_source import save_encoder
-from caption_ray.train.inputs import RunInputs, build_feeds, describe, find_inputs, measure
+from caption_ray.train.inputs import RunInputs, build_feeds, check_selection, describe, find_inputs, measure
 from caption_ray.train.loop import train_loop
 from caption_ray.train.resources import WorkerResources, plan_workers
 from caption_ray.train.run_folder import (
@@ -34,6 +34,7 @@ from caption_ray.train.run_folder import (
     bundle_location,
     claim,
     delete_stopped,
+    is_begun,
     is_finished,
     mend_snapshot,
     whole_checkpoints,
@@ -117,17 +118,19 @@ def train(request: TrainRequest, surroundings: Surroundings | None = None) -> Tr
     with connect():
         workers = surroundings.workers if surroundings is not None else _plan_workers(request)
         _check(inputs.experiment, workers)
+        if not is_begun(request.run_folder):
+            check_selection(inputs)
         existed = claim(request.run_folder, record)
         if is_finished(request.run_folder):
-            logger.info("run %s is finished; its bundle: %s", request.name, bundle_location(request.run_folder))
-            metrics = load_bundle(bundle_location(request.run_folder)).metrics
-            return TrainOutcome(bundle=bundle_location(request.run_folder), metrics=metrics, was_finished=True)
+            return _finished(request)
         if existed:
             logger.info("going on with run %s in %s", request.name, request.run_folder)
         if surroundings is not None:  # whoever hands them in sees to it that the run has no other driver
             with stop_on_signal(request.run_folder):
                 return _run(request, inputs, surroundings)
         with sole_driver(request.run_folder, "run"), stop_on_signal(request.run_folder):
+            if is_finished(request.run_folder):  # while another driver was waited for
+                return _finished(request)
             feeds, statistics = build_feeds(inputs, request.stage), measure(inputs)
             # What is read once needs nobody that deals it out to a single worker: two processes less to wait for.
             alone = workers.num_workers == 1 and all(feed.resident for feed in feeds.values())
@@ -159,6 +162,12 @@ def _check(experiment: Experiment, workers: WorkerResources) -> None:
             groups_per_worker(experiment.training, num_workers)
     except ValueError as error:
         raise UsageError(str(error)) from error
+
+
+def _finished(request: TrainRequest) -> TrainOutcome:
+    location = bundle_location(request.run_folder)
+    logger.info("run %s is finished; its bundle: %s", request.name, location)
+    return TrainOutcome(bundle=location, metrics=load_bundle(location).metrics, was_finished=True)
 
 
 def _run(request: TrainRequest, inputs: RunInputs, surroundings: Surroundings) -> TrainOutcome:

@@ -16,7 +16,7 @@ from caption_ray.cluster import connect
 from caption_ray.data.pipeline import Feed, smallest_object_store
 from caption_ray.errors import RunError, SweepInterruptedError, UsageError, WorkLeftError
 from caption_ray.lock import sole_driver
-from caption_ray.train.inputs import RunInputs, build_feeds, measure
+from caption_ray.train.inputs import RunInputs, build_feeds, check_selection, measure
 from caption_ray.train.run_folder import claim_record
 from caption_ray.train.stopping import StopWatch, stop_files, stop_on_signal
 from caption_ray.train.trainer import inputs_of
@@ -68,6 +68,8 @@ def sweep(request: SweepRequest) -> SweepOutcome:
         vocabulary_sha256=inputs.manifest.vocabulary_sha256,
         features_key=inputs.source.features.key,
     )
+    if not storage.exists(storage.join(request.folder, RECORD_NAME)):
+        check_selection(inputs)
     existed = claim_record(storage.join(request.folder, RECORD_NAME), record, "sweep")
     with sole_driver(request.folder, "sweep"):
         return _go_on(request, record, inputs, existed=existed)

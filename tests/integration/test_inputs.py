@@ -7,7 +7,7 @@ from small import EXPERIMENT
 
 from caption_ray.data.shards import DatasetManifest, load_manifest
 from caption_ray.errors import DatasetError, UsageError
-from caption_ray.train.inputs import find_inputs
+from caption_ray.train.inputs import check_selection, find_inputs
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -30,9 +30,9 @@ def test_split_without_pictures_says_how_to_name_some(data: str, monkeypatch: py
 def test_cider_of_a_single_dev_picture_chooses_nothing(data: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with_counts(data, monkeypatch, "dev", num_pictures=1)
     with pytest.raises(UsageError, match=r"a single dev picture is always 0.*--training\.select-by bleu_4"):
-        find_inputs(EXPERIMENT, EXPERIMENT, data, None)
+        check_selection(find_inputs(EXPERIMENT, EXPERIMENT, data, None))
     training = EXPERIMENT.training.model_copy(update={"select_by": "bleu_4"})
-    find_inputs(EXPERIMENT.model_copy(update={"training": training}), EXPERIMENT, data, None)
+    check_selection(find_inputs(EXPERIMENT.model_copy(update={"training": training}), EXPERIMENT, data, None))
 
 
 def test_fewer_captions_than_a_step_counts_on(

@@ -92,7 +92,9 @@ LAYERS = (
     Layer(("attention_figure",), BASE, ("numpy", "PIL")),
     Layer(CAPTION, (), ("numpy",)),
     Layer(("inference",), (*PURE, *CAPTION, "bundle"), (*TORCH, "PIL")),
-    Layer(RUN_PARTS, (*PURE, *STEPS, *RUN_PARTS, *CAPTIONING), (*ARROW, "PIL", "pydantic", "safetensors")),
+    Layer(
+        RUN_PARTS, (*PURE, *STEPS, *RUN_PARTS, *CAPTIONING), (*ARROW, "PIL", "pydantic", "safetensors", "tensorboard")
+    ),
     Layer(SERVE_CONTRACT, (*BASE, *CAPTION, *SERVE_CONTRACT), ("numpy", "pydantic")),
     Layer(
         SERVE_APP,

@@ -2,6 +2,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -75,11 +76,55 @@ def test_of_two_that_start_at_once_one_is_refused(
     assert Driver.model_validate_json((tmp_path / LOCK_NAME).read_text()).host == "elsewhere"  # which goes on
 
 
-def test_driver_that_stood_still_and_was_replaced_ends(tmp_path: Path) -> None:
-    def stand_still() -> None:
+def test_driver_that_stood_still_and_was_replaced_ends_at_once(tmp_path: Path) -> None:
+    """Whatever it does, and without cleaning up what is the other's by now."""
+    work = (
+        "import sys, time; from caption_ray.lock import sole_driver\n"
+        "with sole_driver(sys.argv[1], 'sweep', beat_s=0.05):\n"
+        "    print('working', flush=True)\n"
+        "    try: time.sleep(60)\n"
+        "    finally: print('cleaning up', flush=True)"
+    )
+    command = [sys.executable, "-c", work, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as first:
+        assert first.stdout is not None
+        first.stdout.readline()
+        started = time.monotonic()
         say(tmp_path, "elsewhere", 7)
-        time.sleep(30)
-
-    with pytest.raises(KeyboardInterrupt), sole_driver(str(tmp_path), "sweep", beat_s=0.05):
-        stand_still()
+        assert first.wait(timeout=30) == 1
+        assert time.monotonic() - started < 20
+        assert first.stdout.read() == ""
     assert Driver.model_validate_json((tmp_path / LOCK_NAME).read_text()).host == "elsewhere"  # which goes on
+
+
+def test_without_hard_links_the_last_to_write_is_the_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(os, "link", refused)
+    with sole_driver(str(tmp_path), "sweep", beat_s=0.1):
+        assert [path.name for path in tmp_path.iterdir()] == [LOCK_NAME]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_storage_that_fails_for_a_moment_ends_neither_the_beats_nor_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failed = threading.Event()
+
+    def fail(_: str) -> bytes:
+        failed.set()
+        raise OSError("503")
+
+    def num_beats() -> int:
+        return Driver.model_validate_json((tmp_path / LOCK_NAME).read_text()).num_beats
+
+    with sole_driver(str(tmp_path), "sweep", beat_s=0.02):
+        with monkeypatch.context() as patched:
+            patched.setattr(storage, "read_bytes", fail)
+            assert failed.wait(10)
+        before, deadline = num_beats(), time.monotonic() + 10
+        while num_beats() <= before + 1 and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert num_beats() > before
+        monkeypatch.setattr(storage, "read_bytes", fail)

@@ -92,6 +92,8 @@ def test_address_of_the_service(tmp_path: Path) -> None:
     file = tmp_path / "serve.yaml"
     file.write_text("http_options: {host: 0.0.0.0, port: 9000}")
     assert http_address(str(file)) == ("0.0.0.0", 9000)
+    file.write_text("http_options: {port: '9001'}")
+    assert http_address(str(file)) == ("127.0.0.1", 9001)
     file.write_text("http_options: {port: 80x}")
     with pytest.raises(UsageError, match=r"http_options\.port: '80x': must be a number"):
         http_address(str(file))

@@ -85,7 +85,8 @@ def write_checkpoint(folder: Path, number: int, state_bytes: int = 3) -> None:
 
 def test_sound_snapshot_is_left_alone(tmp_path: Path) -> None:
     write_checkpoint(tmp_path, 1)
-    (tmp_path / SNAPSHOT).write_text(json.dumps({"checkpoint_results": []}))
+    sound = [{"checkpoint_dir_name": "epoch_0001", "metrics": {"cider": 0.1, "rank": 1}}]
+    (tmp_path / SNAPSHOT).write_text(json.dumps({"checkpoint_results": sound}))
     assert mend_snapshot(str(tmp_path)) is None
     assert (tmp_path / SNAPSHOT).exists()
 
@@ -94,7 +95,11 @@ def test_new_run_has_nothing_to_mend(tmp_path: Path) -> None:
     assert mend_snapshot(str(tmp_path / "absent")) is None
 
 
-@pytest.mark.parametrize("content", [b"", b'{"checkpoint_results": [{"checkpo', b"\xff\xfe"])
+OTHERWISE = b'{"checkpoint_results": [{"checkpoint_dir_name": "epoch_0001", "metrics": {"cider": 0.1}}]}'
+"""Of a version that ranked checkpoints by their scores themselves."""
+
+
+@pytest.mark.parametrize("content", [b"", b'{"checkpoint_results": [{"checkpo', b"\xff\xfe", OTHERWISE])
 def test_cut_snapshot_gives_way_to_the_newest_whole_checkpoint(tmp_path: Path, content: bytes) -> None:
     for number in (1, 2, 10):
         write_checkpoint(tmp_path, number)
