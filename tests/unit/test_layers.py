@@ -40,6 +40,7 @@ RUN_RECORDS = ("train.run_folder", "train.stopping")
 RUN_PARTS = (*RUN_RECORDS, "train.dev", "train.board", "train.encoder_source", "train.meter")
 CAPTION = ("caption",)
 CAPTIONING = (*CAPTION, "bundle", "inference", "attention_figure")
+TRAINING = (*PURE, *STEPS, *RUN_PARTS, *CAPTIONING)
 TABLE_ADAPTERS = ("cluster", "data.prepare", "data.pipeline", "data.tables")
 DATA_ADAPTERS = (*BATCH_PLAN, *TABLE_ADAPTERS, "data.feature_cache")
 EVALUATION_ADAPTERS = ("evaluation.evaluate", "evaluation.pictures")
@@ -92,9 +93,7 @@ LAYERS = (
     Layer(("attention_figure",), BASE, ("numpy", "PIL")),
     Layer(CAPTION, (), ("numpy",)),
     Layer(("inference",), (*PURE, *CAPTION, "bundle"), (*TORCH, "PIL")),
-    Layer(
-        RUN_PARTS, (*PURE, *STEPS, *RUN_PARTS, *CAPTIONING), (*ARROW, "PIL", "pydantic", "safetensors", "tensorboard")
-    ),
+    Layer(RUN_PARTS, TRAINING, (*ARROW, "PIL", "pydantic", "safetensors", "tensorboard")),
     Layer(SERVE_CONTRACT, (*BASE, *CAPTION, *SERVE_CONTRACT), ("numpy", "pydantic")),
     Layer(
         SERVE_APP,
@@ -120,7 +119,7 @@ LAYERS = (
     Layer(("data.feature_cache",), (*BASE, *DATA_TABLES, *BATCHES, *TENSORS, *TABLE_ADAPTERS), (*ARROW, "ray", "PIL")),
     Layer(
         TRAIN_ADAPTERS,
-        (*PURE, *STEPS, *RUN_PARTS, *CAPTIONING, *DATA_ADAPTERS, *TRAIN_ADAPTERS),
+        (*TRAINING, *DATA_ADAPTERS, *TRAIN_ADAPTERS),
         (*ARROW, "ray", "pydantic"),
     ),
     Layer(
