@@ -66,10 +66,11 @@ def sole_driver(
         deadline = time.monotonic() + watch_s
         while time.monotonic() < deadline:
             time.sleep(min(beat_s, watch_s) / 4)
-            if (now := _read(path)) is None:  # it has ended
-                break
-            if now != other:
+            now = _read(path)
+            if now is not None and now != other:
                 raise _taken(folder, kind, now)
+            if now is None and not storage.exists(path):  # it has ended
+                break
     own, ended = Driver(host=socket.gethostname(), pid=os.getpid()), threading.Event()
     can_be_made = other is None and not storage.is_uri(path)
     if not (can_be_made and storage.create_text(path, own.model_dump_json())):

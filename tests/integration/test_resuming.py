@@ -17,6 +17,7 @@ from killing import kill_with_family
 from small import EXPERIMENT, numbers
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from caption_ray import storage
 from caption_ray.errors import RunError, WorkLeftError
 from caption_ray.lock import LOCK_NAME, Driver
 from caption_ray.train.run_folder import stopped_checkpoint
@@ -47,14 +48,14 @@ def test_other_settings_under_the_same_name_are_refused(
 
 def test_second_driver_of_a_run_is_refused(request_two: TrainRequest) -> None:
     request, ended = replace(request_two, name="taken"), threading.Event()
-    lock = Path(request.run_folder, LOCK_NAME)
-    lock.parent.mkdir()
+    lock, other_driver = Path(request.run_folder, LOCK_NAME), Driver(host="elsewhere", pid=7)
+    storage.write_text(str(lock), other_driver.model_dump_json())
 
     def work() -> None:
-        for beat in itertools.count():
-            lock.write_text(Driver(host="elsewhere", pid=7, num_beats=beat).model_dump_json())
+        for beat in itertools.count(1):
             if ended.wait(0.5):
                 return
+            storage.write_text(str(lock), other_driver.model_copy(update={"num_beats": beat}).model_dump_json())
 
     other = threading.Thread(target=work)
     other.start()

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from caption_ray import storage
 from caption_ray.data.output_folder import clear_parts, output_folder
 from caption_ray.errors import RunError, UsageError
 from caption_ray.lock import Driver
@@ -31,13 +32,14 @@ def test_the_output_appears_at_the_end_and_whole(tmp_path: Path) -> None:
 def test_a_second_one_at_work_is_refused_and_spoils_nothing(tmp_path: Path) -> None:
     output = tmp_path / "data"
     other = Driver(host="elsewhere", pid=7)
-    beside = tmp_path / "data.driver.json"
+    beside = str(tmp_path / "data.driver.json")
+    storage.write_text(beside, other.model_dump_json())
 
     def beat(ended: threading.Event) -> None:
-        for number in itertools.count():
-            beside.write_text(other.model_copy(update={"num_beats": number}).model_dump_json())
+        for number in itertools.count(1):
             if ended.wait(0.2):
                 return
+            storage.write_text(beside, other.model_copy(update={"num_beats": number}).model_dump_json())
 
     (tmp_path / "data.partial").mkdir()
     (tmp_path / "data.partial" / "part").write_text("the first one's")
