@@ -90,7 +90,7 @@ def write_bytes(location: str, content: bytes) -> None:
     filesystem, path = open_location(location)
     _make_folder(filesystem, posixpath.dirname(path))
     if isinstance(filesystem, fs.LocalFileSystem):
-        scratch = Path(f"{path}.{os.getpid()}.partial")
+        scratch = _scratch(path)
         scratch.write_bytes(content)
         scratch.replace(path)
         return
@@ -109,7 +109,7 @@ def rewrite_text(location: str, content: str) -> None:
         write_text(location, content)
         return
     path = Path(location).resolve()
-    scratch = Path(f"{path}.{os.getpid()}.partial")
+    scratch = _scratch(path)
     scratch.write_text(content, encoding="utf-8")
     scratch.chmod(stat.S_IMODE(path.stat().st_mode))
     scratch.replace(path)
@@ -134,7 +134,7 @@ def create_text(location: str, content: str) -> bool:
     """
     path = Path(open_location(location)[1])
     path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(f"{path}.{os.getpid()}.partial")
+    scratch = _scratch(path)
     scratch.write_text(content, encoding="utf-8")
     try:
         os.link(scratch, path)
@@ -181,6 +181,11 @@ def replace_folder(source: str, destination: str) -> None:
         return
     copy_folder(source, destination)  # a bucket has no folders to be moved
     delete_folder(source)
+
+
+def _scratch(path: str | Path) -> Path:
+    """Return where a local file is written until it is whole; what a kill leaves of it is known by this name."""
+    return Path(f"{path}.{os.getpid()}.partial")
 
 
 def _make_folder(filesystem: fs.FileSystem, path: str) -> None:

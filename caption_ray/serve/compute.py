@@ -31,7 +31,7 @@ def _load(location: str, precision: AskedPrecision) -> Captioner:
     captioner = Captioner.load(location, precision=precision)
     side = captioner.bundle.config.encoder.image_size
     (captions,) = captioner.caption([np.full((3, side, side), 127, dtype=np.uint8)])
-    if not captions or not math.isfinite(captions[0].log_probability):
+    if not math.isfinite(captions[0].log_probability):
         raise BundleError(f"{location}: a trial caption has no finite probability; the weights are spoilt: train again")
     return captioner
 

@@ -1,5 +1,6 @@
 """Starting, resuming and finishing a training run under Ray Train."""
 
+import contextlib
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -125,22 +126,25 @@ def train(request: TrainRequest, surroundings: Surroundings | None = None) -> Tr
             return _finished(request)
         if existed:
             logger.info("going on with run %s in %s", request.name, request.run_folder)
-        if surroundings is not None:  # whoever hands them in sees to it that the run has no other driver
-            with stop_on_signal(request.run_folder):
-                return _run(request, inputs, surroundings)
-        with sole_driver(request.run_folder, "run"), stop_on_signal(request.run_folder):
+        # Whoever hands surroundings in sees to it that the run has no other driver.
+        alone = sole_driver(request.run_folder, "run") if surroundings is None else contextlib.nullcontext()
+        with alone, stop_on_signal(request.run_folder):
             if is_finished(request.run_folder):  # while another driver was waited for
                 return _finished(request)
-            feeds, statistics = build_feeds(inputs, request.stage), measure(inputs)
-            # What is read once needs nobody that deals it out to a single worker: two processes less to wait for.
-            alone = workers.num_workers == 1 and all(feed.resident for feed in feeds.values())
-            split = Undivided() if alone else ExactSplit()
-            return _run(request, inputs, Surroundings(workers=workers, feeds=feeds, statistics=statistics, split=split))
+            return _run(request, inputs, surroundings or _own_surroundings(request, inputs, workers))
 
 
 def inputs_of(request: TrainRequest) -> RunInputs:
     """Return what a run trains on; see `find_inputs`."""
     return find_inputs(request.experiment, request.preset, request.data, request.features)
+
+
+def _own_surroundings(request: TrainRequest, inputs: RunInputs, workers: WorkerResources) -> Surroundings:
+    feeds, statistics = build_feeds(inputs, request.stage), measure(inputs)
+    # What is read once needs nobody that deals it out to a single worker: two processes less to wait for.
+    undivided = workers.num_workers == 1 and all(feed.resident for feed in feeds.values())
+    split = Undivided() if undivided else ExactSplit()
+    return Surroundings(workers=workers, feeds=feeds, statistics=statistics, split=split)
 
 
 def _plan_workers(request: TrainRequest) -> WorkerResources:
