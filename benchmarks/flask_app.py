@@ -12,6 +12,7 @@ from flask import Flask, request
 
 from caption_ray.bundle import load_bundle
 from caption_ray.data.images import decode_square
+from caption_ray.device import pick_device
 from caption_ray.model.decoding import beam_search
 
 
@@ -23,7 +24,9 @@ def main() -> None:
     arguments = parser.parse_args()
     bundle = load_bundle(arguments.bundle)
     assert bundle.model.encoder is not None
-    encode = eager(bundle.model.encoder, torch.device("cpu"))
+    device = pick_device()
+    encode = eager(bundle.model.encoder, device)
+    decoder = bundle.model.decoder.to(device)
     side = bundle.config.encoder.image_size
     app = Flask(__name__)
 
@@ -31,7 +34,7 @@ def main() -> None:
     def caption() -> dict[str, str]:
         picture = torch.from_numpy(decode_square(request.get_data(), side)).unsqueeze(0)
         with torch.inference_mode():
-            (found,) = beam_search(bundle.model.decoder, encode(picture), bundle.config.decode)
+            (found,) = beam_search(decoder, encode(picture), bundle.config.decode)
         return {"caption": " ".join(bundle.vocabulary.decode(found[0].ids))}
 
     app.run(host="127.0.0.1", port=arguments.port, threaded=True)

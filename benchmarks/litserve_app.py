@@ -11,6 +11,7 @@ import litserve
 import numpy as np
 import numpy.typing as npt
 
+from caption_ray.device import pick_device
 from caption_ray.inference import Captioner
 
 Square = npt.NDArray[np.uint8]
@@ -54,7 +55,7 @@ def main() -> None:
     parser.add_argument("--bundle", required=True)
     parser.add_argument("--port", type=int, required=True)
     arguments = parser.parse_args()
-    server = litserve.LitServer(Api(arguments.bundle), accelerator="cpu")
+    server = litserve.LitServer(Api(arguments.bundle), accelerator=pick_device().type, devices=1)
     server.run(host="127.0.0.1", port=arguments.port, generate_client_file=False, log_level="warning")
 
 

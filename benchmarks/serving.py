@@ -1,10 +1,11 @@
 """The service against a tutorial's Flask app, LitServe and the bare model: `python benchmarks/serving.py --pictures D`.
 
 All caption the same JPEG files with the same weights of ResNet50's sizes (`serving_bundle.py`), by beam search as the
-bundle says. The service is `serve run serve_config.yaml` as it stands; `flask_app.py`, `litserve_app.py` and
-`bare_model.py` say what the others are. Each is started, asked for every picture once, loaded with 1, 4 and 16
-clients in turn, and stopped before the next one starts; so for each round. The service is measured with Ray's own
-proxy, with HAProxy in its place, which `RAY_SERVE_ENABLE_HA_PROXY=1` asks Ray for, and without Ray, as one process.
+bundle says. The service is `serve run serve_config.yaml` as it stands, on a GPU with the line that gives a replica one;
+`flask_app.py`, `litserve_app.py` and `bare_model.py` say what the others are. Each is started, asked for every picture
+once, loaded with 1, 4 and 16 clients in turn, and stopped before the next one starts; so for each round. The service is
+measured with Ray's own proxy, with HAProxy in its place, which `RAY_SERVE_ENABLE_HA_PROXY=1` asks Ray for, and without
+Ray, as one process.
 
 The load is wrk's (Debian's package `wrk`): clients that ask again as soon as they are answered, in one thread of C and
 Lua, which takes a hundredth of what answering takes, of cores that all share.
@@ -27,6 +28,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import torch
 import yaml
 from compare import report
 from serving_bundle import make_bundle
@@ -111,6 +113,10 @@ def servers(folder: Path, bundle: str, pictures: Sequence[Path], port: int) -> d
     """Return all that are measured, by name; writes what they need into the folder."""
     config = yaml.safe_load((HERE.parent / "serve_config.yaml").read_text())
     config["http_options"]["port"] = port
+    if torch.cuda.is_available():
+        (application,) = config["applications"]
+        (replica,) = (each for each in application["deployments"] if each["name"] == "CaptionerReplica")
+        replica["ray_actor_options"]["num_gpus"] = 1
     (folder / "serve_config.yaml").write_text(yaml.safe_dump(config))
     as_json = []
     for picture in pictures:

@@ -7,7 +7,7 @@ from torch import nn
 
 from caption_ray.config import EncoderConfig
 from caption_ray.errors import UsageError
-from caption_ray.model import fused_convolution
+from caption_ray.model import frozen_encoder, fused_convolution
 from caption_ray.model.encoder import Encoder, build_encoder, fold_batch_norm, weights_digest
 from caption_ray.model.frozen_encoder import AT_A_TIME, FrozenEncoder
 
@@ -284,3 +284,17 @@ def test_frozen_encoder_in_bf16_comes_near() -> None:
         exact = encoder(noise(5, 64))
     assert found.dtype == torch.float32
     assert 0 < float((found - exact).norm() / exact.norm()) < 0.05
+
+
+def test_weights_rounded_once_are_those_that_autocast_rounds_in_every_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on GPUs, where nothing else lays weights out."""
+    monkeypatch.setattr(frozen_encoder, "fuse_convolutions", lambda folded, _: folded)
+    encoder = livened(random_encoder("resnet18", image_size=64))
+    folded = fold_batch_norm(encoder)
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        expected = folded(noise(3, 64)).float()
+    frozen = FrozenEncoder(encoder)
+    assert torch.equal(frozen.on(torch.device("cpu"), "bf16")(noise(3, 64)), expected)
+    with torch.no_grad():
+        exact = folded(noise(3, 64))
+    assert torch.equal(frozen.on(torch.device("cpu"), "fp32")(noise(3, 64)), exact)  # its own weights were not rounded
