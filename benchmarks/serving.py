@@ -168,6 +168,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=int, default=5, help="of each load")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
+    # What a shell starts in the background ignores Ctrl-C, and so would all that is started from here.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     pictures = sorted(arguments.pictures.glob("*.jpg"))[: arguments.num_pictures]
     if not pictures:
         parser.error(f"--pictures: no *.jpg in {arguments.pictures}; name a folder of JPEG files")

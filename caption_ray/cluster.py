@@ -3,6 +3,7 @@
 import logging
 import math
 import os
+import re
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,6 +35,13 @@ _RAY_TRAIN = {
 _HOOK = "caption_ray.logs.quieten_ray_workers"
 _HOOK_WITH_ADDRESS = "caption_ray.cluster.prepare_worker"
 
+_NO_DASHBOARD = {"RAY_API_SERVER_ADDRESS": "http://127.0.0.1:0"}
+"""Environment of the workers of a cluster without a dashboard.
+
+An actor of Ray Train's asks one every second whether the training's controller lives, and has all workers killed where
+it is told no. It would else find that of another Ray on the machine, such as `serve run` starts, which knows of no such
+controller (2.60)."""
+
 _TOKEN_VARIABLES = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 
 
@@ -52,7 +60,8 @@ def connect(num_cpus: int | None = None, *, dashboard: bool = False) -> Iterator
     _quieten()
     if address := os.environ.get("RAY_ADDRESS"):
         logger.info("joining the Ray cluster at %s", address)
-        told = {"env_vars": {"RAY_ADDRESS": address}} if dashboard else None
+        # Else what asks its dashboard would look for one on the machine, where there may be another cluster's.
+        told = {"env_vars": {"RAY_ADDRESS": address}} if dashboard or _is_host_and_port(address) else None
         context = ray.init(address, runtime_env=told, logging_level=logging.WARNING)
     else:
         _keep_token_private()
@@ -60,7 +69,11 @@ def connect(num_cpus: int | None = None, *, dashboard: bool = False) -> Iterator
             "local",
             num_cpus=num_cpus or max(2, _usable_cpus()),
             include_dashboard=dashboard,
-            runtime_env={"worker_process_setup_hook": _HOOK_WITH_ADDRESS if dashboard else _HOOK},
+            runtime_env=(
+                {"worker_process_setup_hook": _HOOK_WITH_ADDRESS}
+                if dashboard
+                else {"worker_process_setup_hook": _HOOK, "env_vars": _NO_DASHBOARD}
+            ),
             logging_level=logging.WARNING,
         )
     if dashboard:
@@ -79,6 +92,10 @@ def prepare_worker() -> None:
     """
     quieten_ray_workers()
     os.environ.setdefault("RAY_ADDRESS", ray.get_runtime_context().gcs_address)
+
+
+def _is_host_and_port(address: str) -> bool:
+    return re.fullmatch(r"[^/]+:\d+", address) is not None
 
 
 def actor_resources() -> tuple[int, dict[str, float]]:
