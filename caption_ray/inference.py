@@ -18,7 +18,7 @@ from caption_ray.device import pick_device, resolve_precision
 from caption_ray.errors import BundleError
 from caption_ray.model.decoding import Hypothesis, beam_search, greedy_steps
 from caption_ray.model.frozen_decoder import FrozenDecoder
-from caption_ray.model.frozen_encoder import FrozenEncoder
+from caption_ray.model.frozen_encoder import FrozenEncoder, encoder_precision
 from caption_ray.special_ids import END_ID
 from caption_ray.text.vocabulary import Vocabulary
 
@@ -130,4 +130,4 @@ class Captioner:
 
 def _encoder_precision(asked: AskedPrecision, backbone: str, device: torch.device) -> Precision:
     found = resolve_precision(asked, device, "precision")
-    return "fp32" if asked == "auto" and (found != "bf16" or backbone == "mobilenet_v2") else found
+    return "fp32" if asked == "auto" and found == "fp16" else encoder_precision(asked, found, backbone)

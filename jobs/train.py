@@ -32,7 +32,9 @@ class Arguments(Settings):
     )
     device: Literal["auto", "cpu", "gpu"] = Field("auto", description="What the workers compute on.")
     cpus_per_worker: float | None = Field(
-        None, gt=0, description="CPUs reserved per worker; by default all but one are shared out."
+        None,
+        gt=0,
+        description="CPUs reserved per worker; by default all but one are shared out, at most one to a GPU's.",
     )
     stage: str | None = Field(
         None,

@@ -1,5 +1,6 @@
 """Decoding the dev split while training: every picture once, by free-running search, whatever the workers."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -62,7 +63,10 @@ def decode_share(
     precision: Precision,
     device: torch.device,
 ) -> DevShare:
-    """Caption a worker's dev pictures; keep the whole caption of those in `show`."""
+    """Caption a worker's dev pictures; keep the whole caption of those in `show`.
+
+    Where a picture's captions have no finite probability the weights are lost, and so is the loss.
+    """
     share = DevShare()
     model.eval()
     for rows, batch in batches:
@@ -70,10 +74,12 @@ def decode_share(
             features = model.features(batch.pictures.to(device))
             found = beam_search(model.decoder, features, options)
         for row, hypotheses in zip(rows, found, strict=True):
-            caption = to_captions(hypotheses[:1], vocabulary)[0]
-            share.predicted[row.name] = caption.words
+            caption = next(iter(to_captions(hypotheses[:1], vocabulary)), None)
+            share.predicted[row.name] = caption.words if caption else ()
             share.references[row.name] = [tokenize(sentence) for sentence in row.captions]
-            if row.name in show:
+            if caption is None:
+                share.loss_sum = math.nan
+            elif row.name in show:
                 share.shown[row.name] = caption
         loss_sum, num_words = dev_loss(model.decoder, features, batch, precision, device)
         share.loss_sum += loss_sum

@@ -11,6 +11,7 @@ from typing import TypeVar
 
 import pyarrow as pa
 import ray.train
+import ray.train.collective
 import ray.train.torch
 import torch
 
@@ -20,12 +21,13 @@ from caption_ray.data.images import seeded_generator
 from caption_ray.data.picture_format import PictureFormat
 from caption_ray.data.pipeline import Share
 from caption_ray.data.shards import first_pictures
-from caption_ray.device import check_kernels, limit_memory, resolve_precision
-from caption_ray.errors import UsageError
+from caption_ray.device import check_kernels, limit_memory
+from caption_ray.errors import RunError, UsageError
 from caption_ray.logs import configure_logging, quieten_ray_workers
 from caption_ray.model.encoder import Encoder
-from caption_ray.model.frozen_encoder import EncoderPass, FrozenEncoder
+from caption_ray.model.frozen_encoder import EncoderPass, FrozenEncoder, encoder_precision
 from caption_ray.text.vocabulary import Vocabulary
+from caption_ray.train.agreement import from_first, shared_precision
 from caption_ray.train.board import NUM_SHOWN, Board
 from caption_ray.train.dev import DevResult, decode_share, gather_result
 from caption_ray.train.encoder_source import load_encoder, with_features
@@ -43,13 +45,7 @@ from caption_ray.train.state import (
     load_worker_state,
     save_state,
 )
-from caption_ray.train.steps import (
-    all_reduce,
-    build_stepper,
-    counted,
-    groups_per_worker,
-    set_learning_rate,
-)
+from caption_ray.train.steps import all_reduce, build_stepper, counted, groups_per_worker, set_learning_rate
 from caption_ray.train.stopping import StopWatch
 
 logger = logging.getLogger(__name__)
@@ -99,6 +95,25 @@ def train_loop(config: dict[str, object]) -> dict[str, object]:
     return {}
 
 
+def _check_kernels(device: torch.device, num_workers: int) -> None:
+    """Raise UsageError, on all workers, where the first one's torch cannot compute on its GPU.
+
+    Raises RunError where this one's cannot though the first one's can: not returned as the other is, since those that
+    can would be left waiting for it.
+    """
+    reason: str | None = None
+    try:
+        check_kernels(device)
+    except UsageError as error:
+        reason = str(error)
+    # By Ray: what the workers have to reach each other may need those kernels too. It takes a thousand bytes.
+    first = ray.train.collective.broadcast_from_rank_zero(reason and reason[:800]) if num_workers > 1 else reason
+    if first is not None:
+        raise UsageError(first)
+    if reason is not None:
+        raise RunError(reason)
+
+
 class _Worker:
     """One worker's model and data."""
 
@@ -107,19 +122,20 @@ class _Worker:
         self.rank = ray.train.get_context().get_world_rank()
         self.num_workers = ray.train.get_context().get_world_size()
         self.device = ray.train.torch.get_device()
-        check_kernels(self.device)
+        _check_kernels(self.device, self.num_workers)
         limit_memory(self.device, plan.gpu_share)
         if plan.threads_per_worker and self.device.type == "cpu":
             torch.set_num_threads(plan.threads_per_worker)
             torch.set_flush_denormal(True)  # tiny gradients and moments are slow to compute with, and worth nothing
         self.vocabulary = Vocabulary.from_json(plan.vocabulary, "vocabulary.json")
         experiment = plan.experiment
-        precision = resolve_precision(experiment.training.precision, self.device)
+        precision = shared_precision(experiment.training.precision, self.device)
         encoder = _load_encoder(plan)
         self.encode: EncoderPass | None = None
         if encoder is not None and not encoder.finetune_stages:
             # No part of what trains: its features come with the batches, as cached ones do.
-            self.encode, encoder = FrozenEncoder(encoder).on(self.device, precision), None
+            of_encoder = encoder_precision(experiment.training.precision, precision, experiment.encoder.backbone)
+            self.encode, encoder = FrozenEncoder(encoder).on(self.device, of_encoder), None
         model = build_training_model(plan, encoder, len(self.vocabulary)).to(self.device)
         idle = with_features(idle_batch_of(plan.train_feed), self.encode)
         wrap = functools.partial(ray.train.torch.prepare_model, parallel_strategy_kwargs=DDP_OPTIONS)
@@ -150,7 +166,8 @@ class _Worker:
         if checkpoint is not None:
             with checkpoint.as_directory() as folder:
                 progress = load_state(Path(folder), self.stepper)
-        stopped = stopped_checkpoint(self.plan.run_folder)
+        # One looks here too: each on its own, some might go on from there and others from the epoch's start.
+        stopped = from_first(stopped_checkpoint(self.plan.run_folder) if self.rank == 0 else None)
         if stopped is not None and stopped.position and stopped.progress.epochs_done == progress.epochs_done:
             epoch, position = progress.epochs_done + 1, stopped.position
             if (position.num_workers, position.device) == (self.num_workers, self.device.type):

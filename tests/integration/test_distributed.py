@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from caption_ray.data.batches import CaptionBatch, PictureGroup, collate
 from caption_ray.text.vocabulary import Vocabulary
+from caption_ray.train import agreement
 from caption_ray.train.averaging import average_weights
 from caption_ray.train.dev import DevResult, DevShare, gather_result
 from caption_ray.train.graphed import GraphedLoss
@@ -84,6 +85,18 @@ class Outcome:
     sum_of_ranks: float
     stops: list[bool]
     dev: DevResult
+    formats: list[str]
+    first: int
+
+
+UNLIKE = (("bf16", "bf16"), ("bf16", "fp16"), ("fp32", "bf16"))
+"""Number formats that two workers find for themselves."""
+
+
+def shared_format(rank: int, found: tuple[str, ...]) -> str:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(agreement, "resolve_precision", lambda *_: found[rank])
+        return agreement.shared_precision("auto", CPU)
 
 
 def run_steps(stepper: Stepper, batches: list[CaptionBatch], dev: DevShare, rank: int) -> Outcome:
@@ -102,6 +115,8 @@ def run_steps(stepper: Stepper, batches: list[CaptionBatch], dev: DevShare, rank
         loss_sums=loss_sums,
         sum_of_ranks=float(ranks),
         stops=stops,
+        formats=[shared_format(rank, found) for found in UNLIKE],
+        first=agreement.from_first(rank),
         dev=gather_result(dev, Vocabulary(("<pad>", "<start>", "<end>", "<unk>", "a", "dog", "runs", "on")), 3),
     )
 
@@ -187,3 +202,12 @@ def test_every_worker_gathers_the_whole_dev_result(one_worker: Outcome, two_work
         assert outcome.dev.scores.num_pictures == 3
         assert outcome.dev.loss == pytest.approx(10.5 / 14)
         assert outcome.dev.scores == one_worker.dev.scores
+
+
+def test_workers_on_unlike_hardware_compute_in_one_format(one_worker: Outcome, two_workers: list[Outcome]) -> None:
+    assert [outcome.formats for outcome in two_workers] == [["bf16", "fp16", "fp32"]] * 2
+    assert one_worker.formats == ["bf16", "bf16", "fp32"]
+
+
+def test_every_worker_hears_what_the_first_has_found(one_worker: Outcome, two_workers: list[Outcome]) -> None:
+    assert [outcome.first for outcome in (one_worker, *two_workers)] == [0, 0, 0]

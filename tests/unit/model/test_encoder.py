@@ -1,24 +1,14 @@
-import pickle
 from pathlib import Path
 
 import pytest
 import torch
+from encoders import livened, noise, random_encoder
 from torch import nn
 
 from caption_ray.config import EncoderConfig
 from caption_ray.errors import UsageError
-from caption_ray.model import frozen_encoder, fused_convolution
+from caption_ray.model import fused_convolution
 from caption_ray.model.encoder import Encoder, build_encoder, fold_batch_norm, weights_digest
-from caption_ray.model.frozen_encoder import AT_A_TIME, FrozenEncoder
-
-
-def random_encoder(backbone: str, **settings: int) -> Encoder:
-    return build_encoder(EncoderConfig(backbone=backbone, weights="none", **settings))  # type: ignore[arg-type]
-
-
-def noise(num_pictures: int, side: int) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(0)
-    return torch.randint(0, 256, (num_pictures, 3, side, side), dtype=torch.uint8, generator=generator)
 
 
 @pytest.mark.parametrize(("backbone", "num_features"), [("resnet18", 512), ("mobilenet_v2", 1280)])
@@ -238,63 +228,3 @@ def test_fusing_overwrites_nothing_that_is_still_read() -> None:
     fused = fused_convolution.fuse_convolutions(fold_batch_norm(encoder), torch.float32)
     with torch.no_grad():
         assert torch.allclose(fused(noise(2, 32)), encoder(noise(2, 32)), atol=1e-4)
-
-
-def livened(encoder: Encoder) -> Encoder:
-    """Return the encoder with batch norm that keeps all layers' values near one, as one that has learned does."""
-    torch.manual_seed(0)
-    with torch.no_grad():
-        for module in encoder.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.bias.uniform_(-0.5, 0.5)
-                module.register_forward_hook(_normalise)
-        encoder(noise(3, encoder.image_size))
-    for module in encoder.modules():
-        module._forward_hooks.clear()
-    return encoder
-
-
-def _normalise(norm: nn.Module, inputs: tuple[torch.Tensor], output: torch.Tensor) -> torch.Tensor:
-    assert isinstance(norm, nn.BatchNorm2d)
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
-    (values,) = inputs
-    norm.running_mean.copy_(values.mean((0, 2, 3)))
-    norm.running_var.copy_(values.var((0, 2, 3)) + values.var())  # no channel is all but constant
-    return nn.functional.batch_norm(values, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
-
-
-@pytest.mark.parametrize("num_pictures", [1, AT_A_TIME, AT_A_TIME + 1, 2 * AT_A_TIME + 3])
-def test_frozen_encoder_gives_each_picture_its_features(num_pictures: int) -> None:
-    encoder = livened(random_encoder("mobilenet_v2", image_size=64))
-    frozen = FrozenEncoder(encoder)
-    assert (frozen.image_size, frozen.grid_side, frozen.num_features) == (64, 2, 1280)
-    pictures = noise(num_pictures, 64)
-    with torch.no_grad():
-        exact = encoder(pictures)
-    found = pickle.loads(pickle.dumps(frozen)).on(torch.device("cpu"), "fp32")(pictures)  # as it comes to an actor
-    assert found.shape == (num_pictures, 4, 1280)
-    assert torch.allclose(found, exact, atol=1e-3 * float(exact.abs().max()))
-
-
-def test_frozen_encoder_in_bf16_comes_near() -> None:
-    encoder = livened(random_encoder("resnet18", image_size=64))
-    found = FrozenEncoder(encoder).on(torch.device("cpu"), "bf16")(noise(5, 64))
-    with torch.no_grad():
-        exact = encoder(noise(5, 64))
-    assert found.dtype == torch.float32
-    assert 0 < float((found - exact).norm() / exact.norm()) < 0.05
-
-
-def test_weights_rounded_once_are_those_that_autocast_rounds_in_every_pass(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on GPUs, where nothing else lays weights out."""
-    monkeypatch.setattr(frozen_encoder, "fuse_convolutions", lambda folded, _: folded)
-    encoder = livened(random_encoder("resnet18", image_size=64))
-    folded = fold_batch_norm(encoder)
-    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
-        expected = folded(noise(3, 64)).float()
-    frozen = FrozenEncoder(encoder)
-    assert torch.equal(frozen.on(torch.device("cpu"), "bf16")(noise(3, 64)), expected)
-    with torch.no_grad():
-        exact = folded(noise(3, 64))
-    assert torch.equal(frozen.on(torch.device("cpu"), "fp32")(noise(3, 64)), exact)  # its own weights were not rounded

@@ -15,6 +15,8 @@ from caption_ray.model.decoding import beam_search
 from caption_ray.text.tokenizer import tokenize
 from caption_ray.text.vocabulary import Vocabulary
 from caption_ray.train.dev import DevShare, decode_share, gather_result
+from caption_ray.train.gradients import NonFiniteLossError
+from caption_ray.train.meter import dev_values
 from caption_ray.train.steps import dev_loss
 
 CPU = torch.device("cpu")
@@ -160,3 +162,15 @@ def test_shares_add_up() -> None:
     assert list(whole.predicted) == list(whole.references) == ["a.jpg", "b.jpg", "c.jpg"]
     assert (whole.loss_sum, whole.num_words, whole.num_rows) == (12.5, 12, 3)
     assert list(SHARE.predicted) == ["a.jpg", "b.jpg"]
+
+
+def test_weights_that_are_lost_lose_the_loss_and_no_worker(
+    model: CaptionModel, rows: list[PictureRow], tiny_vocabulary: Vocabulary
+) -> None:
+    with torch.no_grad():
+        model.decoder.output.weight.fill_(torch.nan)
+    share = decode(model, rows, tiny_vocabulary, 2, show=frozenset({"b.jpg"}))
+    assert share.num_rows == 5
+    assert set(share.predicted.values()) == {()}
+    with pytest.raises(NonFiniteLossError, match="dev loss is not finite"):
+        dev_values(gather_result(share, tiny_vocabulary, 5))

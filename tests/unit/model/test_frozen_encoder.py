@@ -1,0 +1,62 @@
+import pickle
+
+import pytest
+import torch
+from encoders import livened, noise, random_encoder
+
+from caption_ray.config import AskedPrecision, Precision
+from caption_ray.model import frozen_encoder
+from caption_ray.model.encoder import fold_batch_norm
+from caption_ray.model.frozen_encoder import AT_A_TIME, FrozenEncoder
+
+
+@pytest.mark.parametrize("num_pictures", [1, AT_A_TIME, AT_A_TIME + 1, 2 * AT_A_TIME + 3])
+def test_frozen_encoder_gives_each_picture_its_features(num_pictures: int) -> None:
+    encoder = livened(random_encoder("mobilenet_v2", image_size=64))
+    frozen = FrozenEncoder(encoder)
+    assert (frozen.image_size, frozen.grid_side, frozen.num_features) == (64, 2, 1280)
+    pictures = noise(num_pictures, 64)
+    with torch.no_grad():
+        exact = encoder(pictures)
+    found = pickle.loads(pickle.dumps(frozen)).on(torch.device("cpu"), "fp32")(pictures)  # as it comes to an actor
+    assert found.shape == (num_pictures, 4, 1280)
+    assert torch.allclose(found, exact, atol=1e-3 * float(exact.abs().max()))
+
+
+def test_frozen_encoder_in_bf16_comes_near() -> None:
+    encoder = livened(random_encoder("resnet18", image_size=64))
+    found = FrozenEncoder(encoder).on(torch.device("cpu"), "bf16")(noise(5, 64))
+    with torch.no_grad():
+        exact = encoder(noise(5, 64))
+    assert found.dtype == torch.float32
+    assert 0 < float((found - exact).norm() / exact.norm()) < 0.05
+
+
+def test_weights_rounded_once_are_those_that_autocast_rounds_in_every_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on GPUs, where nothing else lays weights out."""
+    monkeypatch.setattr(frozen_encoder, "fuse_convolutions", lambda folded, _: folded)
+    encoder = livened(random_encoder("resnet18", image_size=64))
+    folded = fold_batch_norm(encoder)
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        expected = folded(noise(3, 64)).float()
+    frozen = FrozenEncoder(encoder)
+    assert torch.equal(frozen.on(torch.device("cpu"), "bf16")(noise(3, 64)), expected)
+    with torch.no_grad():
+        exact = folded(noise(3, 64))
+    assert torch.equal(frozen.on(torch.device("cpu"), "fp32")(noise(3, 64)), exact)  # its own weights were not rounded
+
+
+@pytest.mark.parametrize(
+    ("asked", "found", "backbone", "expected"),
+    [
+        ("auto", "bf16", "mobilenet_v2", "fp32"),
+        ("bf16", "bf16", "mobilenet_v2", "bf16"),
+        ("auto", "bf16", "resnet50", "bf16"),
+        ("auto", "fp16", "mobilenet_v2", "fp16"),
+        ("auto", "fp32", "resnet50", "fp32"),
+    ],
+)
+def test_auto_does_not_round_mobilenets_features_to_bf16(
+    asked: AskedPrecision, found: Precision, backbone: str, expected: Precision
+) -> None:
+    assert frozen_encoder.encoder_precision(asked, found, backbone) == expected
