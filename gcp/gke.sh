@@ -22,7 +22,7 @@ source gcp/waits.sh
 : "${REDIS:=}" # IP:PORT, to outlive a lost head; see "Fault tolerance" in gcp/README.md
 : "${PYTHON:=python}" "${ANSWERS:=10}" "${SECONDS_BETWEEN:=2}"
 readonly namespace=caption-ray service=caption-ray operator=kuberay-system
-dry_run='' gpu='' bundles='' ours=''
+dry_run='' gpu='' bundles='' ours='' before=''
 
 main() {
     local words=()
@@ -140,14 +140,14 @@ do_deploy() {
 do_roll_out() {
     must_end_in_digest "$1"
     change_service roll-out "$1"
-    await_bundle "$1"
+    await_bundle "$1" put_back
 }
 
 do_roll_back() {
     change_service roll-back
     local now=URI
     [[ -n $dry_run ]] || now=$(live '{.metadata.annotations.caption-ray/bundle}')
-    await_bundle "$now"
+    await_bundle "$now" put_back
 }
 
 do_status() {
@@ -232,13 +232,27 @@ keys_digest() {
 
 change_service() {
     use_cluster
-    local before='' patch=''
+    local patch=''
     say "$PYTHON gcp/manifests.py $*, from and to the RayService on the cluster"
     if [[ -z $dry_run ]]; then
         before=$(kubectl get rayservice "$service" --namespace="$namespace" --output=json)
         patch=$("$PYTHON" gcp/manifests.py "$@" <<< "$before")
     fi
     run kubectl patch rayservice "$service" --namespace="$namespace" --type=merge --patch-file=/dev/stdin <<< "$patch"
+}
+
+# Undoes what change_service did, unless others have changed it since. A refused bundle that the RayService went on
+# naming would be the one to go back to from the next, and what a new cluster starts with. For ||, so it ends nothing.
+put_back() { # URI
+    local now patch
+    now=$(live '{.metadata.annotations.caption-ray/bundle}') || return
+    [[ $now == "$1" ]] || { say "the RayService names $now by now, so nothing is put back" && return 0; }
+    patch=$("$PYTHON" gcp/manifests.py put-back <<< "$before") || return
+    run kubectl patch rayservice "$service" --namespace="$namespace" --type=merge --patch-file=/dev/stdin \
+        <<< "$patch" || return
+    now=$(live '{.metadata.annotations.caption-ray/bundle}') || return
+    [[ $now != "$1" ]] || return # it was repeated
+    say "the RayService is what it was before, and names $now"
 }
 
 main "$@"

@@ -2,12 +2,14 @@
 
 `python gcp/manifests.py embed` writes the Serve config into gcp/rayservice.yaml. The others read the RayService on the
 cluster, as JSON from stdin: `render` prints all manifests, filled in, and there need be none yet; `roll-out URI`,
-`roll-back` and `new-key DIGEST` print a patch for it. gcp/gke.sh calls these.
+`roll-back` and `new-key DIGEST` print a patch for it, and `put-back` one that undoes a patch: its stdin is the
+RayService before that. gcp/gke.sh calls these.
 """
 
 import argparse
 import copy
 import json
+import re
 import string
 import sys
 from pathlib import Path
@@ -124,6 +126,14 @@ def roll_back(live: dict[str, Any]) -> dict[str, Any]:
     return roll_out(live, previous)
 
 
+def put_back(before: dict[str, Any]) -> dict[str, Any]:
+    """Return a patch that undoes a roll-out or a roll-back. before: the RayService as it was on the cluster."""
+    annotations = before["metadata"].get("annotations", {})
+    # None becomes null, with which a patch deletes what was not there.
+    undone = {name: annotations.get(name) for name in (_BUNDLE, _PREVIOUS)}
+    return {"metadata": {"annotations": undone}, "spec": {"serveConfigV2": before["spec"]["serveConfigV2"]}}
+
+
 def new_key(live: dict[str, Any], keys: str) -> dict[str, Any]:
     """Return a patch that has workers with other API keys replaced, by a second cluster."""
     groups = copy.deepcopy(live["spec"]["rayClusterConfig"]["workerGroupSpecs"])  # a patch replaces a list whole
@@ -150,10 +160,15 @@ def _dump(document: object) -> str:
 
 
 class _Plain(yaml.SafeDumper):
-    """Writes everything out: kubectl's reader has no `<<`."""
+    """Writes everything out, since kubectl's reader has no `<<`, and quotes what is a string to Python alone."""
 
     def ignore_aliases(self, data: object) -> bool:  # noqa: ARG002
         return True
+
+
+# Without quotes 1234567890e1, 089, 0o17 and y are strings to PyYAML, and none to kubectl and to KubeRay's operator.
+_NO_STRING_IN_GO = re.compile(r"[-+]?(0[xX][0-9a-fA-F_]+|0[bBoO][0-7_]+|[0-9_]*\.?[0-9_]*([eE][-+]?[0-9_]+)?)$|[yYnN]$")
+_Plain.add_implicit_resolver("tag:yaml.org,2002:float", _NO_STRING_IN_GO, list("-+.0123456789yYnN"))
 
 
 def _filled(value: Any, values: dict[str, str], kind: str) -> Any:
@@ -183,6 +198,7 @@ def main() -> None:
     commands.add_parser("roll-out").add_argument("bundle")
     commands.add_parser("new-key").add_argument("keys")
     commands.add_parser("roll-back")
+    commands.add_parser("put-back")
     asked = parser.parse_args()
     if asked.command == "embed":
         (GCP / "rayservice.yaml").write_text(embedded())
@@ -193,11 +209,14 @@ def main() -> None:
         yaml.dump_all(documents, sys.stdout, Dumper=_Plain, sort_keys=False)
     else:
         live = json.load(sys.stdin)
+        patches = {
+            "roll-out": lambda: roll_out(live, asked.bundle),
+            "roll-back": lambda: roll_back(live),
+            "put-back": lambda: put_back(live),
+            "new-key": lambda: new_key(live, asked.keys),
+        }
         try:
-            if asked.command == "roll-back":
-                patch = roll_back(live)
-            else:
-                patch = roll_out(live, asked.bundle) if asked.command == "roll-out" else new_key(live, asked.keys)
+            patch = patches[asked.command]()
         except ValueError as error:
             sys.exit(str(error))
         sys.stdout.write(json.dumps(patch) + "\n")

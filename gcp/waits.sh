@@ -47,10 +47,11 @@ certificate() {
 
 # A bundle's folder ends in the first twelve digits of its digest, with which the id of the model begins. Each replica
 # changes by itself, so ten answers in a row for each worker must come from it: one that still answers with another, of
-# two or of ten, is then overlooked at most once in 30,000 times.
+# two or of ten, is then overlooked at most once in 30,000 times. URI [UNDO]: UNDO URI is run where it is refused, and
+# not where it only does not answer, when it may still come.
 await_bundle() {
     local digest=${1##*-} answers=0 model='' key='' needed workers
-    say "waiting until $ANSWERS answers in a row for each worker come from $digest"
+    say "waiting until $ANSWERS answers in a row for each worker come from $digest${2:+; a refusal is undone}"
     [[ -z $dry_run ]] || return 0
     workers=$(kubectl get pods --namespace="$namespace" --selector=caption-ray/role=worker --output=name | wc -l)
     needed=$((ANSWERS * (workers > 0 ? workers : 1)))
@@ -60,6 +61,8 @@ await_bundle() {
         if [[ $model == *'"id":"'"$digest"* ]]; then
             answers=$((answers + 1))
         elif [[ $model == *'"refused":"'*"$digest"* ]]; then
+            [[ -z ${2:-} ]] || "$2" "$1" ||
+                say "the RayService still names $1: \`gcp/gke.sh roll-back\` before all else"
             fail "$1 was refused, and the one before goes on: $model"
         else
             answers=0

@@ -105,7 +105,8 @@ def kubectl(cloud: dict[str, Any], words: list[str]) -> int:
         say("pod/one\npod/two")
     elif words[:2] == ["patch", "rayservice"]:
         patch, service = json.load(sys.stdin), cloud["service"]
-        service["metadata"]["annotations"] |= patch.get("metadata", {}).get("annotations", {})
+        annotations = service["metadata"]["annotations"] | patch.get("metadata", {}).get("annotations", {})
+        service["metadata"]["annotations"] = {k: v for k, v in annotations.items() if v is not None}
         service["spec"] |= {k: v for k, v in patch["spec"].items() if k != "rayClusterConfig"}
         service["spec"]["rayClusterConfig"] |= patch["spec"].get("rayClusterConfig", {})
         start_cluster(cloud)
@@ -159,6 +160,7 @@ def curl(cloud: dict[str, Any], words: list[str]) -> int:
     bundle = user_config.partition(" bundle: ")[2].split()[0]
     refused = f"{bundle}/model.safetensors: not what manifest.json says" if "damaged" in bundle else None
     digest = "0" * 12 if refused else bundle.rpartition("-")[2]
+    cloud["service"]["metadata"]["annotations"] |= cloud.get("meanwhile", {})  # what others do to it
     say(json.dumps({"id": digest + "0" * 52, "refused": refused}, separators=(",", ":")))
     return 0
 

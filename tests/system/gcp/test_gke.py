@@ -14,6 +14,7 @@ import yaml
 ROOT = Path(__file__).parents[3]
 ONE, TWO = "gs://p-caption-ray/bundles/one-0123456789ab", "gs://p-caption-ray/bundles/two-ba9876543210"
 THREE = "gs://p-caption-ray/bundles/three-333333333333"
+DAMAGED = ONE.replace("one-", "damaged-")
 
 Gke = Callable[..., subprocess.CompletedProcess[str]]
 Cloud = Callable[..., dict[str, Any]]
@@ -147,16 +148,52 @@ def test_roll_back_goes_to_the_bundle_before_whatever_brought_the_one_after(serv
 
 def test_bundle_that_is_refused_ends_the_roll_out_at_once(service: Gke, cloud: Cloud) -> None:
     cloud(calls=[])
-    damaged = ONE.replace("one-", "damaged-")
-    done = service("roll-out", damaged, code=2)
-    assert f"{damaged} was refused" in done.stderr
+    done = service("roll-out", DAMAGED, code=2)
+    assert f"{DAMAGED} was refused" in done.stderr
     assert "not what manifest.json says" in done.stderr
     assert sum(tool == "curl" for tool, *_ in cloud()["calls"]) == 1
-    service("roll-back")
     cloud(calls=[])
     for command in ("deploy", "roll-out"):
         assert "a bundle's URI ends in its digest" in service(command, "gs://b/bundles/one", code=2).stderr
     assert cloud()["calls"] == []
+
+
+def test_bundle_that_is_refused_is_none_to_go_on_with_or_to_go_back_to(service: Gke, cloud: Cloud) -> None:
+    before = cloud()["service"]
+    done = service("roll-out", DAMAGED, code=2)
+    assert f"the RayService is what it was before, and names {ONE}" in done.stderr
+    assert cloud()["service"] == before
+    service("roll-out", TWO)
+    service("roll-out", DAMAGED, code=2)
+    service("roll-back")
+    assert answering(cloud()) == ONE
+
+
+def test_roll_back_to_a_bundle_that_is_refused_is_undone_too(service: Gke, cloud: Cloud) -> None:
+    before = cloud()["service"]
+    before["metadata"]["annotations"]["caption-ray/previous-bundle"] = DAMAGED
+    cloud(service=before)
+    assert f"{DAMAGED} was refused" in service("roll-back", code=2).stderr
+    assert cloud()["service"] == before
+
+
+def test_bundle_that_only_does_not_answer_may_still_come(service: Gke, cloud: Cloud, tmp_path: Path) -> None:
+    (tmp_path / "curl").write_text("#!/bin/sh\nexit 22\n")
+    assert f"captions.example.com does not answer with {TWO}" in service("roll-out", TWO, code=2).stderr
+    assert answering(cloud()) == TWO
+
+
+def test_refusal_undoes_nothing_of_others_and_says_what_it_cannot_undo(service: Gke, cloud: Cloud) -> None:
+    cloud(meanwhile={"caption-ray/bundle": THREE})
+    done = service("roll-out", DAMAGED, code=2)
+    assert f"the RayService names {THREE} by now, so nothing is put back" in done.stderr
+    cloud(meanwhile={})
+    service("roll-out", TWO)
+    named = json.loads(json.dumps(cloud()["service"]).replace(TWO, DAMAGED))  # as by one that was interrupted
+    cloud(service=named)
+    done = service("roll-out", DAMAGED, code=2)
+    assert f"the RayService still names {DAMAGED}: `gcp/gke.sh roll-back` before all else" in done.stderr
+    assert cloud()["service"] == named
 
 
 def test_deploy_of_another_image_ends_when_that_answers(service: Gke, cloud: Cloud) -> None:

@@ -135,6 +135,27 @@ def test_google_s_own_client_takes_every_command(tmp_path: Path) -> None:
     assert "unrecognized arguments: --projcet" in (found[typo] or "")
 
 
+@pytest.mark.parametrize("keys", ["1234567890e1", "089123456789", "0123456789ab", "y"])
+def test_kubectl_itself_reads_in_the_manifests_what_python_wrote(keys: str) -> None:
+    if shutil.which("kubectl") is None:
+        pytest.skip("kubectl is not installed")
+    named = {"image": "i", "bundle": "gs://b/one-0123456789ab", "host": "captions.example.com", "keys": keys}
+    render = [sys.executable, "gcp/manifests.py", "render", *(f"--{name}={value}" for name, value in named.items())]
+    rendered = subprocess.run(render, cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True)
+    read = ["kubectl", "label", "--local", "--filename=-", "--output=json", "read=yes"]  # asks no cluster
+    done = subprocess.run(read, input=rendered.stdout, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    expected = list(yaml.safe_load_all(rendered.stdout))
+    for document in expected:
+        document["metadata"].setdefault("labels", {})["read"] = "yes"
+    found, rest = [], done.stdout.strip()
+    while rest:
+        document, end = json.JSONDecoder().raw_decode(rest)
+        found.append(document)
+        rest = rest[end:].strip()
+    assert found == expected
+
+
 def test_cloud_build_passes_on_what_the_dockerfile_takes() -> None:
     build = yaml.safe_load((ROOT / "gcp" / "cloudbuild.yaml").read_text())
     (step,) = build["steps"]

@@ -1,4 +1,5 @@
 import copy
+import io
 import json
 import os
 from pathlib import Path
@@ -166,6 +167,39 @@ def test_roll_out_changes_the_bundle_alone_and_roll_back_undoes_it(ray_service: 
     live = applied(manifests.roll_back(live))
     assert live["spec"]["serveConfigV2"] == ray_service["spec"]["serveConfigV2"]
     assert live["metadata"]["annotations"]["caption-ray/previous-bundle"] == "gs://bucket/bundles/two"
+
+
+def test_put_back_undoes_a_patch_and_deletes_what_was_not_there(ray_service: dict[str, Any]) -> None:
+    patch = manifests.put_back(ray_service)
+    assert patch["spec"] == {"serveConfigV2": ray_service["spec"]["serveConfigV2"]}
+    annotations = {"caption-ray/bundle": "gs://bucket/bundles/one", "caption-ray/previous-bundle": None}
+    assert patch["metadata"] == {"annotations": annotations}
+    before = changed(ray_service, ("metadata", "annotations", "caption-ray/previous-bundle"), "gs://bucket/bundles/nil")
+    assert manifests.put_back(before)["metadata"]["annotations"] == before["metadata"]["annotations"]
+
+
+@pytest.mark.parametrize(
+    ("keys", "written"),
+    [
+        ("1234567890e1", "'1234567890e1'"),
+        ("089123456789", "'089123456789'"),
+        ("123456789012", "'123456789012'"),
+        ("y", "'y'"),
+        ("0O17", "'0O17'"),
+        ("+.5", "'+.5'"),
+        ("0123456789ab", "0123456789ab"),
+        ("12.34.56", "12.34.56"),
+    ],
+)
+def test_string_that_go_would_take_for_something_else_is_quoted_and_no_other(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], keys: str, written: str
+) -> None:
+    arguments = zip(("--image", "--bundle", "--host", "--keys"), (*ARGUMENTS, keys), strict=True)
+    monkeypatch.setattr("sys.argv", ["manifests.py", "render", *(word for pair in arguments for word in pair)])
+    monkeypatch.setattr("sys.stdin", io.StringIO())
+    manifests.main()
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines() if "caption-ray/keys" in line]
+    assert lines == [f"caption-ray/keys: {written}"] * 3
 
 
 def test_deploy_remembers_the_bundle_that_answers_and_knows_no_other(ray_service: dict[str, Any]) -> None:
