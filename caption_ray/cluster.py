@@ -25,6 +25,8 @@ KEEP_MEMORY = {
 """Environment in which glibc's malloc does not give a block's or a step's memory back to the system only to have it
 faulted in, page by page, for the next one."""
 
+_SWITCHES = ("CAPTION_RAY_KERNEL", "CAPTION_RAY_GRAPHS")
+
 _RAY_TRAIN = {
     # How often it looks at its workers: every two seconds by itself, and a run ends two such looks late.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
@@ -96,6 +98,11 @@ def prepare_worker() -> None:
 
 def _is_host_and_port(address: str) -> bool:
     return re.fullmatch(r"[^/]+:\d+", address) is not None
+
+
+def worker_environment() -> dict[str, str]:
+    """Return the environment for processes that compute: KEEP_MEMORY, and the switches that are set for this one."""
+    return KEEP_MEMORY | {name: os.environ[name] for name in _SWITCHES if name in os.environ}
 
 
 def actor_resources() -> tuple[int, dict[str, float]]:

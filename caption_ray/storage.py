@@ -15,6 +15,9 @@ from pyarrow import fs
 
 from caption_ray.errors import UsageError
 
+_SUBMITTED = "/runtime_resources/working_dir_files/"
+"""Where Ray unpacks what `ray job submit --working-dir` sends along, and starts the job."""
+
 
 def is_uri(location: str) -> bool:
     """Tell a URI (`gs://bucket/x`) from a local path."""
@@ -115,8 +118,21 @@ def rewrite_text(location: str, content: str) -> None:
     scratch.replace(path)
 
 
+def check_lasting(folder: str) -> None:
+    """Raise UsageError for a folder in the copy of the code that a submitted job runs in, before work is lost there."""
+    if _SUBMITTED in f"{folder}/":
+        raise UsageError(
+            f"{folder}: this is in the copy of the code that `ray job submit` made on one node, which is deleted with "
+            "the cluster; give the absolute path of an output, in a folder that all nodes see"
+        )
+
+
 def check_writable(folder: str) -> None:
-    """Raise UsageError where no file can be written in a folder, before work is done for it; an absent one is made."""
+    """Raise UsageError where no file can be written in a folder, before work is done for it; an absent one is made.
+
+    So does it where what is written would not last.
+    """
+    check_lasting(folder)
     probe = join(folder, f"writable.{os.getpid()}")
     try:
         write_text(probe, "")

@@ -33,7 +33,11 @@ if [[ -z $follow ]]; then
     follow=caption_ray-$(date +%Y%m%d-%H%M%S)-$$
     # The code alone, and of that not what .gitignore names; without .git, the commit goes along for a sweep's records.
     commit=$(git describe --always --exclude='*' --abbrev=40 --dirty=+ 2> /dev/null || true)
-    parts='{"env_vars": {"CAPTION_RAY_COMMIT": "'$commit'"}, "excludes": ["/*", "!/.", "!/caption_ray", "!/jobs", "!/benchmarks", "!/*.py", "!/*.toml", "!/*.yaml"]}'
+    variables='"CAPTION_RAY_COMMIT": "'$commit'"'
+    for switch in CAPTION_RAY_KERNEL CAPTION_RAY_GRAPHS; do
+        [[ ! ${!switch:-} =~ ^[a-z0-9]+$ ]] || variables+=', "'$switch'": "'${!switch}'"'
+    done
+    parts='{"env_vars": {'$variables'}, "excludes": ["/*", "!/.", "!/caption_ray", "!/jobs", "!/benchmarks", "!/*.py", "!/*.toml", "!/*.yaml"]}'
     submitted=$(ray job submit --no-wait --submission-id "$follow" --working-dir . --runtime-env-json "$parts" -- "$@" 2>&1) ||
         fail "$submitted"
     say "submitted to cluster $CAPTION_RAY_CLUSTER as $follow"

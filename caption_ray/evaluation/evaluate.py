@@ -66,7 +66,7 @@ def evaluate(
     """Caption the pictures, score them, and write metrics.json, predictions_SPLIT.json and report.html to `output`.
 
     options: by default the bundle's own. Raises BadInputError where a picture cannot be read, unless `skip_bad`;
-    UsageError where `output` cannot be written to.
+    UsageError where `output` cannot be written to; BundleError where the bundle's weights give no numbers.
     """
     options = options or bundle.config.decode
     output = storage.absolute(output)
@@ -113,7 +113,7 @@ def evaluate(
 
 
 def predict(bundle: Bundle, pictures: ScoredPictures) -> list[Prediction]:
-    """Caption the pictures by the bundle's own search. Raises BadInputError where one cannot be read."""
+    """Caption the pictures by the bundle's own search. Raises BadInputError where one cannot be read, BundleError."""
     with connect():
         predictions, bad = _predict(bundle, pictures, bundle.config.decode)
     if bad:
@@ -147,7 +147,9 @@ def _predict(
     bad: dict[str, str] = {}
     for table in captioned.iter_batches(batch_size=None, batch_format="pyarrow"):
         for row in table.to_pylist():
-            error = row.pop("error")
+            error, spoilt = row.pop("error"), row.pop("spoilt")
+            if spoilt:
+                raise BundleError(error)
             if error is None:
                 predictions.append(Prediction(**{**row, "references": tuple(row["references"])}))
             else:
@@ -170,14 +172,15 @@ class _CaptionPictures:
         side = self.captioner.bundle.config.encoder.image_size
         opened = [_open(side, **row) for row in table.select(columns).to_pylist()]
         good = [picture.square for picture in opened if isinstance(picture, _Opened)]
+        spoilt = False  # that is the bundle, not a picture
         try:
             captions = iter(self.captioner.caption(good, self.options))
-        except BundleError as spoilt:
-            opened, captions = [picture if isinstance(picture, str) else str(spoilt) for picture in opened], iter(())
+        except BundleError as error:
+            opened, captions, spoilt = [str(error)] * len(opened), iter(()), True
         rows = []
         for row, picture in zip(table.select(["name", "captions"]).to_pylist(), opened, strict=True):
             if isinstance(picture, str):
-                rows.append(_Row(name=row["name"], references=row["captions"], error=picture))
+                rows.append(_Row(name=row["name"], references=row["captions"], error=picture, spoilt=spoilt))
             else:
                 best = next(captions)[0]
                 rows.append(
@@ -200,6 +203,8 @@ class _Row:
     log_probability: float | None = None
     thumbnail: bytes | None = None
     error: str | None = None
+    spoilt: bool = False
+    """The error is of the weights."""
 
 
 _ROW_SCHEMA = pa.schema(
@@ -210,6 +215,7 @@ _ROW_SCHEMA = pa.schema(
         ("log_probability", pa.float64()),
         ("thumbnail", pa.binary()),
         ("error", pa.string()),
+        ("spoilt", pa.bool_()),
     ]
 )
 

@@ -92,7 +92,11 @@ def claim(run_folder: str, record: RunRecord) -> bool:
 
 
 def claim_record(path: str, record: Settings, kind: str) -> bool:
-    """Do the same for the record of anything that goes on under its name, a `kind` of work."""
+    """Do the same for the record of anything that goes on under its name, a `kind` of work.
+
+    Raises UsageError where it would not outlast the cluster.
+    """
+    storage.check_lasting(path)
     if not storage.exists(path):
         storage.write_text(path, record.model_dump_json(indent=1))
         return False

@@ -14,7 +14,7 @@ import torch
 
 from caption_ray import storage
 from caption_ray.bundle import BundleConfig, load_bundle, save_bundle
-from caption_ray.cluster import KEEP_MEMORY, connect, set_up_ray_train
+from caption_ray.cluster import connect, set_up_ray_train, worker_environment
 from caption_ray.config import Experiment
 from caption_ray.data.pipeline import ExactSplit, Feed, Undivided
 from caption_ray.data.shards import VOCABULARY_NAME, read_vocabulary
@@ -218,7 +218,7 @@ def _fit(request: TrainRequest, inputs: RunInputs, surroundings: Surroundings) -
         run_config=ray.train.RunConfig(
             name=request.name,
             storage_path=storage.absolute(request.storage),
-            worker_runtime_env={"env_vars": KEEP_MEMORY},
+            worker_runtime_env={"env_vars": worker_environment()},
             callbacks=list(surroundings.callbacks),
             logging_config=ray.train.LoggingConfig(log_level="WARNING"),
             failure_config=ray.train.FailureConfig(

@@ -16,7 +16,7 @@ from caption_ray.data.feature_manifest import load_feature_manifest
 from caption_ray.data.prepare import prepare_dataset
 from caption_ray.data.shards import load_manifest
 from caption_ray.data.synthetic import write_synthetic_flickr8k
-from caption_ray.errors import FeatureCacheError, UsageError
+from caption_ray.errors import BundleError, FeatureCacheError, UsageError
 from caption_ray.evaluation.evaluate import evaluate
 from caption_ray.evaluation.pictures import prepared_pictures, source_pictures
 from caption_ray.model.encoder import build_encoder
@@ -80,6 +80,18 @@ def test_a_folder_that_was_never_prepared_is_scored_alike(
     prepared = evaluate(bundle, prepared_pictures(data, "test"), str(tmp_path / "a"))
     unprepared = evaluate(bundle, source_pictures(str(source), "test"), str(tmp_path / "b"))
     assert unprepared.scores == prepared.scores
+
+
+@pytest.mark.parametrize("skip_bad", [False, True])
+def test_a_spoilt_bundle_is_not_taken_for_pictures_that_cannot_be_read(
+    skip_bad: bool, tiny_bundle: Path, data: str, tmp_path: Path
+) -> None:
+    bundle = load_bundle(str(tiny_bundle))
+    for weight in bundle.model.decoder.parameters():
+        weight.data.fill_(float("nan"))
+    with pytest.raises(BundleError, match="the weights are spoilt"):
+        evaluate(bundle, prepared_pictures(data, "dev"), str(tmp_path), skip_bad=skip_bad)
+    assert not (tmp_path / "metrics.json").exists()
 
 
 @pytest.mark.slow

@@ -151,3 +151,16 @@ def test_absent_file(folder: str) -> None:
 def test_unknown_scheme() -> None:
     with pytest.raises(UsageError, match="ftp://host/a: not a location that can be opened"):
         storage.exists("ftp://host/a")
+
+
+def test_folder_that_goes_with_the_cluster_is_no_output(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Where `ray job submit` has a job start: a relative path leads there."""
+    copy = tmp_path / "ray" / "session" / "runtime_resources" / "working_dir_files" / "_ray_pkg_1a2b"
+    copy.mkdir(parents=True)
+    monkeypatch.chdir(copy)
+    for check in (storage.check_lasting, storage.check_writable):
+        with pytest.raises(UsageError, match=r"/runs: this is in the copy of the code .* give the absolute path"):
+            check(storage.absolute("runs"))
+    assert list(copy.iterdir()) == []
+    storage.check_lasting(storage.absolute(tmp_path / "runs"))
+    storage.check_lasting("gs://bucket/runs")
