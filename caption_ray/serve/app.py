@@ -20,7 +20,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from caption_ray.serve.access_log import RequestRecord, record_of
 from caption_ray.serve.backend import CaptionBackend, OverloadedError
-from caption_ray.serve.errors import TABLE, ClientGoneError, DeadlineError, refuse
+from caption_ray.serve.errors import INTERNAL, TABLE, ClientGoneError, DeadlineError, refuse
 from caption_ray.serve.lingering import LingerMiddleware
 from caption_ray.serve.metrics import CONTENT_TYPE, ServiceMetrics
 from caption_ray.serve.middleware import ApiKeyMiddleware, RecordMiddleware
@@ -177,6 +177,8 @@ class _Routes:
         def refuse_midway(error: Exception) -> ErrorAnswer:
             refused = refuse(error, self._limits, record.request_id)
             record.code = refused.detail.code
+            if record.code == INTERNAL.code:  # as the middleware does before there is an answer
+                logger.error("request %s failed", record.request_id, exc_info=error)
             return refused.answer
 
         return refuse_midway

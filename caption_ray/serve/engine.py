@@ -63,7 +63,7 @@ class _Stream:
 class Engine:
     """Computes captions on threads of its own. `captioner` and `options` may be replaced at any time, by assignment.
 
-    num_failures: batches in a row, up to now, that raised for every picture, also by itself.
+    num_failures: batches and streams in a row, up to now, that raised: batches for every picture, also by itself.
     observe: told of each batch, on the thread that has computed it.
     """
 
@@ -281,13 +281,15 @@ class Engine:
                 with self._changed:
                     self._streams.remove(stream)
 
-    @staticmethod
-    def _advance(stream: _Stream) -> bool:
+    def _advance(self, stream: _Stream) -> bool:
         """Send a stream's next word; return whether there may be more."""
         try:
             event = next(stream.words or iter(()))
         except Exception as error:  # as in _compute
+            self.num_failures += 1
             stream.send(error)
             return False
+        if isinstance(event, CaptionedPicture):
+            self.num_failures = 0
         stream.send(event)
         return isinstance(event, GreedyWord)

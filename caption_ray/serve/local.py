@@ -15,6 +15,7 @@ from caption_ray.serve.backend import CaptionedPicture, GreedyWord, Square
 from caption_ray.serve.batching import BatchOptions, BatchSize, NumThreads
 from caption_ray.serve.compute import describe, load_captioner
 from caption_ray.serve.engine import BatchRecord, Engine
+from caption_ray.serve.head_timeout import HeadTimeoutProtocol
 from caption_ray.serve.metrics import BatchMetrics, ServiceMetrics
 from caption_ray.serve.middleware import api_keys_from_environment
 from caption_ray.serve.places import Places
@@ -89,9 +90,16 @@ def main(arguments: Arguments) -> dict[str, object]:
         observe=lambda batch: batches.observe(len(batch.answers), batch.model_s),
     )
     app = create_app(backend, limits, api_keys=api_keys_from_environment(), metrics=metrics)
-    # h11 refuses headers of much more than 64 KiB; httptools, which uvicorn would choose, takes in any.
+    # By h11, which refuses headers of much more than 64 KiB; httptools, which uvicorn would choose, takes in any.
     try:
-        uvicorn.run(app, host=arguments.host, port=arguments.port, http="h11", log_level="warning", access_log=False)
+        uvicorn.run(
+            app,
+            host=arguments.host,
+            port=arguments.port,
+            http=HeadTimeoutProtocol,
+            log_level="warning",
+            access_log=False,
+        )
     finally:
         backend.close()  # a thread that still computed when Python ends would have the process abort
     return {"served": arguments.bundle}

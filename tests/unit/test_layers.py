@@ -56,6 +56,7 @@ SERVE_APP = (
 )
 SERVE_CONFIG = ("serve.config_file", "serve.rollout")
 SERVE_COMPUTE = ("serve.batching", "serve.compute", "serve.engine")
+COMPUTED_WITH = ("data.images", *CAPTIONING, *SERVE_CONTRACT)
 SERVE_PURE = (*SERVE_CONTRACT, *SERVE_APP, *SERVE_COMPUTE)
 SERVE_INGRESS = ("serve.handle", "serve.ingress", "serve.ray_metrics", "serve.replica_log")
 SERVE_ADAPTERS = (*SERVE_INGRESS, "serve.captioner", "serve.deployment", "serve.siblings")
@@ -100,14 +101,11 @@ LAYERS = (
         (*BASE, *TEMPLATES, "data.images", *CAPTION, *SERVE_CONTRACT, *SERVE_APP),
         ("numpy", "prometheus_client", "pydantic", "python_multipart", "starlette"),
     ),
-    Layer(
-        SERVE_COMPUTE,
-        (*BASE, "data.images", *CAPTIONING, *SERVE_CONTRACT, *SERVE_COMPUTE),
-        ("numpy", "torch", "PIL", "pydantic"),
-    ),
+    Layer(SERVE_COMPUTE, (*BASE, *COMPUTED_WITH, *SERVE_COMPUTE), (*TORCH, "PIL", "pydantic")),
     Layer(SERVE_CONFIG, (*BASE, "serve.middleware", *SERVE_CONFIG), ("ruamel",)),
     Layer(TUNE, (*BASE, *TEMPLATES, "train.resources", *TUNE), ("numpy", "optuna", "pydantic", "typing_extensions")),
-    Layer(("serve.local",), (*BASE, "entry", *CAPTIONING, *SERVE_PURE), ("pydantic", "uvicorn")),
+    Layer(("serve.head_timeout",), (), ("h11", "uvicorn")),
+    Layer(("serve.local",), (*BASE, "entry", *CAPTIONING, *SERVE_PURE, "serve.head_timeout"), ("pydantic", "uvicorn")),
     Layer(("serve.example_pictures",), (*BASE, *DATA_FILES), ("numpy", "PIL")),
     # 3, Ray adapters
     Layer(("cluster",), BASE, ("ray",)),

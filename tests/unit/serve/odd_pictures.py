@@ -112,6 +112,15 @@ def with_orientation(tags: list[tuple[int, int, int, int]]) -> bytes:
     return encode(noise(), "JPEG", exif=exif)
 
 
+def png_with_overlapping_tags(num_tags: int, num_bytes: int) -> bytes:
+    """A PNG with EXIF whose tags are all the same bytes of it, so that reading them takes many times the file."""
+    entries = b"".join(struct.pack("<HHII", 40_000 + tag, 1, num_bytes, 8) for tag in range(num_tags))
+    directory = struct.pack("<H", num_tags) + entries + bytes(4)
+    exif = struct.pack("<2sHI", b"II", 42, 8 + num_bytes) + bytes(num_bytes) + directory
+    plain = png()
+    return plain[:33] + chunk(b"eXIf", exif) + plain[33:]
+
+
 ODD_TAGS = {
     "a text that is none": (0x010E, 12, 1, 0),
     "a fraction of whole numbers": (0x011A, 2, 4, 0),

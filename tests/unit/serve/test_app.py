@@ -198,6 +198,17 @@ def test_stream_that_fails_midway_ends_with_an_error() -> None:
     assert len(backend.calls) == 2
 
 
+def test_fault_of_ours_in_the_middle_of_a_stream_leaves_its_traceback(caplog: pytest.LogCaptureFixture) -> None:
+    backend = StandIn()
+    backend.failing_midway = [KeyError("somewhere")]
+    with client_of(backend) as client:
+        answer = client.post("/v1/captions/stream", content=png())
+    assert events(answer.text)[-1][1]["error"]["code"] == "internal_error"  # type: ignore[index]
+    (told,) = (record for record in caplog.records if record.exc_info)
+    assert told.message == f"request {answer.headers['x-request-id']} failed"
+    assert "KeyError: 'somewhere'" in caplog.text
+
+
 def test_stream_whose_replica_dies_goes_on_where_it_was() -> None:
     backend = StandIn()
     backend.failing_midway = [BackendUnavailableError("died")]

@@ -7,7 +7,7 @@ from gated import Gated, busy, noise
 
 from caption_ray.config import DecodeOptions
 from caption_ray.inference import Captioner
-from caption_ray.serve.backend import BackendUnavailableError, CaptionedPicture, GreedyWord
+from caption_ray.serve.backend import BackendUnavailableError, CaptionedPicture, GreedyWord, Square
 from caption_ray.serve.batching import BatchOptions
 from caption_ray.serve.engine import BatchRecord, Engine
 
@@ -109,6 +109,28 @@ def test_failed_batch_tells_its_callers_and_the_next_one_is_computed(engine: Eng
     assert len(asyncio.run(engine.caption([noise(1)], None))) == 1
     assert engine.num_failures == 0
     assert engine.is_running
+
+
+def test_failed_streams_count_as_failed_batches_do(
+    engine: Engine, gated: Gated, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or a GPU that is beyond repair would never be noticed where clients ask for streams alone."""
+
+    async def ask() -> None:
+        async for _ in engine.stream(noise(1)):
+            pass
+
+    def fail(picture: Square, max_words: int) -> None:
+        raise RuntimeError("CUDA error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(gated, "stream", fail)
+        for expected in (1, 2):
+            with pytest.raises(RuntimeError, match="CUDA error"):
+                asyncio.run(ask())
+            assert engine.num_failures == expected
+    asyncio.run(ask())
+    assert engine.num_failures == 0
 
 
 def test_stream_gives_the_greedy_caption_word_by_word(engine: Engine, plain: Captioner) -> None:
