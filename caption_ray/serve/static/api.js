@@ -47,6 +47,16 @@ export async function fetchModel() {
   return response.json();
 }
 
+/** Return the file of one of the page's examples. */
+export async function fetchExample(name, signal) {
+  const response = await send(`static/examples/${name}`, { signal });
+  try {
+    return new File([await response.blob()], name, { type: "image/jpeg" });
+  } catch (error) {
+    throw asBrokenOff(error);
+  }
+}
+
 /** Return up to `count` captions of the picture, best first, with attention. */
 export async function fetchCaptions(picture, count, signal) {
   const response = await send(`v1/captions?num_captions=${count}&attention=true`, upload(picture, signal));
@@ -77,10 +87,15 @@ export async function* readEvents(body) {
       yield* blocks.map(parseEvent).filter(Boolean);
     }
   } catch (error) {
-    throw error.name === "TypeError" ? new ApiError("The answer broke off.") : error;
+    throw asBrokenOff(error);
   } finally {
     reader.cancel().catch(() => {});
   }
+}
+
+/** What is thrown where a body could not be read to its end: a TypeError is what browsers say of the connection. */
+function asBrokenOff(error) {
+  return error.name === "TypeError" ? new ApiError("The answer broke off.") : error;
 }
 
 function parseEvent(block) {

@@ -2,41 +2,11 @@
 
 import { apiKey } from "./api.js";
 import { copyText } from "./clipboard.js";
-import { clear, describe, retry } from "./describe.js";
+import { clear, describe, describeExample, retry } from "./describe.js";
 import { announce, byId } from "./dom.js";
 import { describeModel } from "./model.js";
 import { listenForPictures } from "./sources.js";
-import { markExample, shownSentence, warn } from "./view.js";
-
-let fetching = new AbortController(); // of the example that was chosen last
-
-/** Describe an example once it is there, unless another picture has been chosen meanwhile. */
-async function describeExample(name) {
-  const { signal } = callOffExample();
-  const content = await fetch(`static/examples/${name}`, { signal })
-    .then((response) => (response.ok ? response.blob() : new Blob([])))
-    .catch(() => new Blob([]));
-  if (signal.aborted) return;
-  const done = describe(new File([content], name, { type: "image/jpeg" }));
-  markExample(name);
-  await done;
-}
-
-function callOffExample() {
-  fetching.abort();
-  fetching = new AbortController();
-  return fetching;
-}
-
-function describeFile(file) {
-  callOffExample();
-  describe(file);
-}
-
-function clearAll() {
-  callOffExample();
-  clear();
-}
+import { shownSentence, warn } from "./view.js";
 
 async function copyCaption() {
   const button = byId("copy");
@@ -55,15 +25,15 @@ function useKey(event) {
 }
 
 function start() {
-  listenForPictures(describeFile, () => warn("That was no file. Save the picture first, then drop its file here."));
+  listenForPictures(describe, () => warn("That was no file. Save the picture first, then drop its file here."));
   for (const button of document.querySelectorAll("[data-example]")) {
     button.addEventListener("click", () => describeExample(button.dataset.example));
   }
   byId("copy").addEventListener("click", copyCaption);
-  byId("clear").addEventListener("click", clearAll);
+  byId("clear").addEventListener("click", clear);
   byId("retry").addEventListener("click", retry);
   byId("key-form").addEventListener("submit", useKey);
-  document.addEventListener("keydown", ({ key }) => key === "Escape" && clearAll());
+  document.addEventListener("keydown", ({ key }) => key === "Escape" && clear());
   window.addEventListener("online", () => !byId("problem").hidden && !byId("retry").hidden && retry());
   describeModel();
 }

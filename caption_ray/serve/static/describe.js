@@ -1,11 +1,12 @@
 // One picture's way from file to caption. One is under way at a time; the next one calls it off.
 
-import { ApiError, fetchCaptions, streamCaption } from "./api.js";
+import { ApiError, fetchCaptions, fetchExample, streamCaption } from "./api.js";
 import { prefersStillness } from "./attention.js";
-import { announce } from "./dom.js";
+import { announce, keepFocus } from "./dom.js";
 import { describeModel, knownModel } from "./model.js";
 import { pause } from "./pause.js";
-import { MAX_BYTES, formatBytes, isOfAnotherKind, isSurelyNoPicture, shrink } from "./picture.js";
+import { ENOUGH_BYTES, MAX_BYTES, fewerBytes, formatBytes } from "./picture.js";
+import { isOfAnotherKind, isSurelyNoPicture, isTooLarge, shrink } from "./picture.js";
 import { PictureProblem, hideProblem, tellWait } from "./problems.js";
 import * as view from "./view.js";
 
@@ -14,17 +15,24 @@ const MAX_WAITS = 5; // automatic repetitions while the service is busy
 const MAX_ALTERNATIVES = 5;
 const DEFAULT_WAIT_S = 2;
 
-let current = null; // {file, url, abort, signal, skipWait} of the picture that is shown
+// {file, example, enough, url, abort, signal, skipWait} of the picture that is shown. An example's `file` is null until
+// it has been fetched; of a file with more bytes than `enough` a smaller copy is sent.
+let current = null;
 
 /** Show a picture and caption it, instead of whatever was there. */
-export async function describe(file) {
-  const run = begin(file);
+export function describe(file) {
+  return start({ file });
+}
+
+/** Show one of the page's examples, which is fetched first, and caption it, instead of whatever was there. */
+export function describeExample(name) {
+  return start({ example: name });
+}
+
+async function start(source) {
+  const run = begin(source);
   try {
-    if (isSurelyNoPicture(file)) {
-      throw new PictureProblem("That is not a picture", `${file.name || "The file"} is of another kind.`);
-    }
-    const first = file.size > MAX_BYTES ? await smaller(run, new ApiError("", { status: 413, limit: MAX_BYTES })) : file;
-    const { picture, answer } = await captionPatiently(run, first);
+    const { picture, answer } = await captionPatiently(run);
     await addAlternatives(run, picture, answer);
   } catch (error) {
     if (!run.signal.aborted) view.showProblem(error);
@@ -36,7 +44,7 @@ export async function describe(file) {
 /** Try again at once: the wait that is under way ends, or the picture is described anew. */
 export function retry() {
   if (current?.skipWait) current.skipWait.abort();
-  else if (current) describe(current.file);
+  else if (current) start(current);
 }
 
 /** Back to the start. */
@@ -48,14 +56,21 @@ export function clear() {
   announce("Cleared.");
 }
 
-function begin(file) {
+function begin({ file = null, example = null, enough = ENOUGH_BYTES }) {
   callOff();
   const abort = new AbortController();
-  current = { file, url: URL.createObjectURL(file), abort, signal: abort.signal, skipWait: null };
-  view.openResult(current.url, isSurelyNoPicture(file));
+  current = { file, example, enough, url: "", abort, signal: abort.signal, skipWait: null };
+  view.openResult();
+  if (file) show(current);
+  view.markExample(example);
   view.setBusy(true);
   announce("Looking at the picture.");
   return current;
+}
+
+function show(run) {
+  run.url = URL.createObjectURL(run.file);
+  view.showPicture(run.url, isSurelyNoPicture(run.file));
 }
 
 function callOff() {
@@ -68,15 +83,21 @@ function callOff() {
  * Caption a picture; wait where the service is busy, scale the picture down where it is too large for it, and make a
  * JPEG of it where it is of a kind that is not read there. Return the answer, and the picture as it was sent.
  */
-async function captionPatiently(run, picture) {
+async function captionPatiently(run) {
+  let picture = null;
   for (let waits = 0; ; ) {
     try {
+      if (!run.file) await addFile(run);
+      picture ??= await prepared(run);
       return { picture, answer: await captionOnce(run, picture) };
     } catch (error) {
       run.signal.throwIfAborted();
-      if (isTooLarge(error) && picture === run.file) {
-        picture = await smaller(run, error);
-      } else if (error.status === 415 && picture === run.file && isOfAnotherKind(picture)) {
+      const isOriginal = picture !== null && picture === run.file;
+      if (error.code === "body_timeout") run.enough = fewerBytes(picture.size); // for when it is tried again
+      if (isTooLarge(picture, isOriginal, error)) {
+        picture = await smaller(run, (error.status === 413 && error.limit) || MAX_BYTES);
+        if (!picture) throw error;
+      } else if (error.status === 415 && isOriginal && isOfAnotherKind(picture)) {
         picture = await converted(run);
       } else if (error.isPassing && waits++ < MAX_WAITS) {
         await waitVisibly(run, error, error.retryAfter ?? DEFAULT_WAIT_S);
@@ -85,6 +106,24 @@ async function captionPatiently(run, picture) {
       }
     }
   }
+}
+
+/** Fetch the example, and show it. */
+async function addFile(run) {
+  run.file = await fetchExample(run.example, run.signal);
+  run.signal.throwIfAborted();
+  show(run);
+}
+
+/** Return the picture as it is first sent: scaled down where it has far more bytes than the model makes use of. */
+async function prepared(run) {
+  const { file, enough } = run;
+  if (isSurelyNoPicture(file)) {
+    throw new PictureProblem("That is not a picture", `${file.name || "The file"} is of another kind.`);
+  }
+  const picture = (file.size > enough && (await smaller(run, enough))) || file;
+  if (picture.size > MAX_BYTES) throw new ApiError("", { status: 413, limit: MAX_BYTES });
+  return picture;
 }
 
 async function captionOnce(run, picture) {
@@ -104,8 +143,8 @@ async function captionOnce(run, picture) {
 }
 
 /** Fetch what else the beam considered. The caption stands already, so a failure here is only noted. */
-async function addAlternatives(run, picture, { captions }) {
-  if (!knownModel()) await describeModel();
+async function addAlternatives(run, picture, { captions, model_id }) {
+  if (knownModel()?.id !== model_id) await describeModel(); // another answers than when it was last asked about
   run.signal.throwIfAborted();
   const count = Math.min(MAX_ALTERNATIVES, knownModel()?.beam_width ?? 1);
   if (captions.length < 2 && count > 1) {
@@ -126,33 +165,21 @@ async function addAlternatives(run, picture, { captions }) {
 
 /** Make a JPEG of a picture that the browser reads and the service does not. */
 async function converted(run) {
-  let picture;
-  try {
-    picture = await shrink(run.file, MAX_BYTES);
-  } catch {
-    const text = `Save ${run.file.name || "it"} as JPEG or PNG first.`;
-    throw new PictureProblem("This kind of picture is not read here", text);
-  }
+  const picture = await shrink(run.file, run.enough).catch(() => null);
   run.signal.throwIfAborted();
+  const advice = `Save ${run.file.name || "it"} as JPEG or PNG first.`;
+  if (!picture) throw new PictureProblem("This kind of picture is not read here", advice);
   view.note("Sent as a JPEG: the service does not read this kind of picture.");
   return picture;
 }
 
-/** Scale the picture down to what the service takes, and say so; throws its refusal where the browser cannot. */
-async function smaller(run, refusal) {
-  let picture;
-  try {
-    picture = await shrink(run.file, (refusal.status === 413 && refusal.limit) || MAX_BYTES);
-  } catch {
-    throw refusal;
-  }
+/** Scale the picture down to at most so many bytes, and say so. Returns null where the browser cannot. */
+async function smaller(run, maxBytes) {
+  const picture = await shrink(run.file, maxBytes).catch(() => null);
   run.signal.throwIfAborted();
-  view.note(`Scaled down from ${formatBytes(run.file.size)} to ${formatBytes(picture.size)} before it was sent.`);
+  const sizeOf = ({ size }) => formatBytes(size);
+  if (picture) view.note(`Scaled down from ${sizeOf(run.file)} to ${sizeOf(picture)} before it was sent.`);
   return picture;
-}
-
-function isTooLarge({ status, code }) {
-  return status === 413 || code === "too_many_pixels";
 }
 
 /** Tell that the service is busy, count down, and take the message away again. "Try again" ends the waiting. */
@@ -166,5 +193,5 @@ async function waitVisibly(run, error, seconds) {
   }
   run.skipWait = null;
   run.signal.throwIfAborted();
-  hideProblem();
+  keepFocus(hideProblem);
 }

@@ -2,6 +2,9 @@
 
 /** What the service takes, bytes; it writes that into the page. */
 export const MAX_BYTES = Number(document.querySelector('meta[name="max-bytes"]').content);
+/** Bytes that hold far more than the model sees; more take long to send, and the service waits for seconds only. */
+export const ENOUGH_BYTES = Math.min(MAX_BYTES, 2 << 20);
+const LEAST_BYTES = Math.min(MAX_BYTES, 64 << 10); // what is this small is sent as it is, however slowly
 const SMALLER_SIDE = 2048; // pixels; the model looks at far fewer
 const JPEG_QUALITY = 0.9;
 
@@ -14,6 +17,16 @@ export function isSurelyNoPicture(file) {
 export function isOfAnotherKind({ name, type }) {
   const isRead = /^image\/(bmp|gif|jpeg|jp2|png|tiff|webp|x-portable-)/.test(type);
   return (type.startsWith("image/") && !isRead) || /\.hei[cf]$/i.test(name);
+}
+
+/** Whether a refusal asks for a smaller copy; of what is one already (not `isOriginal`), only by saying how small. */
+export function isTooLarge(picture, isOriginal, { status, code, limit }) {
+  return isOriginal ? status === 413 || code === "too_many_pixels" : status === 413 && limit && picture?.size > limit;
+}
+
+/** How many bytes to send instead of so many that did not arrive in time. */
+export function fewerBytes(count) {
+  return Math.max(LEAST_BYTES, Math.floor(count / 4));
 }
 
 /** Return the picture as a JPEG of at most `maxBytes`. Rejects if the browser cannot read it. */

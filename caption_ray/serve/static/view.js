@@ -2,7 +2,7 @@
 
 import { AttentionOverlay, describeGrid, prefersStillness } from "./attention.js";
 import { AlternativesView, CaptionView, percent, sentence } from "./caption.js";
-import { announce, byId } from "./dom.js";
+import { announce, byId, keepFocus } from "./dom.js";
 import { hideProblem, showProblemText } from "./problems.js";
 
 const LAST_LOOK_MS = 900; // how long the last word's map stays
@@ -23,15 +23,15 @@ export function shownSentence() {
   return said;
 }
 
-/** Turn from the start to a picture. `isHopeless`: it is none that a browser could show. */
-export function openResult(url, isHopeless) {
-  const hadFocusInside = byId("start").contains(document.activeElement);
-  reset();
-  document.body.classList.add("has-picture");
-  byId("start").hidden = byId("intro").hidden = true;
-  byId("result").hidden = false;
-  showPicture(url, isHopeless);
-  if (hadFocusInside) byId("result-title").focus({ preventScroll: true });
+/** Turn from the start to a picture that is shown next, or when it is there. */
+export function openResult() {
+  keepFocus(() => {
+    reset();
+    document.body.classList.add("has-picture");
+    byId("start").hidden = byId("intro").hidden = true;
+    byId("result").hidden = false;
+  });
+  byId("picture").alt = "Your picture; its caption is on the way";
   window.scrollTo({ top: 0, behavior: prefersStillness() ? "instant" : "smooth" });
 }
 
@@ -44,10 +44,10 @@ export function closeResult() {
   byId("start").querySelector("button").focus();
 }
 
-function showPicture(url, isHopeless) {
+/** Show the picture itself. `isHopeless`: it is none that a browser could show. */
+export function showPicture(url, isHopeless) {
   const [picture, frame] = [byId("picture"), byId("frame")];
   frame.classList.toggle("hopeless", isHopeless);
-  picture.alt = "Your picture; its caption is on the way";
   picture.onload = () => {
     const ratio = Math.min(MAX_RATIO, Math.max(MIN_RATIO, picture.naturalWidth / picture.naturalHeight));
     frame.style.setProperty("--ratio", ratio);
@@ -113,10 +113,12 @@ function describeLook(word) {
 export function showProblem(error) {
   const { canRetry } = showProblemText(error);
   if (!said) {
-    caption.clear();
+    keepFocus(() => caption.clear());
     byId("picture").alt = "Your picture, without a caption";
   }
-  if (byId("frame").classList.contains("unshown") && !canRetry) byId("frame").classList.add("hopeless");
+  const { classList } = byId("frame");
+  const isAbsent = !byId("picture").hasAttribute("src");
+  if (isAbsent || (classList.contains("unshown") && !canRetry)) classList.add("hopeless");
 }
 
 /** Say something of the picture that is no problem. */
