@@ -19,6 +19,7 @@ from caption_ray.bundle import read_manifest
 from caption_ray.config import AskedPrecision
 from caption_ray.errors import BundleError
 from caption_ray.inference import Captioner
+from caption_ray.serve.autoscaling import FURTHER_PICTURES
 from caption_ray.serve.backend import CaptionedPicture, GreedyWord, OverloadedError, Square
 from caption_ray.serve.batching import BatchOptions, MaxQueued
 from caption_ray.serve.compute import describe, load_captioner, model_id
@@ -127,6 +128,10 @@ class CaptionerReplica:
     async def model(self) -> ModelAnswer:
         """Describe the model that answers now."""
         return describe(self._running().captioner, self._loaded_at, self._refused)
+
+    async def record_autoscaling_stats(self) -> dict[str, int]:
+        """Tell Serve what its count of requests leaves out (see autoscaling.py)."""
+        return {FURTHER_PICTURES: self._places.num_further}
 
     async def check_health(self) -> None:
         """Raise where this process will not answer again, so that Serve starts another."""

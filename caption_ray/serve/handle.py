@@ -45,21 +45,9 @@ class ServeBackend:
         self._retry_after_s = retry_after_s
 
     async def caption(self, pictures: Sequence[Square], beam_width: int | None) -> list[CaptionedPicture]:
-        """See CaptionBackend.
-
-        A call for each picture: how many calls are under way is what Serve starts replicas by, and a replica is full
-        by the number of its pictures.
-        """
-        calls = [asyncio.ensure_future(self._caption_one(picture, beam_width)) for picture in pictures]
-        try:
-            return list(await asyncio.gather(*calls))
-        finally:
-            for call in calls:  # those that are left where one has failed
-                call.cancel()
-
-    async def _caption_one(self, picture: Square, beam_width: int | None) -> CaptionedPicture:
-        answers: list[CaptionedPicture] = await self._answered(self._caption.remote([picture], beam_width))
-        return answers[0]
+        """See CaptionBackend."""
+        answer: list[CaptionedPicture] = await self._answered(self._caption.remote(list(pictures), beam_width))
+        return answer
 
     async def stream(self, picture: Square) -> AsyncGenerator[GreedyWord | CaptionedPicture, None]:
         """See CaptionBackend. Closing it ends the work in the replica."""

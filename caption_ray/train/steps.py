@@ -77,7 +77,8 @@ def counted(
 
     Workers may have unequal numbers of batches: one that is through goes on with None. Each must go all the way, and
     ask for a step only when it is done with the last one: the counts of the next are on their way meanwhile, rather
-    than have the workers wait for each other once more in every step.
+    than have the workers wait for each other once more in every step. On GPUs they come when the step before the one
+    that is under way has ended, since NCCL's sums wait for what was asked of the GPU earlier.
     """
     own = itertools.chain(batches, itertools.repeat(None))
     following = _begin_count(next(own), device, is_asked())

@@ -59,7 +59,7 @@ SERVE_COMPUTE = ("serve.batching", "serve.compute", "serve.engine")
 COMPUTED_WITH = ("data.images", *CAPTIONING, *SERVE_CONTRACT)
 SERVE_PURE = (*SERVE_CONTRACT, *SERVE_APP, *SERVE_COMPUTE)
 SERVE_INGRESS = ("serve.handle", "serve.ingress", "serve.ray_metrics", "serve.replica_log")
-SERVE_ADAPTERS = (*SERVE_INGRESS, "serve.captioner", "serve.deployment", "serve.siblings")
+SERVE_ADAPTERS = (*SERVE_INGRESS, "serve.autoscaling", "serve.captioner", "serve.deployment", "serve.siblings")
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,3 +23,10 @@ def test_places_are_taken_by_pictures_and_given_back() -> None:
 def test_refusal_is_the_same_in_another_process() -> None:
     error = pickle.loads(pickle.dumps(OverloadedError(3)))
     assert (str(error), error.retry_after_s) == ("overloaded; try again in 3 s", 3)
+
+
+def test_places_tell_the_pictures_that_requests_do_not() -> None:
+    places = Places(32)
+    with places.taken_by(16), places.taken_by(1), places.taken_by(3):
+        assert places.num_further == 15 + 0 + 2
+    assert places.num_further == 0
