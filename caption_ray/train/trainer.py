@@ -26,6 +26,7 @@ from caption_ray.model.caption_model import CaptionModel
 from caption_ray.model.decoder import Decoder
 from caption_ray.text.vocabulary import Vocabulary
 from caption_ray.train.encoder_source import save_encoder
+from caption_ray.train.failure_log import FailureLog, last_line
 from caption_ray.train.inputs import RunInputs, build_feeds, check_selection, describe, find_inputs, measure
 from caption_ray.train.loop import train_loop
 from caption_ray.train.resources import WorkerResources, plan_workers
@@ -219,7 +220,7 @@ def _fit(request: TrainRequest, inputs: RunInputs, surroundings: Surroundings) -
             name=request.name,
             storage_path=storage.absolute(request.storage),
             worker_runtime_env={"env_vars": worker_environment()},
-            callbacks=list(surroundings.callbacks),
+            callbacks=[FailureLog(), *surroundings.callbacks],
             logging_config=ray.train.LoggingConfig(log_level="WARNING"),
             failure_config=ray.train.FailureConfig(
                 max_failures=surroundings.max_worker_failures, controller_failure_limit=MAX_WORKER_FAILURES
@@ -232,7 +233,7 @@ def _fit(request: TrainRequest, inputs: RunInputs, surroundings: Surroundings) -
         result = trainer.fit()
     except Exception as error:
         raise RunError(
-            f"run {request.name} failed: {_last_line(error)}\nThe same command goes on from its last checkpoint in "
+            f"run {request.name} failed: {last_line(error)}\nThe same command goes on from its last checkpoint in "
             f"{request.run_folder}."
         ) from error
     ended = result.return_value or {}
@@ -245,11 +246,6 @@ def _fit(request: TrainRequest, inputs: RunInputs, surroundings: Surroundings) -
             f"run {request.name} was asked to stop, and did so {ended['stopped']}; the same command goes on from there"
         )
     delete_stopped(request.run_folder)
-
-
-def _last_line(error: BaseException) -> str:
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return lines[-1].strip() if lines else type(error).__name__
 
 
 def write_bundle(

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -85,7 +86,7 @@ def test_a_run_killed_after_its_last_epoch_still_gets_its_bundle(
 
 
 def test_a_killed_worker_costs_an_epoch_and_changes_nothing(
-    request_two: TrainRequest, undisturbed: dict[str, object]
+    request_two: TrainRequest, undisturbed: dict[str, object], capfd: pytest.CaptureFixture[str]
 ) -> None:
     request = replace(request_two, name="killed")
     killed: list[int] = []
@@ -98,6 +99,7 @@ def test_a_killed_worker_costs_an_epoch_and_changes_nothing(
     assert before[0] == 1
     assert after in ([2, 3], [3])  # neither from the first epoch again, nor after the last one
     assert numbers(outcome.metrics) == numbers(undisturbed)
+    assert re.search(r"worker\(s\) \d.* failed: .*worker process has died", capfd.readouterr().err)
 
 
 def epochs_of_each_start(run_folder: Path) -> list[list[int]]:
