@@ -26,6 +26,7 @@ class Arguments(Settings):
     length_penalty: LengthPenalty | None = Field(None, description="Length penalty; by default the bundle's.")
     max_words: CaptionLength | None = Field(None, description="Longest caption, in words; by default the bundle's.")
     skip_bad: bool = Field(False, description="Score without the pictures that cannot be read.")
+    overwrite: bool = Field(False, description="Replace the results of another bundle, split or search in the folder.")
 
 
 def main(arguments: Arguments) -> dict[str, object]:
@@ -45,7 +46,14 @@ def main(arguments: Arguments) -> dict[str, object]:
     options = bundle.config.decode.changed(
         beam_width=arguments.beam_width, length_penalty=arguments.length_penalty, max_words=arguments.max_words
     )
-    result = evaluate(bundle, pictures, arguments.output, options=options, skip_bad=arguments.skip_bad)
+    result = evaluate(
+        bundle,
+        pictures,
+        arguments.output,
+        options=options,
+        skip_bad=arguments.skip_bad,
+        overwrite=arguments.overwrite,
+    )
     return {**result.scores.model_dump(), "output": result.output, "report": result.report}
 
 

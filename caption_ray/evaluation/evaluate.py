@@ -20,7 +20,7 @@ from caption_ray.cluster import actor_resources, connect
 from caption_ray.config import DecodeOptions
 from caption_ray.data.images import open_picture, to_square
 from caption_ray.data.tables import deal_out
-from caption_ray.errors import BadInputError, BundleError, PictureError
+from caption_ray.errors import BadInputError, BundleError, PictureError, UsageError
 from caption_ray.evaluation.metrics import CaptionScores, score_captions, score_each
 from caption_ray.evaluation.pictures import ScoredPictures
 from caption_ray.evaluation.report import ReportRow, render_report
@@ -62,15 +62,27 @@ def evaluate(
     *,
     options: DecodeOptions | None = None,
     skip_bad: bool = False,
+    overwrite: bool = False,
 ) -> Evaluation:
     """Caption the pictures, score them, and write metrics.json, predictions_SPLIT.json and report.html to `output`.
 
     options: by default the bundle's own. Raises BadInputError where a picture cannot be read, unless `skip_bad`;
-    UsageError where `output` cannot be written to; BundleError where the bundle's weights give no numbers.
+    UsageError where `output` cannot be written to, or holds other results and not `overwrite`; BundleError where the
+    bundle's weights give no numbers.
     """
     options = options or bundle.config.decode
     output = storage.absolute(output)
+    settings = {
+        "bundle": f"{bundle.manifest.name} ({bundle.manifest.digest[:12]})",
+        "pictures": pictures.where,
+        "split": pictures.split,
+        "beam_width": str(options.beam_width),
+        "length_penalty": str(options.length_penalty),
+        "max_words": str(options.max_words),
+    }
     storage.check_writable(output)
+    if not overwrite:
+        _check_results(output, settings)
     with connect():
         predictions, bad = _predict(bundle, pictures, options)
     if bad and not skip_bad:
@@ -80,14 +92,6 @@ def evaluate(
     predicted = {p.name: p.caption.split() for p in predictions}
     references = {p.name: [tokenize(sentence) for sentence in p.references] for p in predictions}
     scores = score_captions(predicted, references, frozenset(bundle.vocabulary.words))
-    settings = {
-        "bundle": f"{bundle.manifest.name} ({bundle.manifest.digest[:12]})",
-        "pictures": pictures.where,
-        "split": pictures.split,
-        "beam_width": str(options.beam_width),
-        "length_penalty": str(options.length_penalty),
-        "max_words": str(options.max_words),
-    }
     each = score_each(predicted, references)
     rows = [
         ReportRow(
@@ -110,6 +114,23 @@ def evaluate(
     metrics = {**scores.model_dump(), **settings, "left_out": sorted(bad)}
     storage.write_text(storage.join(output, "metrics.json"), json.dumps(metrics, indent=1) + "\n")
     return Evaluation(scores=scores, output=output, report=report)
+
+
+def _check_results(output: str, settings: Mapping[str, str]) -> None:
+    """Raise UsageError where the results of an evaluation with other settings are there, which would be lost."""
+    try:
+        found = json.loads(storage.read_bytes(storage.join(output, "metrics.json")))
+        differing = [name for name, value in settings.items() if found[name] != value]
+    except FileNotFoundError:
+        return
+    except (ValueError, TypeError, KeyError):  # whatever it is, it is not of an evaluation
+        found, differing = {}, ["metrics.json"]
+    if differing:
+        told = ", ".join(f"{name} {found[name]}" for name in differing if name in found)
+        raise UsageError(
+            f"{output}: holds other results ({told or 'a metrics.json of something else'}); name another --output, or "
+            "replace them with --overwrite"
+        )
 
 
 def predict(bundle: Bundle, pictures: ScoredPictures) -> list[Prediction]:

@@ -1,0 +1,34 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from caption_ray.errors import UsageError
+from caption_ray.evaluation.evaluate import _check_results
+
+DEV = {"bundle": "first (1a2b)", "split": "dev", "beam_width": "5"}
+
+
+def write(folder: Path, content: object) -> str:
+    (folder / "metrics.json").write_text(json.dumps(content))
+    return str(folder)
+
+
+def test_first_and_repeated_evaluations_are_welcome(tmp_path: Path) -> None:
+    _check_results(str(tmp_path / "absent"), DEV)
+    _check_results(str(tmp_path), DEV)
+    _check_results(write(tmp_path, {**DEV, "bleu_4": 0.2}), DEV)
+
+
+@pytest.mark.parametrize(
+    ("there", "told"),
+    [
+        ({**DEV, "split": "test"}, "split test"),
+        ({**DEV, "bundle": "second (3c4d)", "beam_width": "1"}, r"bundle second \(3c4d\), beam_width 1"),
+        ({"epoch": 3}, "a metrics.json of something else"),  # a bundle's, say
+        ([], "a metrics.json of something else"),
+    ],
+)
+def test_other_results_are_not_lost(there: object, told: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=f"holds other results \\({told}\\); name another --output, or .* --overwrite"):
+        _check_results(write(tmp_path, there), DEV)
