@@ -74,7 +74,7 @@ def _deploy(bundle: str) -> None:
         name = deployment.pop("name")
         del deployment["ray_actor_options"]["memory"]  # the fake provider's nodes have CPUs alone
         bounds = {"min_replicas": 1, "max_replicas": MAX_REPLICAS, "target_ongoing_requests": TARGETS[name]}
-        options[name] = {**deployment, "autoscaling_config": {**bounds, **DELAYS}}
+        options[name] = {**deployment, "autoscaling_config": {**deployment["autoscaling_config"], **bounds, **DELAYS}}
     options["CaptionerReplica"]["user_config"] = {"bundle": bundle, "num_threads": 1, "max_batch_size": 4}
     captioner = CaptionerReplica.options(**options["CaptionerReplica"]).bind(bundle)
     serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": PORT, "request_timeout_s": 60})

@@ -9,7 +9,7 @@ import ray.train
 import ray.train.torch
 import torch
 
-from caption_ray.cluster import set_up_ray_train, worker_environment
+from caption_ray.cluster import KEEP_MEMORY, set_up_ray_train
 from caption_ray.data.pipeline import ExactSplit
 
 
@@ -29,6 +29,6 @@ def run_in_workers(
             ),
             datasets={"train": dataset},
             dataset_config=ExactSplit(),
-            run_config=ray.train.RunConfig(storage_path=runs, worker_runtime_env={"env_vars": worker_environment()}),
+            run_config=ray.train.RunConfig(storage_path=runs, worker_runtime_env={"env_vars": KEEP_MEMORY}),
         )
         return float(trainer.fit().return_value)

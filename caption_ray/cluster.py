@@ -3,7 +3,6 @@
 import logging
 import math
 import os
-import re
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,6 +25,7 @@ KEEP_MEMORY = {
 faulted in, page by page, for the next one."""
 
 _SWITCHES = ("CAPTION_RAY_KERNEL", "CAPTION_RAY_GRAPHS")
+"""Environment by which a job turns off what workers would do; those of a local cluster inherit it."""
 
 _RAY_TRAIN = {
     # How often it looks at its workers: every two seconds by itself, and a run ends two such looks late.
@@ -60,11 +60,11 @@ def connect(num_cpus: int | None = None, *, dashboard: bool = False) -> Iterator
         yield
         return
     _quieten()
-    if address := os.environ.get("RAY_ADDRESS"):
+    address = os.environ.get("RAY_ADDRESS")
+    if address and address != "local":
         logger.info("joining the Ray cluster at %s", address)
-        # Else what asks its dashboard would look for one on the machine, where there may be another cluster's.
-        told = {"env_vars": {"RAY_ADDRESS": address}} if dashboard or _is_host_and_port(address) else None
-        context = ray.init(address, runtime_env=told, logging_level=logging.WARNING)
+        told = _for_all_workers(address, dashboard)
+        context = ray.init(address, runtime_env={"env_vars": told} if told else None, logging_level=logging.WARNING)
     else:
         _keep_token_private()
         context = ray.init(
@@ -96,13 +96,19 @@ def prepare_worker() -> None:
     os.environ.setdefault("RAY_ADDRESS", ray.get_runtime_context().gcs_address)
 
 
-def _is_host_and_port(address: str) -> bool:
-    return re.fullmatch(r"[^/]+:\d+", address) is not None
+def _for_all_workers(address: str, dashboard: bool) -> dict[str, str]:
+    """Return the environment that the workers of a joined cluster are to have from this process.
 
-
-def worker_environment() -> dict[str, str]:
-    """Return the environment for processes that compute: KEEP_MEMORY, and the switches that are set for this one."""
-    return KEEP_MEMORY | {name: os.environ[name] for name in _SWITCHES if name in os.environ}
+    Their own is that of the nodes, and that of a submitted job, whose variables may not be named again.
+    """
+    submitted = os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "")
+    told = {name: os.environ[name] for name in _SWITCHES if name in os.environ and name not in submitted}
+    host, _, port = address.rpartition(":")
+    is_seen_by_all = port.isdigit() and "/" not in host and host not in ("localhost", "127.0.0.1")
+    if dashboard or is_seen_by_all:
+        # Else what asks the dashboard would look for one on its machine, where there may be another cluster's.
+        told["RAY_ADDRESS"] = address
+    return told
 
 
 def actor_resources() -> tuple[int, dict[str, float]]:

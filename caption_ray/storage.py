@@ -15,8 +15,8 @@ from pyarrow import fs
 
 from caption_ray.errors import UsageError
 
-_SUBMITTED = "/runtime_resources/working_dir_files/"
-"""Where Ray unpacks what `ray job submit --working-dir` sends along, and starts the job."""
+_JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+"""Ray sets it for what `ray job submit` starts, in a folder of the job's own."""
 
 
 def is_uri(location: str) -> bool:
@@ -28,6 +28,20 @@ def absolute(location: str | os.PathLike[str]) -> str:
     """Return a local path made absolute (workers run elsewhere), or a URI without its trailing slash."""
     text = os.fspath(location)
     return text.rstrip("/") if is_uri(text) else str(Path(text).expanduser().absolute())
+
+
+def output_at(option: str, location: str) -> str:
+    """Return where an output is to be, as `absolute` does; `option` has named it.
+
+    Raises UsageError for a relative folder in a Ray job, whose own folder is a copy that Ray throws away.
+    """
+    is_relative = not is_uri(location) and not Path(location).expanduser().is_absolute()
+    if is_relative and _JOB_VARIABLE in os.environ:
+        raise UsageError(
+            f"{option} {location}: in a Ray job, name an absolute folder that all nodes see, or a URI; what lies in "
+            "the job's own folder is gone with the job"
+        )
+    return absolute(location)
 
 
 def join(location: str, *parts: str) -> str:
@@ -118,21 +132,8 @@ def rewrite_text(location: str, content: str) -> None:
     scratch.replace(path)
 
 
-def check_lasting(folder: str) -> None:
-    """Raise UsageError for a folder in the copy of the code that a submitted job runs in, before work is lost there."""
-    if _SUBMITTED in f"{folder}/":
-        raise UsageError(
-            f"{folder}: this is in the copy of the code that `ray job submit` made on one node, which is deleted with "
-            "the cluster; give the absolute path of an output, in a folder that all nodes see"
-        )
-
-
 def check_writable(folder: str) -> None:
-    """Raise UsageError where no file can be written in a folder, before work is done for it; an absent one is made.
-
-    So does it where what is written would not last.
-    """
-    check_lasting(folder)
+    """Raise UsageError where no file can be written in a folder, before work is done for it; an absent one is made."""
     probe = join(folder, f"writable.{os.getpid()}")
     try:
         write_text(probe, "")

@@ -35,7 +35,7 @@ if [[ -z $follow ]]; then
     commit=$(git describe --always --exclude='*' --abbrev=40 --dirty=+ 2> /dev/null || true)
     variables='"CAPTION_RAY_COMMIT": "'$commit'"'
     for switch in CAPTION_RAY_KERNEL CAPTION_RAY_GRAPHS; do
-        [[ ! ${!switch:-} =~ ^[a-z0-9]+$ ]] || variables+=', "'$switch'": "'${!switch}'"'
+        [[ ! ${!switch:-} =~ ^[A-Za-z0-9]+$ ]] || variables+=', "'$switch'": "'${!switch}'"'
     done
     parts='{"env_vars": {'$variables'}, "excludes": ["/*", "!/.", "!/caption_ray", "!/jobs", "!/benchmarks", "!/*.py", "!/*.toml", "!/*.yaml"]}'
     submitted=$(ray job submit --no-wait --submission-id "$follow" --working-dir . --runtime-env-json "$parts" -- "$@" 2>&1) ||

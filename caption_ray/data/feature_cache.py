@@ -82,7 +82,7 @@ def cache_features(
     """
     if config.finetune_stages:
         raise UsageError("encoder.finetune_stages: only a frozen encoder's features can be cached; set it to 0")
-    data, output = storage.absolute(data), storage.absolute(output)
+    data, output = storage.absolute(data), storage.output_at("--output", output)
     manifest = load_manifest(data)
     described = {
         "encoder": config,

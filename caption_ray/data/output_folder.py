@@ -31,7 +31,6 @@ def output_folder(output: str, *, marker: str, our_files: re.Pattern[str], overw
     """
     if not storage.is_uri(output):
         output = str(Path(output).resolve())  # so that a link stays a link and its target is replaced
-    storage.check_lasting(output)
     _check(output, marker, our_files, overwrite)
     beside, _, name = output.rpartition("/")
     has_beside = not storage.is_uri(output) or storage.is_uri(f"{beside}.")  # gs://bucket/data has, gs://bucket has not

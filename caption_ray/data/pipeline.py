@@ -15,7 +15,7 @@ import ray.data
 import ray.train
 
 from caption_ray import storage
-from caption_ray.cluster import worker_environment
+from caption_ray.cluster import KEEP_MEMORY
 from caption_ray.data import images
 from caption_ray.data.feature_manifest import FeatureManifest
 from caption_ray.data.picture_format import PictureFormat
@@ -135,7 +135,7 @@ def _read(folder: str, files: Sequence[ShardFile], reading: _Reading, stage: str
         batch_size=None,
         batch_format="pyarrow",
         compute=ray.data.TaskPoolStrategy(size=max(1, min(_TASKS_PER_CPU * num_cpus, len(pieces)))),
-        runtime_env={"env_vars": worker_environment()},
+        runtime_env={"env_vars": KEEP_MEMORY},
     )
     context = dataset.context
     context.target_max_block_size = block_rows * reading.picture_bytes

@@ -64,7 +64,7 @@ def prepare_dataset(
     left to train on, UsageError and CaptionFileError as `output_folder` and `read_source` do. Then the
     output is as it was.
     """
-    source, output = storage.absolute(source), storage.absolute(output)
+    source, output = storage.absolute(source), storage.output_at("--output", output)
     found = read_source(source, rules)
     splits, split_problems = assign_splits(found.records, read_split_lists(source))
     problems = [*found.problems, *split_problems]

@@ -71,7 +71,7 @@ def evaluate(
     bundle's weights give no numbers.
     """
     options = options or bundle.config.decode
-    output = storage.absolute(output)
+    output = storage.output_at("--output", output)
     settings = {
         "bundle": f"{bundle.manifest.name} ({bundle.manifest.digest[:12]})",
         "pictures": pictures.where,

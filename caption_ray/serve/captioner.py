@@ -42,7 +42,7 @@ _MAX_BATCH_S = 120.0
 """A batch that takes longer will not end: whoever asked for it has been told so long ago."""
 
 _MAX_FAILURES = 3
-"""Failed batches in a row at which a replica says that it is unhealthy: a GPU may be beyond repair for its process."""
+"""Failed batches and streams in a row at which a replica is unhealthy: a GPU may be beyond repair for its process."""
 
 
 class CaptionerConfig(BatchOptions):
@@ -142,7 +142,9 @@ class CaptionerReplica:
         if self._engine.busy_s > _MAX_BATCH_S:
             raise RuntimeError(f"a batch has been computed for {self._engine.busy_s:.0f} s and has not ended")
         if self._engine.num_failures >= _MAX_FAILURES:
-            raise RuntimeError(f"the last {self._engine.num_failures} batches failed; see the errors before this one")
+            raise RuntimeError(
+                f"the last {self._engine.num_failures} batches and streams failed; see the errors before this one"
+            )
 
     def _observe(self, batch: BatchRecord) -> None:
         self._metrics.observe(len(batch.answers), batch.model_s)

@@ -92,11 +92,7 @@ def claim(run_folder: str, record: RunRecord) -> bool:
 
 
 def claim_record(path: str, record: Settings, kind: str) -> bool:
-    """Do the same for the record of anything that goes on under its name, a `kind` of work.
-
-    Raises UsageError where it would not outlast the cluster.
-    """
-    storage.check_lasting(path)
+    """Do the same for the record of anything that goes on under its name, a `kind` of work."""
     if not storage.exists(path):
         storage.write_text(path, record.model_dump_json(indent=1))
         return False

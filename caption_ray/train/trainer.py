@@ -14,7 +14,7 @@ import torch
 
 from caption_ray import storage
 from caption_ray.bundle import BundleConfig, load_bundle, save_bundle
-from caption_ray.cluster import connect, set_up_ray_train, worker_environment
+from caption_ray.cluster import KEEP_MEMORY, connect, set_up_ray_train
 from caption_ray.config import Experiment
 from caption_ray.data.pipeline import ExactSplit, Feed, Undivided
 from caption_ray.data.shards import VOCABULARY_NAME, read_vocabulary
@@ -109,6 +109,7 @@ def train(request: TrainRequest, surroundings: Surroundings | None = None) -> Tr
     where the training itself fails, or another driver works on the run; WorkLeftError where it was asked to stop (see
     train.stopping) and has saved.
     """
+    storage.output_at("--storage", request.storage)
     inputs = inputs_of(request)
     record = RunRecord(
         experiment=inputs.experiment,
@@ -219,7 +220,7 @@ def _fit(request: TrainRequest, inputs: RunInputs, surroundings: Surroundings) -
         run_config=ray.train.RunConfig(
             name=request.name,
             storage_path=storage.absolute(request.storage),
-            worker_runtime_env={"env_vars": worker_environment()},
+            worker_runtime_env={"env_vars": KEEP_MEMORY},
             callbacks=[FailureLog(), *surroundings.callbacks],
             logging_config=ray.train.LoggingConfig(log_level="WARNING"),
             failure_config=ray.train.FailureConfig(

@@ -4,7 +4,6 @@ import logging
 import os
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -39,9 +38,6 @@ from caption_ray.tune.trial import run_trial
 
 logger = logging.getLogger(__name__)
 
-_JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
-"""By which Ray tells a driver that it is a submitted job's."""
-
 _SHARED_SHARE = 0.75
 """Of a node's object store, what the features may take: from 0.8 on Ray writes to disk what it holds."""
 
@@ -53,7 +49,7 @@ def sweep(request: SweepRequest) -> SweepOutcome:
     SweepInterruptedError where it was interrupted from the keyboard; WorkLeftError where it was asked to stop (see
     train.stopping); RunError where not a single trial has a score, or another driver works on the sweep.
     """
-    _check_storage(request)
+    storage.output_at("--storage", request.storage)
     check_space(request.space, request.experiment)
     inputs = inputs_of(request.base)
     assert inputs.source.features is not None
@@ -200,16 +196,6 @@ def share_feeds(feeds: Mapping[str, Feed]) -> tuple[dict[str, Feed], bool]:
     logging.getLogger("ray.data.dataset").setLevel(logging.ERROR)
     shared = {split: replace(feed, dataset=feed.dataset.materialize(), resident=True) for split, feed in feeds.items()}
     return shared, True
-
-
-def _check_storage(request: SweepRequest) -> None:
-    """Raise UsageError for a relative folder in a Ray job, whose own folder is a copy that Ray throws away."""
-    is_relative = not storage.is_uri(request.storage) and not Path(request.storage).expanduser().is_absolute()
-    if is_relative and _JOB_VARIABLE in os.environ:
-        raise UsageError(
-            f"--storage {request.storage}: in a Ray job, name an absolute folder that all nodes see, or a URI; what "
-            "lies in the job's own folder is gone with the job"
-        )
 
 
 def _check_dashboard() -> None:

@@ -153,14 +153,12 @@ def test_unknown_scheme() -> None:
         storage.exists("ftp://host/a")
 
 
-def test_folder_that_goes_with_the_cluster_is_no_output(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Where `ray job submit` has a job start: a relative path leads there."""
-    copy = tmp_path / "ray" / "session" / "runtime_resources" / "working_dir_files" / "_ray_pkg_1a2b"
-    copy.mkdir(parents=True)
-    monkeypatch.chdir(copy)
-    for check in (storage.check_lasting, storage.check_writable):
-        with pytest.raises(UsageError, match=r"/runs: this is in the copy of the code .* give the absolute path"):
-            check(storage.absolute("runs"))
-    assert list(copy.iterdir()) == []
-    storage.check_lasting(storage.absolute(tmp_path / "runs"))
-    storage.check_lasting("gs://bucket/runs")
+def test_relative_output_is_refused_in_a_job(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Where `ray job submit` has it start: in a copy of the code, which goes with the cluster."""
+    monkeypatch.chdir(tmp_path)
+    assert storage.output_at("--output", "runs") == str(tmp_path / "runs")
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    with pytest.raises(UsageError, match="--output runs: in a Ray job, name an absolute folder"):
+        storage.output_at("--output", "runs")
+    for fine in (str(tmp_path), "gs://bucket/runs"):
+        assert storage.output_at("--output", fine) == fine

@@ -5,7 +5,7 @@ import pytest
 
 from caption_ray import storage
 from caption_ray.config import Experiment, ModelConfig, TrainingConfig
-from caption_ray.errors import RunError, UsageError
+from caption_ray.errors import RunError
 from caption_ray.train.run_folder import (
     RunRecord,
     bundle_location,
@@ -31,13 +31,6 @@ def test_first_claim_records_the_run(tmp_path: Path) -> None:
     assert claim(folder, RECORD) is False
     assert RunRecord.model_validate_json((tmp_path / "run" / "run.json").read_text()) == RECORD
     assert claim(folder, RECORD) is True
-
-
-def test_run_that_would_go_with_the_cluster_is_not_begun(tmp_path: Path) -> None:
-    folder = tmp_path / "runtime_resources" / "working_dir_files" / "_ray_pkg_1a2b" / "runs" / "first"
-    with pytest.raises(UsageError, match="deleted with the cluster"):
-        claim(str(folder), RECORD)
-    assert not folder.exists()
 
 
 def test_other_settings_are_named(tmp_path: Path) -> None:
