@@ -1,4 +1,4 @@
-"""What all workers of a training must have alike, whatever each of them finds for itself."""
+"""What workers of a training tell each other, and what all of them must have alike, whatever each finds for itself."""
 
 import logging
 from typing import TypeVar
@@ -8,6 +8,7 @@ import torch.distributed as dist
 
 from caption_ray.config import AskedPrecision, Precision
 from caption_ray.device import resolve_precision
+from caption_ray.train.steps import world_size
 
 logger = logging.getLogger(__name__)
 
@@ -21,7 +22,7 @@ def shared_precision(asked: AskedPrecision, device: torch.device) -> Precision:
     with others. Of workers that differ all take fp16 where a GPU wants it, else fp32. Raises UsageError as
     `resolve_precision` does.
     """
-    found = sorted(set(_gathered(resolve_precision(asked, device))))
+    found = sorted(set(gathered(resolve_precision(asked, device))))
     if len(found) == 1:
         return found[0]
     shared: Precision = "fp16" if "fp16" in found else "fp32"
@@ -32,20 +33,15 @@ def shared_precision(asked: AskedPrecision, device: torch.device) -> Precision:
 
 def from_first(value: Value) -> Value:
     """Return what the first worker brings. Every worker must ask."""
-    if not _are_several():
-        return value
     values = [value]
-    dist.broadcast_object_list(values, src=0)
+    if world_size() > 1:
+        dist.broadcast_object_list(values, src=0)
     return values[0]
 
 
-def _gathered(value: Value) -> list[Value]:
-    if not _are_several():
-        return [value]
-    values = [value] * dist.get_world_size()
-    dist.all_gather_object(values, value)
+def gathered(value: Value) -> list[Value]:
+    """Return what all workers bring, in the order of their ranks. Every worker must ask."""
+    values = [value] * world_size()
+    if world_size() > 1:
+        dist.all_gather_object(values, value)
     return values
-
-
-def _are_several() -> bool:
-    return dist.is_initialized() and dist.get_world_size() > 1

@@ -5,7 +5,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import torch
-import torch.distributed as dist
 
 from caption_ray.caption import Caption
 from caption_ray.config import DecodeOptions, Precision
@@ -18,6 +17,7 @@ from caption_ray.model.caption_model import CaptionModel
 from caption_ray.model.decoding import beam_search
 from caption_ray.text.tokenizer import tokenize
 from caption_ray.text.vocabulary import Vocabulary
+from caption_ray.train.agreement import gathered
 from caption_ray.train.steps import dev_loss
 
 
@@ -93,12 +93,8 @@ def gather_result(share: DevShare, vocabulary: Vocabulary, num_pictures: int) ->
 
     Raises RunError unless each of the `num_pictures` dev pictures was decoded exactly once.
     """
-    shares = [share]
-    if dist.is_initialized() and dist.get_world_size() > 1:
-        shares = [DevShare()] * dist.get_world_size()
-        dist.all_gather_object(shares, share)
     whole = DevShare()
-    for part in shares:
+    for part in gathered(share):
         whole.add(part)
     if not whole.num_rows == len(whole.predicted) == num_pictures:
         raise RunError(

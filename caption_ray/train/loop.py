@@ -27,7 +27,7 @@ from caption_ray.logs import configure_logging, quieten_ray_workers
 from caption_ray.model.encoder import Encoder
 from caption_ray.model.frozen_encoder import EncoderPass, FrozenEncoder, encoder_precision
 from caption_ray.text.vocabulary import Vocabulary
-from caption_ray.train.agreement import from_first, shared_precision
+from caption_ray.train.agreement import from_first, gathered, shared_precision
 from caption_ray.train.board import NUM_SHOWN, Board
 from caption_ray.train.dev import DevResult, decode_share, gather_result
 from caption_ray.train.encoder_source import load_encoder, with_features
@@ -263,7 +263,7 @@ class _Worker:
 
     def _save_stopped(self, progress: Progress, started: float, meter: Meter, totals: torch.Tensor) -> None:
         """Save in the midst of an epoch, with what each worker alone knows."""
-        states = WorkerState.take(totals).gather()
+        states = gathered(WorkerState.take(totals))
         if self.rank != 0:
             return
         progress = progress.model_copy(update={"train_seconds": progress.train_seconds + time.monotonic() - started})

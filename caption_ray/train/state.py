@@ -9,14 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from pydantic import Field
 from torch.optim.swa_utils import AveragedModel
 
 from caption_ray.config import Record, Settings
 from caption_ray.errors import RunError
 from caption_ray.model.caption_model import CaptionModel
-from caption_ray.train.steps import Stepper, world_size
+from caption_ray.train.steps import Stepper
 
 STATE_NAME = "state.pt"
 PROGRESS_NAME = "progress.json"
@@ -100,13 +99,6 @@ class WorkerState:
             torch.cuda.set_rng_state(self.random)
         else:
             torch.set_rng_state(self.random)
-
-    def gather(self) -> list["WorkerState"]:
-        """Return those of all workers, in order. Every worker must call it."""
-        states = [self] * world_size()
-        if world_size() > 1:
-            dist.all_gather_object(states, self)
-        return states
 
 
 def save_state(

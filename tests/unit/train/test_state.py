@@ -11,6 +11,7 @@ from caption_ray.errors import RunError
 from caption_ray.model.caption_model import CaptionModel
 from caption_ray.model.decoder import Decoder
 from caption_ray.model.encoder import build_encoder
+from caption_ray.train.agreement import gathered
 from caption_ray.train.state import (
     PROGRESS_NAME,
     CheckpointRecord,
@@ -185,7 +186,7 @@ def test_what_a_worker_alone_knows_comes_back_in_the_midst_of_an_epoch(
     torch.rand(5)
     mine = WorkerState.take(totals)
     expected = torch.rand(4)
-    assert mine.gather() == [mine]
+    assert gathered(mine) == [mine]
     other = WorkerState(totals=totals + 1, random=torch.zeros_like(mine.random))
     position = Position(num_steps=2, num_words=14, num_captions=4, num_workers=2)
     save_state(tmp_path, make_stepper(), Progress(epochs_done=1), {}, position, [other, mine])
