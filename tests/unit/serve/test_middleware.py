@@ -1,7 +1,9 @@
 import json
 import logging
 import re
+import time
 from collections.abc import Iterator
+from typing import Any
 
 import httpx
 import pytest
@@ -82,6 +84,17 @@ def test_other_request_ids_are_made_anew(client: httpx.Client, asked: str) -> No
     assert re.fullmatch("[0-9a-f]{32}", answer.headers["x-request-id"])
 
 
+def requests_logged(caplog: pytest.LogCaptureFixture, of: str, num: int) -> list[dict[str, Any]]:
+    """Return the access log's lines of a request's name, once there are ``num``: each comes after its answer."""
+    deadline = time.monotonic() + 10
+    while True:
+        logged = [json.loads(r.getMessage()) for r in caplog.records if r.name == "caption_ray.serve.access"]
+        lines = [line for line in logged if line["request_id"] == of]  # a line of an earlier test may come late
+        if len(lines) >= num or time.monotonic() > deadline:
+            return lines
+        time.sleep(0.01)
+
+
 def test_a_line_of_json_for_each_request(locked: httpx.Client, caplog: pytest.LogCaptureFixture) -> None:
     secret = "Zyxwv"  # stands for what must be in no log: in file names, keys, content, query
     with caplog.at_level(logging.DEBUG):
@@ -93,8 +106,7 @@ def test_a_line_of_json_for_each_request(locked: httpx.Client, caplog: pytest.Lo
         for path in (f"/{secret}", "/v1/model", f"/v1/captions?{secret}", f"/metrics/{secret}"):
             locked.get(path, headers={"Authorization": f"Bearer {secret}", "X-Request-ID": "mine"})
         locked.get(f"/static/{secret}", headers={"X-Request-ID": "mine"})
-    logged = [json.loads(r.getMessage()) for r in caplog.records if r.name == "caption_ray.serve.access"]
-    lines = [line for line in logged if line["request_id"] == "mine"]  # a line of an earlier test may come late
+        lines = requests_logged(caplog, of="mine", num=8)
     assert [(line["route"], line["status"], line["code"]) for line in lines] == [
         ("/v1/captions", 200, None),
         ("/v1/captions", 400, "invalid_query"),
