@@ -38,7 +38,7 @@ def run_job(main: Callable[[Arguments], Mapping[str, object]], arguments: type[A
     alone (and its result, if it carries one) and its exit code; any other exception with a traceback and 1.
     `--help` ends it with 0, a wrong command line with 2.
     """
-    parsed = tyro.cli(arguments)
+    parsed = _parse(arguments)
     configure_logging()
     stdout = _move_stdout_to_stderr()
     try:
@@ -58,6 +58,17 @@ def run_job(main: Callable[[Arguments], Mapping[str, object]], arguments: type[A
         traceback.print_exc()
         _leave(1)
     _leave(0)
+
+
+def _parse(arguments: type[Arguments]) -> Arguments:
+    try:
+        try:
+            return tyro.cli(arguments)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:  # such as `--help | head` leaves behind, which has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python would complain as it flushes once more
+        _leave(1)
 
 
 def preset_command_line(

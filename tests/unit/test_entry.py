@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -129,6 +130,14 @@ def test_help_goes_to_stdout(job: Path) -> None:
     assert "Does what it is told." in done.stdout
     assert "How often. (default: 1)" in done.stdout
     assert "--loud | --no-loud" in done.stdout
+
+
+def test_help_that_nobody_reads_to_the_end_is_no_traceback(job: Path) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run([sys.executable, job, "--help"], stdout=writer, stderr=subprocess.PIPE, timeout=300)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (1, b"")
 
 
 @pytest.mark.parametrize(
