@@ -16,7 +16,7 @@ ray drain-node --node-id="$node" --reason=DRAIN_NODE_REASON_PREEMPTION --reason-
     --deadline-remaining-seconds=20 &
 told=$!
 for ((waited = 0; waited < replicas_s; waited++)); do
-    command_lines | grep -q '^ray::ServeReplica' || break
+    [[ $'\n'$(command_lines) == *$'\nray::ServeReplica'* ]] || break # by `grep -q` the pipe would break, which counts as none
     sleep 1
 done
 sleep "$balancer_s"

@@ -23,7 +23,7 @@ from caption_ray.serve.backend import CaptionBackend, OverloadedError
 from caption_ray.serve.errors import INTERNAL, TABLE, ClientGoneError, DeadlineError, refuse
 from caption_ray.serve.lingering import LingerMiddleware
 from caption_ray.serve.metrics import CONTENT_TYPE, ServiceMetrics
-from caption_ray.serve.middleware import ApiKeyMiddleware, RecordMiddleware
+from caption_ray.serve.middleware import ApiKeyMiddleware, RecordMiddleware, is_bare_prefix
 from caption_ray.serve.openapi import build_openapi
 from caption_ray.serve.pages import render_docs, render_page
 from caption_ray.serve.pictures import DecodedPicture, PictureDecoder
@@ -103,9 +103,10 @@ class _PageBelow:
         self.otherwise = otherwise
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        prefix = scope.get("root_path", "")
-        if scope["type"] == "http" and prefix and scope["path"] == prefix:
-            page = RedirectResponse(f"{prefix.rpartition('/')[2]}/")  # relative, whatever the address before a proxy
+        if scope["type"] == "http" and is_bare_prefix(scope):
+            page = RedirectResponse(
+                f"{scope['path'].rpartition('/')[2]}/"
+            )  # relative, whatever the address before a proxy
             await page(scope, receive, send)
         else:
             await self.otherwise(scope, receive, send)

@@ -39,6 +39,12 @@ SECURITY_HEADERS = {
 }
 
 
+def is_bare_prefix(scope: Scope) -> bool:
+    """Tell whether the prefix that the app is served under is asked for, without a slash."""
+    prefix: str = scope.get("root_path", "")
+    return bool(prefix) and scope["path"] == prefix
+
+
 class RecordMiddleware:
     """Gives the request its id, counts and logs it, and answers what nobody else has answered.
 
@@ -57,7 +63,8 @@ class RecordMiddleware:
         asked = Headers(scope=scope).get("x-request-id", "")
         record = RequestRecord(asked if _SANE_ID.fullmatch(asked) else uuid.uuid4().hex)
         # Here, not where the request is routed: what is refused before that has been meant for a route too.
-        record.route = next((route.path for route in self.routes if route.matches(scope)[0] != Match.NONE), "other")
+        otherwise = "/" if is_bare_prefix(scope) else "other"  # sent on to the page, which needs no key
+        record.route = next((route.path for route in self.routes if route.matches(scope)[0] != Match.NONE), otherwise)
         keep_record(scope, record)
 
         async def send_with_headers(message: Message) -> None:

@@ -37,7 +37,7 @@ def build_openapi(limits: Limits) -> Json:
             "license": {"name": "MIT", "identifier": "MIT"},
             "description": "Describes pictures in an English sentence. Pictures are sent as files, never as URLs; "
             f"{limits.max_bytes:,} bytes and {limits.max_pixels:,} pixels at most, of any kind that is a picture by "
-            "its content: BMP, GIF, JPEG, JPEG 2000, PNG, PPM, TIFF, WebP; the first frame counts.",
+            "its content: BMP, GIF, JPEG, PNG, PPM, TIFF, WebP; the first frame counts.",
         },
         "security": [{}, {"bearer": []}, {"apiKey": []}],
         "tags": [{"name": "captions"}, {"name": "model"}, {"name": "operation"}],

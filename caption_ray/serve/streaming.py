@@ -8,7 +8,8 @@ from pydantic import BaseModel
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from caption_ray.serve.errors import DeadlineError
+from caption_ray.serve.access_log import record_of
+from caption_ray.serve.errors import TABLE, ClientGoneError, DeadlineError
 from caption_ray.serve.schemas import ErrorAnswer, PictureAnswer, StreamWord
 
 Item = StreamWord | PictureAnswer
@@ -23,6 +24,8 @@ class EventStream:
     def __init__(self, source: AsyncGenerator[Item, None], describe: Callable[[Exception], ErrorAnswer]) -> None:
         self._source, self._describe = source, describe
         self._first: Item | None = None
+        self.is_whole = False
+        """All of it has been sent, or an error in its place."""
 
     async def start(self) -> None:
         """Wait for the first word; raises what the source raises."""
@@ -36,7 +39,7 @@ class EventStream:
         """Return the response; the stream ends with an error after what remains of the request's whole `deadline_s`."""
         # A proxy that buffers would bring all words at once.
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-        return _EventResponse(self._events(remaining_s, deadline_s), headers)
+        return _EventResponse(self, self._events(remaining_s, deadline_s), headers)
 
     async def _events(self, remaining_s: float, deadline_s: float) -> AsyncGenerator[bytes, None]:
         loop = asyncio.get_running_loop()
@@ -53,19 +56,28 @@ class EventStream:
             yield _event("error", self._describe(error))
         finally:
             await self._source.aclose()
+        self.is_whole = True
 
 
 class _EventResponse(StreamingResponse):
-    """Closes its events in any case: where sending ends in an error, Starlette leaves them as they are."""
+    """Closes its events in any case: where sending ends in an error, Starlette leaves them as they are.
 
-    def __init__(self, events: AsyncGenerator[bytes, None], headers: Mapping[str, str]) -> None:
+    A client that goes before the end is no error to Starlette; the request's record says so here.
+    """
+
+    def __init__(self, stream: EventStream, events: AsyncGenerator[bytes, None], headers: Mapping[str, str]) -> None:
         super().__init__(events, headers=headers, media_type="text/event-stream")
-        self._events = events
+        self._stream, self._events = stream, events
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See StreamingResponse."""
-        async with aclosing(self._events):
-            await super().__call__(scope, receive, send)
+        try:
+            async with aclosing(self._events):
+                await super().__call__(scope, receive, send)
+        finally:
+            if not self._stream.is_whole:
+                record = record_of(scope)
+                record.code = record.code or TABLE[ClientGoneError].code
 
 
 def _event(name: str, data: BaseModel) -> bytes:

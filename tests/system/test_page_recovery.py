@@ -5,6 +5,7 @@ import io
 import re
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -272,3 +273,23 @@ def test_who_is_at_what_belongs_to_the_last_picture_goes_on_from_the_result(visi
         visit.choose("boat.jpg", PHOTO)
         expect(visit.page.locator("#result-title")).to_be_focused()
         visit.caption()
+
+
+def test_busy_service_is_asked_again_by_a_browser_of_2023(visit: Visit, line: Line) -> None:
+    visit.page.evaluate("() => { delete AbortSignal.any; }")  # Safari has it since 17.4
+    line.is_down, line.retry_after_s = True, 2
+    visit.choose("dog.jpg", PHOTO)
+    assert visit.problem().startswith("The service is busy")
+    line.is_down = False
+    assert visit.caption()
+
+
+def test_dropped_folder_is_no_fault_of_the_service(visit: Visit, tmp_path: Path) -> None:
+    dropped = {"items": [], "files": [str(tmp_path)], "dragOperationsMask": 1}
+    session = visit.context.new_cdp_session(visit.page)
+    for kind in ("dragEnter", "dragOver", "drop"):
+        session.send("Input.dispatchDragEvent", {"type": kind, "x": 300, "y": 300, "data": dropped})
+    assert visit.problem().startswith("This file cannot be read")
+    expect(visit.page.locator("#retry")).to_be_hidden()
+    visit.choose("dog.jpg", PHOTO)
+    assert visit.caption()

@@ -6,7 +6,7 @@ import { announce, keepFocus } from "./dom.js";
 import { describeModel, knownModel } from "./model.js";
 import { pause } from "./pause.js";
 import { ENOUGH_BYTES, MAX_BYTES, fewerBytes, formatBytes } from "./picture.js";
-import { isOfAnotherKind, isSurelyNoPicture, isTooLarge, shrink } from "./picture.js";
+import { isOfAnotherKind, isReadable, isSurelyNoPicture, isTooLarge, shrink } from "./picture.js";
 import { PictureProblem, hideProblem, tellWait } from "./problems.js";
 import * as view from "./view.js";
 
@@ -121,6 +121,9 @@ async function prepared(run) {
   if (isSurelyNoPicture(file)) {
     throw new PictureProblem("That is not a picture", `${file.name || "The file"} is of another kind.`);
   }
+  if (!(await isReadable(file))) {
+    throw new PictureProblem("This file cannot be read", "It is a folder, or has changed since. Choose it again.");
+  }
   const picture = (file.size > enough && (await smaller(run, enough))) || file;
   if (picture.size > MAX_BYTES) throw new ApiError("", { status: 413, limit: MAX_BYTES });
   return picture;
@@ -185,11 +188,11 @@ async function smaller(run, maxBytes) {
 /** Tell that the service is busy, count down, and take the message away again. "Try again" ends the waiting. */
 async function waitVisibly(run, error, seconds) {
   view.showProblem(error);
-  run.skipWait = new AbortController();
-  const either = AbortSignal.any([run.signal, run.skipWait.signal]);
-  for (let left = Math.ceil(seconds); left > 0 && !either.aborted; left--) {
+  const skip = (run.skipWait = new AbortController());
+  run.signal.addEventListener("abort", () => skip.abort()); // AbortSignal.any is younger than some browsers
+  for (let left = Math.ceil(seconds); left > 0 && !skip.signal.aborted; left--) {
     tellWait(left);
-    await pause(1000, either).catch(() => {});
+    await pause(1000, skip.signal).catch(() => {});
   }
   run.skipWait = null;
   run.signal.throwIfAborted();

@@ -8,6 +8,11 @@ const LEAST_BYTES = Math.min(MAX_BYTES, 64 << 10); // what is this small is sent
 const SMALLER_SIDE = 2048; // pixels; the model looks at far fewer
 const JPEG_QUALITY = 0.9;
 
+/** Whether its bytes can be read: those of a folder cannot, nor of a file that has changed since it was chosen. */
+export function isReadable(file) {
+  return file.slice(0, 1).arrayBuffer().then(() => true, () => false);
+}
+
 /** Whether the browser is sure that this is no picture. A file without a type may be one. */
 export function isSurelyNoPicture(file) {
   return file.type !== "" && !file.type.startsWith("image/");
@@ -15,7 +20,7 @@ export function isSurelyNoPicture(file) {
 
 /** Whether it is a picture, AVIF or HEIC perhaps, of a kind that the service does not read. */
 export function isOfAnotherKind({ name, type }) {
-  const isRead = /^image\/(bmp|gif|jpeg|jp2|png|tiff|webp|x-portable-)/.test(type);
+  const isRead = /^image\/(bmp|gif|jpeg|png|tiff|webp|x-portable-)/.test(type);
   return (type.startsWith("image/") && !isRead) || /\.hei[cf]$/i.test(name);
 }
 

@@ -65,10 +65,10 @@ export function clearWords() {
   overlay.clear();
 }
 
-/** Append a word as it comes, and show where the model looked for it. */
+/** Append a word as it comes, and show where the model looked for it, unless somebody looks at another. */
 export function showWord(word) {
   caption.append(word);
-  overlay.show(word.attention);
+  if (!isLooking) overlay.show(word.attention);
 }
 
 /** Show the whole caption; a moment later the bare picture. */

@@ -6,6 +6,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -169,3 +170,29 @@ def test_cloud_build_passes_on_what_the_dockerfile_takes() -> None:
     substitutions = next(word for word in shlex.split(dry("image")[0]) if word.startswith("--substitutions="))
     passed = {pair.split("=")[0] for pair in substitutions.removeprefix("--substitutions=").split(",")}
     assert passed == set(build["substitutions"])
+
+
+@pytest.mark.parametrize("replica", ["ray::ServeReplica:captions:Ingress", None])
+def test_a_worker_that_drains_waits_as_long_as_there_are_replicas(tmp_path: Path, replica: str | None) -> None:
+    """With no processes in sight but these: a raylet, whose command line is long as Ray's is, and the replica."""
+    asked = tmp_path / "asked"
+    ray = tmp_path / "ray"
+    ray.write_text(f'#!/bin/sh\necho "$@" > {asked}\n')
+    ray.chmod(0o755)
+    start = f"exec -a '{replica}' sleep 60" if replica else "sleep 60"
+    script = f"""
+        mount -t proc proc /proc
+        long=$(printf 'x%.0s' $(seq 5000))
+        (exec -a "raylet $long" bash -c 'sleep 60; true' -- --node_id=abc) &
+        ({start}) &
+        sleep 0.3
+        PATH={tmp_path}:$PATH bash {ROOT}/gcp/drain_worker.sh 4 1
+    """
+    command = ["unshare", "--fork", "--pid", "--mount", "--kill-child", "bash", "-c", script]
+    if subprocess.run([*command[:-1], "true"], capture_output=True, check=False).returncode:
+        pytest.skip("processes of one's own to see take root")
+    started = time.monotonic()
+    subprocess.run(command, check=True, timeout=50)
+    waited = time.monotonic() - started
+    assert "--node-id=abc" in asked.read_text()
+    assert waited > 5 if replica else waited < 4

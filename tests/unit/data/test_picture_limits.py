@@ -1,10 +1,12 @@
 import io
+import struct
 import time
 import warnings
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from PIL import Image
+from PIL import Image, features
 
 from caption_ray.data.images import _PILLOWS_WARNINGS, open_picture
 from caption_ray.data.picture_limits import _MAX_CODED_TILES, _MAX_TILES
@@ -146,3 +148,27 @@ def test_odd_picture_is_read_though_warnings_are_errors() -> None:
             assert len(warnings.filters) == num_filters
             with pytest.raises(UserWarning):
                 warnings.warn("of others", UserWarning, stacklevel=1)
+
+
+def jpeg_2000(width: int, height: int, tile: int, num_parts: int = 1) -> bytes:
+    """A file of 16x16 by its outer header, whose codestream says another size, of tiles and channels too."""
+    file = bytearray(encode(Image.new("L", (16, 16)), "JPEG2000"))
+    start = file.index(b"\xff\x4f\xff\x51") + 8
+    struct.pack_into(">IIIIIIIIH", file, start, width, height, 0, 0, tile, tile, 0, 0, num_parts)
+    return bytes(file)
+
+
+@pytest.mark.skipif(not features.check("jpg_2000"), reason="this Pillow writes no JPEG 2000")
+@pytest.mark.parametrize(
+    ("data", "kind"),
+    [
+        (lambda: jpeg_2000(20_000, 20_000, 20_000), TooManyPixelsError),
+        (lambda: jpeg_2000(255, 255, 1), PictureError),  # 65,025 tiles
+        (lambda: jpeg_2000(16, 16, 16, 9), PictureError),  # 9 channels
+    ],
+)
+def test_jpeg_2000_that_says_more_within_than_without(data: Callable[[], bytes], kind: type[PictureError]) -> None:
+    assert open_picture(encode(Image.new("L", (16, 16)), "JPEG2000")).size == (16, 16)
+    with pytest.raises(PictureError) as caught:
+        open_picture(data())
+    assert type(caught.value) is kind

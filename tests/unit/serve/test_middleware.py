@@ -1,3 +1,4 @@
+import asyncio
 import json
 import logging
 import re
@@ -143,3 +144,14 @@ def test_below_a_prefix_the_same_is_open_and_named_alike(caplog: pytest.LogCaptu
     assert statuses == [200, 401]
     lines = [json.loads(r.getMessage()) for r in caplog.records if r.name == "caption_ray.serve.access"]
     assert [line["route"] for line in lines][-2:] == ["/", "/v1/model"]
+
+
+def test_the_prefix_without_its_slash_needs_no_key_either() -> None:
+    async def ask(path: str) -> httpx.Response:
+        transport = httpx.ASGITransport(create_app(StandIn(), api_keys=KEYS), root_path="/below")  # as Serve says it
+        async with httpx.AsyncClient(transport=transport, base_url="https://host") as client:
+            return await client.get(path)
+
+    answers = [asyncio.run(ask(path)) for path in ("/below", "/below/", "/below/v1/model")]
+    assert [answer.status_code for answer in answers] == [307, 200, 401]
+    assert answers[0].headers["location"] == "below/"

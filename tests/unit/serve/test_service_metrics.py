@@ -1,5 +1,7 @@
 import json
 import re
+import socket
+import time
 from pathlib import Path
 
 import pytest
@@ -68,6 +70,26 @@ def test_failures_count_by_the_pictures_that_got_no_caption(error: Exception, ou
     assert {name: value for name, value in found.items() if name.startswith("caption_ray_captions_total")} == {
         f'caption_ray_captions_total{{outcome="{outcome}"}}': 1 + 1 + 5
     }
+
+
+def test_stream_that_its_client_leaves_amid_is_counted_as_left() -> None:
+    body, backend = png(), StandIn(seconds=0.5)
+    outcome = 'caption_ray_captions_total{outcome="client_gone"}'
+    with client_of(backend) as client:
+        with socket.create_connection((client.base_url.host, client.base_url.port or 80)) as connection:
+            head = f"POST /v1/captions/stream HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+            connection.sendall(head.encode() + body)
+            received = b""
+            while b"event: word" not in received:
+                received += connection.recv(1 << 16)
+        deadline = time.monotonic() + 20
+        while outcome not in (found := samples(client.get("/metrics").text)) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert found[outcome] == 1
+        assert "event: caption" in client.post("/v1/captions/stream", content=body).text
+        found = samples(client.get("/metrics").text)
+    counted = {name: value for name, value in found.items() if name.startswith("caption_ray_captions_total")}
+    assert counted == {outcome: 1, 'caption_ray_captions_total{outcome="ok"}': 1}
 
 
 def test_every_metric_of_the_dashboard_exists() -> None:

@@ -1,0 +1,49 @@
+"""Looking at a word while the rest of its caption is still on its way."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+
+import numpy as np
+from browsing import Visit, served
+from playwright.sync_api import Browser
+
+from caption_ray.inference import Captioner
+from caption_ray.serve.app import create_app
+from caption_ray.serve.backend import CaptionedPicture, GreedyWord, Square
+from caption_ray.serve.example_pictures import FOLDER as EXAMPLES
+from caption_ray.serve.local import LocalBackend
+from caption_ray.serve.schemas import ModelAnswer
+
+
+class Slow:
+    """A backend that lets half a second pass before each word."""
+
+    def __init__(self, backend: LocalBackend) -> None:
+        self._backend = backend
+
+    async def caption(self, pictures: Sequence[Square], beam_width: int | None) -> list[CaptionedPicture]:
+        return await self._backend.caption(pictures, beam_width)
+
+    async def stream(self, picture: Square) -> AsyncIterator[GreedyWord | CaptionedPicture]:
+        async for item in self._backend.stream(picture):
+            await asyncio.sleep(0.5)
+            yield item
+
+    async def model(self) -> ModelAnswer:
+        return await self._backend.model()
+
+
+def test_word_that_is_looked_at_keeps_its_map(browser: Browser, captioner: Captioner) -> None:
+    photo = (EXAMPLES / "dog.jpg").read_bytes()
+    with served(create_app(Slow(LocalBackend(captioner)))) as address:
+        visit = Visit(browser, address).open()
+        visit.choose("dog.jpg", photo)
+        visit.page.locator(".word").first.hover()
+        assert visit.page.locator(".word").count() < 5  # more are to come
+        assert len(visit.caption().split()) >= 5
+        best = captioner.caption([captioner.decode_picture(photo)])[0][0]
+        light = np.array(visit.overlay()).ravel()
+        by_word = [np.corrcoef(light, word.ravel())[0, 1] for word in best.attention]
+        assert np.argmax(by_word) == 0
+        assert f"brightest {100 * best.attention[0].max():.0f} %" in visit.page.locator("#where").inner_text()
+        visit.context.close()
