@@ -16,13 +16,14 @@ from caption_ray.serve.schemas import ModelAnswer
 
 
 class Slow:
-    """A backend that lets half a second pass before each word."""
+    """A backend that lets half a second pass before each word, and knows no other captions, which would replace it."""
 
     def __init__(self, backend: LocalBackend) -> None:
         self._backend = backend
 
     async def caption(self, pictures: Sequence[Square], beam_width: int | None) -> list[CaptionedPicture]:
-        return await self._backend.caption(pictures, beam_width)
+        found = await self._backend.caption(pictures, beam_width)
+        return [CaptionedPicture(captions=each.captions[:1], model_id=each.model_id) for each in found]
 
     async def stream(self, picture: Square) -> AsyncIterator[GreedyWord | CaptionedPicture]:
         async for item in self._backend.stream(picture):
