@@ -4,6 +4,7 @@ import logging
 import math
 import os
 import secrets
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import ray
 import ray.data
 
+from caption_ray.errors import UsageError
 from caption_ray.logs import quieten_ray_workers
 
 logger = logging.getLogger(__name__)
@@ -59,8 +61,10 @@ def connect(num_cpus: int | None = None, *, dashboard: bool = False) -> Iterator
     if ray.is_initialized():
         yield
         return
-    _quieten()
     address = os.environ.get("RAY_ADDRESS")
+    if address:
+        _check_answers(address)
+    _quieten()
     if address and address != "local":
         logger.info("joining the Ray cluster at %s", address)
         told = _for_all_workers(address, dashboard)
@@ -84,6 +88,20 @@ def connect(num_cpus: int | None = None, *, dashboard: bool = False) -> Iterator
         yield
     finally:
         ray.shutdown()
+
+
+def _check_answers(address: str) -> None:
+    """Raise UsageError where nobody listens at HOST:PORT: Ray would look for a quarter of an hour."""
+    host, _, port = address.rpartition(":")
+    if not port.isdigit() or "/" in host:
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+    except OSError as error:
+        raise UsageError(
+            f"RAY_ADDRESS {address}: no Ray cluster answers there ({error.strerror or error}); unset it, and one "
+            "starts on this machine"
+        ) from error
 
 
 def prepare_worker() -> None:

@@ -10,18 +10,17 @@ from typing_extensions import Self
 
 
 class Settings(BaseModel):
-    """Base of all settings: frozen, keyword-only, checked on construction, unknown keys refused."""
+    """Base of all settings: frozen, keyword-only, checked on construction, unknown keys refused.
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    NaN and infinity come back from JSON as they were: it has neither, and pydantic would write null, which is no number
+    any more.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, ser_json_inf_nan="strings")
 
 
 class Record(Settings):
-    """Base of what is written while work goes on and read again: NaN and infinity come back as they were.
-
-    JSON has neither, and pydantic would write null, which is no number any more.
-    """
-
-    model_config = ConfigDict(ser_json_inf_nan="strings")
+    """Base of what is written while work goes on and read again."""
 
 
 PLAIN_NAME = r"^[^/\\.][^/\\]*$"
@@ -146,9 +145,11 @@ class OptimizerConfig(Settings):
         "(30 % up, 70 % down).",
     )
     warmup_share: float = Field(0.05, ge=0, lt=1, description="Share of all steps spent warming up (cosine).")
-    weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay on matrices (not on biases).")
+    weight_decay: float = Field(
+        0.0, ge=0, allow_inf_nan=False, description="Decoupled weight decay on matrices (not on biases)."
+    )
     betas: tuple[_MomentDecay, _MomentDecay] = Field((0.9, 0.999), description="Adam's moment decay rates.")
-    max_grad_norm: float = Field(5.0, gt=0, description="Gradients are scaled down to this norm.")
+    max_grad_norm: float = Field(5.0, gt=0, description="Gradients are scaled down to this norm; inf turns it off.")
 
 
 class TrainingConfig(Settings):
@@ -168,7 +169,10 @@ class TrainingConfig(Settings):
     )
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="Probability mass spread over all words.")
     attention_penalty: float = Field(
-        0.0, ge=0, description="Weight of the doubly stochastic attention term (Xu et al. 2015, eq. 14)."
+        0.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="Weight of the doubly stochastic attention term (Xu et al. 2015, eq. 14).",
     )
     average_decay: float = Field(
         0.0,

@@ -1,17 +1,20 @@
 """The one way in for every job: a command line in, one call, JSON on stdout, logs on stderr, an exit code.
 
-Exit codes: 0 done, 1 failed, 2 wrong use, 75 stopped as asked with work left, 130 interrupted from the keyboard.
+Exit codes: 0 done, 1 failed, 2 wrong use, 75 stopped as asked with work left, 130 interrupted from the keyboard, 143
+ended by SIGTERM.
 """
 
 import json
 import logging
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn, TypeVar, cast
 
 import tyro
+from pydantic import ValidationError
 
 from caption_ray.config import Experiment, Settings
 from caption_ray.errors import CaptionRayError, UsageError
@@ -51,6 +54,11 @@ def run_job(main: Callable[[Arguments], Mapping[str, object]], arguments: type[A
     except KeyboardInterrupt:
         logger.error("interrupted")
         _leave(130)
+    except SystemExit as error:
+        if error.code != signal.SIGTERM:
+            raise
+        logger.error("terminated")  # Ray has made an exit of the signal
+        _leave(128 + signal.SIGTERM)
     except Exception as error:
         if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] in _EXTRA:
             logger.error("%s is not installed: pip install -e '.[tune]'", error.name)
@@ -69,6 +77,12 @@ def _parse(arguments: type[Arguments]) -> Arguments:
     except BrokenPipeError:  # such as `--help | head` leaves behind, which has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python would complain as it flushes once more
         _leave(1)
+    except ValidationError as error:  # of nested settings, which tyro lets through
+        configure_logging()
+        for fault in error.errors():
+            name = ".".join(str(part).replace("_", "-") for part in fault["loc"])
+            logger.error("--%s %s: %s", name, fault["input"], fault["msg"])
+        _leave(UsageError.exit_code)
 
 
 def preset_command_line(

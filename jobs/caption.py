@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 from pydantic import Field
 
+from caption_ray import storage
 from caption_ray.attention_figure import draw_attention
-from caption_ray.config import BeamWidth, DecodeOptions, Settings
+from caption_ray.config import BeamWidth, CaptionLength, DecodeOptions, LengthPenalty, Settings
 from caption_ray.data.images import load_picture
 from caption_ray.entry import run_job
 from caption_ray.errors import PictureError, UsageError
@@ -28,6 +29,10 @@ class Arguments(Settings):
     )
     bundle: str = Field(description="Bundle to caption with: a folder, or a URI such as gs://bucket/bundle.")
     beam_width: BeamWidth | None = Field(None, description="Hypotheses kept per picture; by default the bundle's.")
+    length_penalty: LengthPenalty | None = Field(
+        None, description="Exponent of the length that log-probabilities are divided by; by default the bundle's."
+    )
+    max_words: CaptionLength | None = Field(None, description="Longest caption; by default the bundle's.")
     attention: str | None = Field(
         None,
         description="PNG to draw: where the model looked for every word. With several pictures their names, "
@@ -42,7 +47,9 @@ def main(arguments: Arguments) -> dict[str, object]:
     from caption_ray.inference import Captioner
 
     captioner = Captioner.load(arguments.bundle)
-    options = captioner.bundle.config.decode.changed(beam_width=arguments.beam_width)
+    options = captioner.bundle.config.decode.changed(
+        beam_width=arguments.beam_width, length_penalty=arguments.length_penalty, max_words=arguments.max_words
+    )
     found: list[dict[str, object]] = []
     errors = []
     for name, figure in zip(arguments.pictures, figures, strict=True):
@@ -62,7 +69,11 @@ def _caption(captioner: "Captioner", name: str, options: DecodeOptions, figure: 
     best = captions[0]
     logger.info("%s: %s (log-probability %.2f)", name, best.text, best.log_probability)
     if figure is not None:
-        draw_attention(picture, best.words, best.attention).save(figure, "PNG")
+        try:
+            draw_attention(picture, best.words, best.attention).save(figure, "PNG")
+        except OSError as error:
+            reason = error.strerror or error
+            raise PictureError(f"{name}: its figure cannot be written to {figure} ({reason})") from error
         logger.info("%s: attention drawn to %s", name, figure)
     return {
         "picture": name,
@@ -76,7 +87,7 @@ def _caption(captioner: "Captioner", name: str, options: DecodeOptions, figure: 
 def figure_paths(attention: str | None, pictures: Sequence[str]) -> list[str | None]:
     """Return where each picture's figure goes, no two to one file, and make the folder for them.
 
-    Raises UsageError where no file can be written there.
+    Raises UsageError where no file can be written there, or one would be lost that is no such figure.
     """
     if attention is None:
         return [None] * len(pictures)
@@ -87,8 +98,17 @@ def figure_paths(attention: str | None, pictures: Sequence[str]) -> list[str | N
         raise UsageError(f"--attention {attention}: its folder cannot be made ({error.strerror})") from error
     if path.is_dir():
         raise UsageError(f"--attention {attention}: a folder; name a file, such as {path / 'attention.png'}")
-    if len(pictures) == 1:
-        return [attention]
+    if path.suffix.lower() != ".png":
+        raise UsageError(f"--attention {attention}: takes the PNG to draw, such as {path.with_suffix('.png').name}")
+    storage.check_writable(str(path.parent))
+    figures = [attention] if len(pictures) == 1 else _numbered(path, pictures)
+    for figure in figures:
+        if any(Path(figure).exists() and Path(figure).samefile(name) for name in pictures if Path(name).exists()):
+            raise UsageError(f"--attention {attention}: would replace the picture {figure}; name another file")
+    return list(figures)
+
+
+def _numbered(path: Path, pictures: Sequence[str]) -> list[str]:
     stems: list[str] = []
     for picture in pictures:
         stem, number = Path(picture).stem, 1

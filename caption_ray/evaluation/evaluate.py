@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from caption_ray import storage
-from caption_ray.bundle import Bundle
+from caption_ray.bundle import MANIFEST_NAME, Bundle
 from caption_ray.cluster import actor_resources, connect
 from caption_ray.config import DecodeOptions
 from caption_ray.data.images import open_picture, to_square
@@ -81,6 +81,7 @@ def evaluate(
         "max_words": str(options.max_words),
     }
     storage.check_writable(output)
+    _check_is_no_bundle(output)
     if not overwrite:
         _check_results(output, settings)
     with connect():
@@ -116,20 +117,27 @@ def evaluate(
     return Evaluation(scores=scores, output=output, report=report)
 
 
+def _check_is_no_bundle(output: str) -> None:
+    """Raise UsageError where the scores would take the place of a bundle's own, without which that is spoilt."""
+    if storage.exists(storage.join(output, MANIFEST_NAME)):
+        raise UsageError(f"{output}: holds a bundle, whose metrics.json is part of it; name another --output")
+
+
 def _check_results(output: str, settings: Mapping[str, str]) -> None:
     """Raise UsageError where the results of an evaluation with other settings are there, which would be lost."""
     try:
         found = json.loads(storage.read_bytes(storage.join(output, "metrics.json")))
         differing = [name for name, value in settings.items() if found[name] != value]
     except FileNotFoundError:
-        return
+        others = ("report.html", f"predictions_{settings['split']}.json")
+        found, differing = {}, [name for name in others if storage.exists(storage.join(output, name))]
     except (ValueError, TypeError, KeyError):  # whatever it is, it is not of an evaluation
         found, differing = {}, ["metrics.json"]
     if differing:
         told = ", ".join(f"{name} {found[name]}" for name in differing if name in found)
         raise UsageError(
-            f"{output}: holds other results ({told or 'a metrics.json of something else'}); name another --output, or "
-            "replace them with --overwrite"
+            f"{output}: holds other results ({told or f'a {differing[0]} of something else'}); name another --output, "
+            "or replace them with --overwrite"
         )
 
 

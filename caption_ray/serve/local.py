@@ -1,6 +1,9 @@
 """Captions computed in this process, without Ray: `python -m caption_ray.serve.local --bundle B`."""
 
+import logging
+import socket
 from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import suppress
 from datetime import datetime, timezone
 
 import uvicorn
@@ -8,6 +11,7 @@ from pydantic import Field
 
 from caption_ray.config import AskedPrecision, Settings
 from caption_ray.entry import run_job
+from caption_ray.errors import UsageError
 from caption_ray.inference import Captioner
 from caption_ray.serve.access_log import configure_access_log
 from caption_ray.serve.app import create_app
@@ -20,6 +24,8 @@ from caption_ray.serve.metrics import BatchMetrics, ServiceMetrics
 from caption_ray.serve.middleware import api_keys_from_environment
 from caption_ray.serve.places import Places
 from caption_ray.serve.schemas import Limits, ModelAnswer
+
+logger = logging.getLogger(__name__)
 
 
 class LocalBackend:
@@ -66,7 +72,7 @@ class Arguments(Settings):
 
     bundle: str = Field(description="Bundle to caption with: a folder, or a URI such as gs://bucket/bundle.")
     host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 for all.")
-    port: int = Field(8000, ge=0, le=65535, description="Port to listen on.")
+    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 for any that is free.")
     max_batch_size: BatchSize = Field(16, description="Pictures computed together.")
     num_threads: NumThreads = Field(2, description="Threads that compute on a CPU, each on batches of its own.")
     max_queued: int = Field(
@@ -91,18 +97,25 @@ def main(arguments: Arguments) -> dict[str, object]:
     )
     app = create_app(backend, limits, api_keys=api_keys_from_environment(), metrics=metrics)
     # By h11, which refuses headers of much more than 64 KiB; httptools, which uvicorn would choose, takes in any.
+    server = uvicorn.Server(uvicorn.Config(app, http=HeadTimeoutProtocol, log_level="warning", access_log=False))
     try:
-        uvicorn.run(
-            app,
-            host=arguments.host,
-            port=arguments.port,
-            http=HeadTimeoutProtocol,
-            log_level="warning",
-            access_log=False,
-        )
+        with _listening(arguments.host, arguments.port) as listener, suppress(KeyboardInterrupt):
+            server.run([listener])
     finally:
         backend.close()  # a thread that still computed when Python ends would have the process abort
     return {"served": arguments.bundle}
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    """Return a socket that listens at an address, and tell which that is. Raises UsageError where none can."""
+    try:
+        listener = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except OSError as error:
+        reason = error.strerror or error
+        raise UsageError(f"--host {host} --port {port}: {reason}; choose another, or port 0 for a free one") from error
+    where = f"[{host}]" if ":" in host else host
+    logger.info("captions, and a page, at http://%s:%d/", where, listener.getsockname()[1])
+    return listener
 
 
 if __name__ == "__main__":

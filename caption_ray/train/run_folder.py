@@ -58,6 +58,13 @@ def keep_stopped(run_folder: str, folder: str) -> None:
     storage.replace_folder(arriving, stopped)
 
 
+def how_it_goes_on(run_folder: str) -> str:
+    """Return a sentence that tells what the same command would do with a run that has ended too early."""
+    if whole_checkpoints(run_folder) or stopped_checkpoint(run_folder):
+        return f"The same command goes on from its last checkpoint in {run_folder}."
+    return "It has no checkpoint yet: the same command begins it anew."
+
+
 def delete_stopped(run_folder: str) -> None:
     """Forget where the run was stopped."""
     for location in _stopped_locations(run_folder):

@@ -36,6 +36,24 @@ def stop_files(run_folder: str) -> tuple[str, ...]:
     return (own, storage.absolute(shared)) if (shared := os.environ.get(STOP_VARIABLE)) else (own,)
 
 
+@contextmanager
+def plain_interrupts() -> Iterator[None]:
+    """Have Ctrl-C raise KeyboardInterrupt out of a `with` block in which Ray Train trains, and after it.
+
+    Ray Train handles SIGINT by itself: it aborts the training, ends this process as if all were well or by an error of
+    its own, and would go on to do so once the training is over.
+    """
+    in_main = threading.current_thread() is threading.main_thread()
+    earlier = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit as error:
+        raise KeyboardInterrupt from error
+    finally:
+        if in_main:
+            signal.signal(signal.SIGINT, earlier)
+
+
 class StopWatch:
     """Looks for some files now and then: they may lie where looking takes time, and training waits for that."""
 

@@ -36,6 +36,7 @@ from caption_ray.train.run_folder import (
     bundle_location,
     claim,
     delete_stopped,
+    how_it_goes_on,
     is_begun,
     is_finished,
     mend_snapshot,
@@ -44,7 +45,7 @@ from caption_ray.train.run_folder import (
 from caption_ray.train.setup import FeatureStatistics, RunPlan
 from caption_ray.train.state import load_best_weights
 from caption_ray.train.steps import groups_per_worker
-from caption_ray.train.stopping import stop_files, stop_on_signal
+from caption_ray.train.stopping import plain_interrupts, stop_files, stop_on_signal
 
 logger = logging.getLogger(__name__)
 
@@ -110,6 +111,8 @@ def train(request: TrainRequest, surroundings: Surroundings | None = None) -> Tr
     train.stopping) and has saved.
     """
     storage.output_at("--storage", request.storage)
+    if not request.name.isascii():
+        raise UsageError(f"--name {request.name}: Ray takes a run's name in ASCII alone; write it without accents")
     inputs = inputs_of(request)
     record = RunRecord(
         experiment=inputs.experiment,
@@ -231,12 +234,14 @@ def _fit(request: TrainRequest, inputs: RunInputs, surroundings: Surroundings) -
     )
     set_up_ray_train()
     try:
-        result = trainer.fit()
+        with plain_interrupts():
+            result = trainer.fit()
+    except KeyboardInterrupt:
+        logger.info("run %s: %s", request.name, how_it_goes_on(request.run_folder))
+        raise
     except Exception as error:
-        raise RunError(
-            f"run {request.name} failed: {last_line(error)}\nThe same command goes on from its last checkpoint in "
-            f"{request.run_folder}."
-        ) from error
+        told = how_it_goes_on(request.run_folder)
+        raise RunError(f"run {request.name} failed: {last_line(error)}\n{told}") from error
     ended = result.return_value or {}
     if "failed" in ended:
         raise RunError(f"run {request.name} failed: {ended['failed']}")

@@ -31,12 +31,20 @@ def test_bad_pictures_cost_the_others_neither_caption_nor_figure(tiny_bundle: Pa
 
 
 @pytest.mark.parametrize(
-    ("attention", "message"), [("file/out.png", "its folder cannot be made"), (".", "a folder; name a file")]
+    ("attention", "message"),
+    [
+        ("file/out.png", "its folder cannot be made"),
+        (".", "a folder; name a file"),
+        ("/proc/out.png", "/proc: cannot be written to"),
+        ("photo.jpg", "takes the PNG to draw, such as photo.png"),
+        ("./a.png", "would replace the picture ./a.png"),
+    ],
 )
 def test_a_figure_that_cannot_be_written_is_refused_before_any_work(
     tmp_path: Path, attention: str, message: str
 ) -> None:
-    (tmp_path / "file").touch()
+    for name in ("file", "a.png", "photo.jpg"):
+        (tmp_path / name).touch()
 
     done = run("caption.py", "--bundle", "absent", "a.png", "--attention", attention, folder=tmp_path)
 
@@ -44,3 +52,13 @@ def test_a_figure_that_cannot_be_written_is_refused_before_any_work(
     assert done.stdout == ""
     assert message in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_the_search_can_be_changed(tiny_bundle: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    search = ("--beam-width", "2", "--max-words", "1", "--length-penalty", "0")
+    done = run("caption.py", "--bundle", tiny_bundle, "a.png", *search, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (found,) = json.loads(done.stdout)["captions"]
+    assert len(found["caption"].split()) <= 1
+    assert len(found["runners_up"]) <= 1

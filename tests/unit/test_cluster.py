@@ -1,8 +1,10 @@
+import socket
 from pathlib import Path
 
 import pytest
 
 from caption_ray import cluster
+from caption_ray.errors import UsageError
 
 
 @pytest.mark.parametrize(
@@ -22,3 +24,17 @@ def test_a_containers_quota_bounds_the_cpus(files: dict[str, str], expected: lis
     for name, text in files.items():
         (tmp_path / name).write_text(text)
     assert cluster._quota(tmp_path) == expected
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_an_address_where_nobody_listens_is_told_at_once(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        address = f"{host}:{listener.getsockname()[1]}"
+        cluster._check_answers(address)
+    with pytest.raises(UsageError, match=f"RAY_ADDRESS {address}: no Ray cluster answers there .*; unset it"):
+        cluster._check_answers(address)
+    for address in ("auto", "ray://127.0.0.1:1"):
+        cluster._check_answers(address)  # Ray's to find out
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    with pytest.raises(UsageError, match=r"127\.0\.0\.1:1"), cluster.connect():
+        pytest.fail("has connected")

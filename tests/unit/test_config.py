@@ -1,5 +1,7 @@
 import inspect
 import math
+from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -57,6 +59,26 @@ def test_settings_are_frozen() -> None:
 def test_presets_survive_json(name: str) -> None:
     experiment = PRESETS[name]()
     assert Experiment.model_validate_json(experiment.model_dump_json()) == experiment
+
+
+def settings_at_infinity(settings: type[Settings]) -> Iterator[Settings]:
+    """Return the settings with each of its numbers at infinity, in what it holds too, as far as they take that."""
+    for name, field in settings.model_fields.items():
+        values: list[object] = []
+        if field.annotation is float:
+            values = [math.inf]
+        elif isinstance(field.annotation, type) and issubclass(field.annotation, Settings):
+            values = list(settings_at_infinity(field.annotation))
+        for value in values:
+            with suppress(ValidationError):
+                yield settings.model_validate({name: value})
+
+
+def test_infinity_survives_json_wherever_it_is_taken() -> None:
+    found = list(settings_at_infinity(Experiment))
+    assert [each.optimizer.max_grad_norm for each in found if isinstance(each, Experiment)] == [math.inf]  # clips none
+    for experiment in found:
+        assert Experiment.model_validate_json(experiment.model_dump_json()) == experiment
 
 
 def test_palmetto_is_the_original_run() -> None:

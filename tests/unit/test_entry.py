@@ -17,10 +17,12 @@ JOB = '''
 import os
 import subprocess
 from collections.abc import Mapping
+from typing import Annotated
 
+import tyro
 from pydantic import Field
 
-from caption_ray.config import Settings
+from caption_ray.config import Settings, VocabularyConfig
 from caption_ray.entry import run_job
 from caption_ray.errors import CaptionRayError, UsageError
 
@@ -31,6 +33,7 @@ class Arguments(Settings):
     action: str = Field(description="What to do.")
     loud: bool = Field(False, description="Say more.")
     count: int = Field(1, ge=1, description="How often.")
+    vocabulary: Annotated[VocabularyConfig, tyro.conf.arg(name="")] = VocabularyConfig()
 
 
 def main(arguments: Arguments) -> Mapping[str, object]:
@@ -47,6 +50,8 @@ def main(arguments: Arguments) -> Mapping[str, object]:
             raise ZeroDivisionError("a bug")
         case "interrupt":
             raise KeyboardInterrupt
+        case "terminate":
+            raise SystemExit(15)
         case "extra":
             raise ModuleNotFoundError("No module named 'ruamel'", name="ruamel.yaml")
         case "nan":
@@ -87,6 +92,7 @@ def test_stdout_is_one_json_object_whatever_else_is_printed(job: Path) -> None:
         ("usage", 2, "no such folder: pictures"),
         ("failure", 1, "captions.txt:7: two columns\nremedy: look at it"),
         ("interrupt", 130, "interrupted"),
+        ("terminate", 143, "terminated"),
         ("extra", 2, "ruamel.yaml is not installed: pip install -e '.[tune]'"),
     ],
 )
@@ -155,6 +161,12 @@ def test_a_wrong_command_line_exits_with_2(job: Path, arguments: tuple[str, ...]
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr != ""
+
+
+def test_a_bound_of_nested_settings_is_told_in_a_line(job: Path) -> None:
+    done = run(job, "--action", "talk", "--min-count", "0")
+    assert done.returncode == 2
+    assert done.stderr[len("12:34:56 ") :] == "--min-count 0: Input should be greater than or equal to 1\n"
 
 
 @pytest.mark.parametrize("job", sorted(JOBS.glob("*.py")), ids=lambda job: job.stem)

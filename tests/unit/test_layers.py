@@ -141,7 +141,7 @@ LAYERS = (
         ("ray",),
     ),
     # 4, entry
-    Layer(("entry",), BASE, ("tyro",)),
+    Layer(("entry",), BASE, ("pydantic", "tyro")),
     Layer(("jobs.*",), ("*",), ("pydantic", "tyro")),
 )
 

@@ -1,4 +1,5 @@
 import asyncio
+import logging
 import threading
 from pathlib import Path
 
@@ -11,10 +12,11 @@ from odd_pictures import png
 from pydantic import ValidationError
 
 from caption_ray.config import DecodeOptions
+from caption_ray.errors import UsageError
 from caption_ray.inference import Captioner
 from caption_ray.serve.backend import CaptionedPicture, GreedyWord, OverloadedError, Square
 from caption_ray.serve.engine import BatchRecord
-from caption_ray.serve.local import Arguments, LocalBackend
+from caption_ray.serve.local import Arguments, LocalBackend, _listening
 from caption_ray.serve.schemas import Limits
 
 
@@ -89,3 +91,13 @@ def test_a_queue_too_short_for_a_batch_of_the_limits_is_refused() -> None:
     assert Arguments(bundle="b", max_queued=Limits().max_pictures)
     with pytest.raises(ValidationError, match="greater than or equal to 16"):
         Arguments(bundle="b", max_queued=Limits().max_pictures - 1)
+
+
+def test_it_tells_where_it_listens_and_what_is_taken(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO), _listening("127.0.0.1", 0) as listener:
+        port = listener.getsockname()[1]
+        assert caplog.messages[-1] == f"captions, and a page, at http://127.0.0.1:{port}/"
+        with pytest.raises(UsageError, match=f"--port {port}: Address already in use .*choose another, or port 0"):
+            _listening("127.0.0.1", port)
+    with pytest.raises(UsageError, match=r"--host nowhere\.invalid"):
+        _listening("nowhere.invalid", 0)

@@ -78,6 +78,12 @@ def test_a_service_that_wants_a_key_is_not_waited_for(monkeypatch: pytest.Monkey
             wait_for_model(service, "new")
 
 
+def test_a_service_here_is_not_asked_through_a_proxy_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    with answering(itertools.repeat(NEW)) as service:
+        wait_for_model(service, "new")
+
+
 def test_applications_of_others_are_not_ended(tmp_path: Path) -> None:
     config = tmp_path / "serve.yaml"
     config.write_text("applications: [{name: captions, deployments: []}]")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from caption_ray.train.stopping import STOP_VARIABLE, StopWatch, stop_files, stop_on_signal
+from caption_ray.train.stopping import STOP_VARIABLE, StopWatch, plain_interrupts, stop_files, stop_on_signal
 
 
 def test_a_run_is_asked_by_its_own_file_or_by_the_clusters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -48,3 +48,23 @@ def test_a_run_that_heeds_the_clusters_file_says_so(tmp_path: Path, monkeypatch:
     with stop_on_signal(str(tmp_path / "run")):
         assert (tmp_path / "stop.heeded").read_text() == f"{tmp_path}/run\n"
         assert not (tmp_path / "stop").exists()
+
+
+def test_ctrl_c_interrupts_whatever_ray_train_makes_of_it() -> None:
+    def as_ray_train(number: int, frame: object) -> None:
+        raise SystemExit(0)
+
+    before = signal.getsignal(signal.SIGINT)
+
+    def train() -> None:
+        with plain_interrupts():
+            signal.signal(signal.SIGINT, as_ray_train)
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(5)
+
+    with pytest.raises(KeyboardInterrupt):
+        train()
+    assert signal.getsignal(signal.SIGINT) is before
+    with plain_interrupts():
+        signal.signal(signal.SIGINT, as_ray_train)
+    assert signal.getsignal(signal.SIGINT) is before
