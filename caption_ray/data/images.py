@@ -137,7 +137,9 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode in ("I", "F"):
         # They do not say what their white is.
         brightest = max(np.nan_to_num(np.asarray(strip, np.float64)).max(initial=0) for _, strip in _strips(image))
-        return _convert_strips(image, lambda strip: _scale(strip, 65535.0 if brightest > 255 else 255.0))
+        # Of fractions up to 1 nothing would be left in 255 steps of 1: all of them were black.
+        white = 1.0 if image.mode == "F" and brightest <= 1 else 255.0 if brightest <= 255 else 65535.0
+        return _convert_strips(image, lambda strip: _scale(strip, white))
     if image.has_transparency_data:
         return _convert_strips(image, _lay_over_white)
     return image if image.mode == "RGB" else image.convert("RGB")

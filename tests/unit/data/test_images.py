@@ -116,6 +116,12 @@ def test_32_bit_grey_is_taken_by_its_brightest_value(kind: type) -> None:
         assert found[0, :, 0].tolist() == [0, 51, 255]
 
 
+def test_fractions_are_grey_up_to_1() -> None:
+    file = io.BytesIO()
+    Image.fromarray(np.array([[0.0, 0.25, 1.0]], np.float32)).save(file, "TIFF")
+    assert np.asarray(open_picture(file.getvalue()))[0, :, 0].tolist() == [0, 63, 255]
+
+
 def test_1_bit() -> None:
     image = Image.new("1", (2, 1))
     image.putpixel((1, 0), 1)
