@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from caption_ray.errors import CaptionFileError
 
-PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff")
+PICTURE_SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff")
 
 # His "val" is the official dev list; "restval" is what he adds to training.
 _KARPATHY_SPLITS = {"train": "train", "restval": "train", "val": "dev", "test": "test"}

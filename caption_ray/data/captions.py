@@ -1,9 +1,10 @@
 """A folder of pictures and a caption file, in one of three layouts, to one record per picture."""
 
 import posixpath
-from collections import Counter
+import unicodedata
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PureWindowsPath
 from typing import Literal
 
@@ -43,6 +44,7 @@ PROBLEM_KINDS = {
     "empty_name": "a caption without a picture's name",
     "unsafe_name": "a picture's name that leads out of the picture folder",
     "missing_picture": "a picture that has captions and no file",
+    "unread_suffix": "a picture whose file has a suffix that is not read",
     "empty_caption": "a caption without text",
     "short_caption": "a caption with too few words",
     "duplicate_caption": "a caption that its picture already has",
@@ -58,6 +60,7 @@ _CAPTION_FILES: dict[Layout, str] = {
     "original": "Flickr8k.token.txt",
     "karpathy": "dataset_flickr8k.json",
 }
+_SUFFIXES = ", ".join(PICTURE_SUFFIXES)
 _PARSERS = {"kaggle": kaggle_rows, "original": original_rows, "karpathy": karpathy_rows}
 _PICTURE_FOLDERS = (
     "Images",
@@ -71,7 +74,7 @@ class CaptionRecord:
     """One picture and its captions, at least one."""
 
     name: str
-    """File name below the picture folder, `1000268201_693b08cb0e.jpg`."""
+    """File name below the picture folder as the caption file writes it, `1000268201_693b08cb0e.jpg`."""
     path: str
     """Location of the picture file."""
     captions: tuple[str, ...]
@@ -97,7 +100,7 @@ def read_source(folder: str, rules: CaptionRules) -> CaptionSource:
     The caption file is `captions.txt` (Kaggle), `Flickr8k.token.txt` (the original release) or
     `dataset_flickr8k.json` (Karpathy); pictures lie in `Images/`, `Flicker8k_Dataset/`,
     `Flickr8k_Dataset/` or beside the file. Hidden files and files that are no pictures are passed over.
-    Pictures are listed, not opened.
+    Pictures are listed, not opened. A name finds its picture in whichever Unicode form either is written.
 
     Raises UsageError where the folder is absent, CaptionFileError where it has no caption file, no picture,
     a file name that is not UTF-8, or a caption file of another format. All else is a Problem.
@@ -113,21 +116,21 @@ def read_source(folder: str, rules: CaptionRules) -> CaptionSource:
     layout = next((layout for layout, file in _CAPTION_FILES.items() if file in files), None)
     if layout is None:
         raise CaptionFileError(f"{folder}: found no caption file; expected one of {', '.join(_CAPTION_FILES.values())}")
-    picture_folder, pictures = _find_pictures(files)
+    picture_folder, pictures, others = _find_pictures(files)
     if not pictures:
         raise CaptionFileError(
             f"{folder}: found no pictures; expected them in {', '.join(_PICTURE_FOLDERS)} "
-            f"or beside {_CAPTION_FILES[layout]}"
+            f"or beside {_CAPTION_FILES[layout]}, as files that end in one of {_SUFFIXES}"
         )
     path = storage.join(folder, _CAPTION_FILES[layout])
-    gathering = _Gathering(pictures, picture_folder, rules)
+    gathering = _Gathering(pictures, others, picture_folder, rules)
     for entry in _PARSERS[layout](storage.read_bytes(path), path):
         gathering.add(entry)
     gathering.add_pictures_left_over()
     records = (
         CaptionRecord(
             name=name,
-            path=storage.join(folder, picture_folder, name),
+            path=storage.join(folder, picture_folder, gathering.files[name]),
             captions=tuple(row.caption for row in rows),
             where=gathering.first_lines[name],
             split=rows[0].split,
@@ -150,34 +153,52 @@ def summarise_problems(problems: Sequence[Problem], limit: int | None = None) ->
     return "\n".join(lines)
 
 
-def _find_pictures(files: Iterable[str]) -> tuple[str, set[str]]:
-    """Return the picture folder, "" for the caption file's own, and the pictures' paths relative to it."""
-    pictures = [
-        file
-        for file in files
-        if file.lower().endswith(PICTURE_SUFFIXES) and not posixpath.basename(file).startswith(".")
-    ]
+def _find_pictures(files: Iterable[str]) -> tuple[str, set[str], set[str]]:
+    """Return the picture folder, "" for the caption file's own, and below it the pictures and the other files."""
+    shown = [file for file in files if not posixpath.basename(file).startswith(".")]
     for folder in _PICTURE_FOLDERS:
-        inside = {file[len(folder) + 1 :] for file in pictures if file.startswith(f"{folder}/")}
-        if inside:
-            return folder, inside
-    return "", {file for file in pictures if "/" not in file}
+        inside = {file[len(folder) + 1 :] for file in shown if file.startswith(f"{folder}/")}
+        if pictures := _pictures_among(inside):
+            return folder, pictures, inside - pictures
+    beside = {file for file in shown if "/" not in file}
+    pictures = _pictures_among(beside)
+    return "", pictures, beside - pictures
+
+
+def _pictures_among(files: Iterable[str]) -> set[str]:
+    return {file for file in files if file.lower().endswith(PICTURE_SUFFIXES)}
+
+
+def _composed(name: str) -> str:
+    """Return a name in the one Unicode form for all: an accent may be part of its letter, or, on a Mac, follow it."""
+    return unicodedata.normalize("NFC", name)
 
 
 class _Gathering:
     """Rows of a caption file, checked one by one and put together by picture."""
 
-    def __init__(self, pictures: set[str], picture_folder: str, rules: CaptionRules) -> None:
+    def __init__(self, pictures: set[str], others: set[str], picture_folder: str, rules: CaptionRules) -> None:
         self.rows: dict[str, list[Row]] = {}
+        self.files: dict[str, str] = {}
+        """The picture that a name stands for."""
         self.problems: list[Problem] = []
         self.first_lines: dict[str, str] = {}
         self._pictures = pictures
+        self._others = others
         self._picture_folder = picture_folder
         self._rules = rules
         self._refused: set[str] = set()
+        self._names: dict[str, str] = {}  # of pictures, as the caption file writes them first
+        self._by_composed: dict[str, list[str]] = defaultdict(list)
+        for picture in pictures:
+            self._by_composed[_composed(picture)].append(picture)
 
     def add(self, entry: Row | Problem) -> None:
         """Take the next entry of the file."""
+        file = self._file_of(entry.name)
+        if file is not None:
+            # One name for a picture that the file names in two forms, or it would be two pictures.
+            entry = replace(entry, name=self._names.setdefault(file, entry.name or file))
         if isinstance(entry, Problem):
             self.problems.append(entry)
             if entry.name is not None:
@@ -192,20 +213,31 @@ class _Gathering:
         fault = fault or self._caption_fault(entry)
         if fault is None:
             self.rows.setdefault(entry.name, []).append(entry)
+            self.files[entry.name] = file or entry.name
             return
         kind, message = fault
         self.problems.append(Problem(kind=kind, where=entry.where, message=message, name=entry.name or None))
 
     def add_pictures_left_over(self) -> None:
         """Report the pictures that are in the folder and got no caption; the last step."""
-        for name in sorted(self._pictures - self.rows.keys()):
+        for file in sorted(self._pictures):
+            name = self._names.get(file, file)
+            if name in self.rows:
+                continue
             if name in self.first_lines:
                 message = f"{name}: none of its captions can be used; see its other problems"
                 where, kind = self.first_lines[name], "no_usable_caption"
             else:
                 message = "the caption file has no caption for this picture"
-                where, kind = storage.join(self._picture_folder, name), "no_captions"
+                where, kind = storage.join(self._picture_folder, file), "no_captions"
             self.problems.append(Problem(kind=kind, where=where, message=message, name=name))
+
+    def _file_of(self, name: str | None) -> str | None:
+        """Return the picture of that name, or else the only one whose name differs from it in Unicode form alone."""
+        if name is None or name in self._pictures:
+            return name
+        alike = self._by_composed.get(_composed(name), [])
+        return alike[0] if len(alike) == 1 else None
 
     def _name_fault(self, name: str) -> tuple[str, str] | None:
         if not name:
@@ -214,7 +246,10 @@ class _Gathering:
         parsed = PureWindowsPath(name)
         if parsed.anchor or ".." in parsed.parts:
             return "unsafe_name", f"{name!r} leads out of the picture folder; use plain file names"
-        if name not in self._pictures:
+        if name in self._others:
+            message = f"{name!r} is there, but its suffix is not read; convert it, or rename it if it is"
+            return "unread_suffix", f"{message} one of {_SUFFIXES}"
+        if self._file_of(name) is None:
             folder = self._picture_folder or "the caption file's folder"
             return "missing_picture", f"{name!r} is not among the pictures of {folder}"
         return None

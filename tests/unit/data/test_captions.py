@@ -1,4 +1,5 @@
 import json
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -82,6 +83,54 @@ def test_pictures_without_file_or_caption(tmp_path: Path) -> None:
         ("no_captions", "Images/sub/new.png", "sub/new.png"),
     ]
     assert [record.name for record in source.records] == ["a.jpg"]
+
+
+def test_picture_of_a_suffix_that_is_not_read_is_not_called_absent(tmp_path: Path) -> None:
+    captions = "a.JFIF,A dog .\nb.avif,A dog .\nsub/c.heic,A dog .\nd,A dog .\ne.avif,A dog .\n"
+    source = read(tmp_path, captions, "a.JFIF", "b.avif", "sub/c.heic", "d")
+    assert brief(source) == [
+        ("unread_suffix", "captions.txt:3", "b.avif"),
+        ("unread_suffix", "captions.txt:4", "sub/c.heic"),
+        ("unread_suffix", "captions.txt:5", "d"),
+        ("missing_picture", "captions.txt:6", "e.avif"),
+    ]
+    assert "'b.avif' is there" in source.problems[0].message
+    assert "convert it, or rename it if it is one of .jpg, .jpeg" in source.problems[0].message
+    assert [record.name for record in source.records] == ["a.JFIF"]
+
+
+def test_suffixes_are_named_where_no_picture_has_one(tmp_path: Path) -> None:
+    with pytest.raises(CaptionFileError, match=r"found no pictures; .* one of \.jpg, \.jpeg, .*\.tiff"):
+        read(tmp_path, "a.heic,A dog .\n", "a.heic")
+
+
+COMPOSED, DECOMPOSED = (unicodedata.normalize(form, "caf\u00e9.jpg") for form in ("NFC", "NFD"))
+
+
+@pytest.mark.parametrize(("written", "file"), [(COMPOSED, DECOMPOSED), (DECOMPOSED, COMPOSED)])
+def test_name_finds_the_picture_whose_name_has_another_unicode_form(tmp_path: Path, written: str, file: str) -> None:
+    source = read(tmp_path, f"{written},A dog .\n{file},A dog .\n{file},A cat .\n", file)
+    assert brief(source) == [("duplicate_caption", "captions.txt:3", written)]
+    (record,) = source.records
+    assert (record.name, record.path) == (written, f"{tmp_path}/Images/{file}")
+    assert record.captions == ("A dog .", "A cat .")
+
+
+def test_pictures_whose_names_differ_in_unicode_form_alone_are_two(tmp_path: Path) -> None:
+    source = read(tmp_path, f"{COMPOSED},A dog .\n{DECOMPOSED},A cat .\n", COMPOSED, DECOMPOSED)
+    assert source.problems == ()
+    assert {Path(record.path).name: record.captions for record in source.records} == {
+        COMPOSED: ("A dog .",),
+        DECOMPOSED: ("A cat .",),
+    }
+
+
+def test_picture_whose_captions_have_another_unicode_form_and_cannot_be_used(tmp_path: Path) -> None:
+    source = read(tmp_path, f"{COMPOSED},Dog\na.jpg,A dog .\n", DECOMPOSED, "a.jpg")
+    assert brief(source) == [
+        ("short_caption", "captions.txt:2", COMPOSED),
+        ("no_usable_caption", "captions.txt:2", COMPOSED),
+    ]
 
 
 def test_a_picture_whose_only_line_is_unreadable_counts_as_named(tmp_path: Path) -> None:
