@@ -71,11 +71,15 @@ def kaggle_rows(content: bytes, path: str) -> Iterator[Row | Problem]:
     """
     lines = decode_lines(content)
     start = next((index for index, line in enumerate(lines) if line.strip()), 0)
-    header = [column.strip(' "').lower() for column in lines[start].split(",")]
-    if header != ["image", "caption"]:
+    header = [column.strip(' "').lower() for column in re.split("[,;\t]", lines[start])]
+    if header != ["image", "caption"] or "," not in lines[start]:
         raise CaptionFileError(
             f"{path}:{start + 1}: expected the header 'image,caption', found {lines[start][:80]!r}; "
-            "is this Flickr8k's captions.txt? If only the header is missing, add it as the first line"
+            + (
+                "separate columns by commas, with quotes around a caption that holds some"
+                if header == ["image", "caption"]
+                else "is this Flickr8k's captions.txt? If only the header is missing, add it as the first line"
+            )
         )
     file = posixpath.basename(path)
     start += 1

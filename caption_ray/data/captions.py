@@ -1,5 +1,6 @@
 """A folder of pictures and a caption file, in one of three layouts, to one record per picture."""
 
+import codecs
 import posixpath
 import unicodedata
 from collections import Counter, defaultdict
@@ -103,7 +104,7 @@ def read_source(folder: str, rules: CaptionRules) -> CaptionSource:
     Pictures are listed, not opened. A name finds its picture in whichever Unicode form either is written.
 
     Raises UsageError where the folder is absent, CaptionFileError where it has no caption file, no picture,
-    a file name that is not UTF-8, or a caption file of another format. All else is a Problem.
+    a file name that is not UTF-8, or a caption file that is empty or of another format. All else is a Problem.
     """
     try:
         files = storage.list_files(folder)
@@ -124,7 +125,7 @@ def read_source(folder: str, rules: CaptionRules) -> CaptionSource:
         )
     path = storage.join(folder, _CAPTION_FILES[layout])
     gathering = _Gathering(pictures, others, picture_folder, rules)
-    for entry in _PARSERS[layout](storage.read_bytes(path), path):
+    for entry in _PARSERS[layout](_read_captions(path), path):
         gathering.add(entry)
     gathering.add_pictures_left_over()
     records = (
@@ -151,6 +152,16 @@ def summarise_problems(problems: Sequence[Problem], limit: int | None = None) ->
     if limit is not None and len(problems) > limit:
         lines.append(f"... and {len(problems) - limit} more")
     return "\n".join(lines)
+
+
+def _read_captions(path: str) -> bytes:
+    """Return what a caption file holds. Raises CaptionFileError where that is nothing, or UTF-16."""
+    content = storage.read_bytes(path)
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise CaptionFileError(f"{path}: UTF-16, which is not read; save the file as UTF-8")
+    if not content.removeprefix(codecs.BOM_UTF8).strip():
+        raise CaptionFileError(f"{path}: empty; expected captions")
+    return content
 
 
 def _find_pictures(files: Iterable[str]) -> tuple[str, set[str], set[str]]:

@@ -76,6 +76,13 @@ def test_kaggle_without_header(content: bytes, line: int) -> None:
         list(kaggle_rows(content, "folder/captions.txt"))
 
 
+@pytest.mark.parametrize("separator", [";", "\t"])
+def test_kaggle_columns_that_are_not_separated_by_commas(separator: str) -> None:
+    content = f'\ufeff"Image"{separator}caption\r\na.jpg{separator}A dog\r\n'.encode()
+    with pytest.raises(CaptionFileError, match=r"captions\.txt:1: expected .*separate columns by commas"):
+        list(kaggle_rows(content, "captions.txt"))
+
+
 def test_kaggle_wrong_number_of_columns() -> None:
     text = "a.jpg,A dog, a cat\na.jpg\na.jpg,\n"
     assert kaggle(text) == [("2", "column_count"), ("3", "column_count"), ("4", "a.jpg", "")]

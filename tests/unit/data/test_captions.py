@@ -217,6 +217,23 @@ def test_a_file_of_another_format_is_named_in_full(tmp_path: Path) -> None:
     assert str(caught.value).startswith(f"{tmp_path}/captions.txt:1: expected the header 'image,caption'")
 
 
+@pytest.mark.parametrize("file", ["captions.txt", "Flickr8k.token.txt", "dataset_flickr8k.json"])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "empty; expected captions"),
+        (b"\xef\xbb\xbf\r\n", "empty; expected captions"),
+        ("\ufeffimage,caption\na.jpg,A dog .\n".encode("utf-16-le"), "UTF-16.* save the file as UTF-8"),
+        ("\ufeffimage,caption\na.jpg,A dog .\n".encode("utf-16-be"), "UTF-16.* save the file as UTF-8"),
+    ],
+)
+def test_caption_file_without_text_that_is_read(tmp_path: Path, file: str, content: bytes, message: str) -> None:
+    make_folder(tmp_path, {"Images/a.jpg": ""})
+    (tmp_path / file).write_bytes(content)
+    with pytest.raises(CaptionFileError, match=rf"/{file}: {message}"):
+        read_source(str(tmp_path), CaptionRules())
+
+
 def test_summary_counts_kinds_and_shows_the_first() -> None:
     problems = [Problem(kind="empty_caption", where=f"captions.txt:{line}", message="is empty") for line in (2, 5, 9)]
     problems.append(Problem(kind="no_captions", where="Images/x.jpg", message="has none", name="x.jpg"))
