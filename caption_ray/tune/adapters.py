@@ -16,7 +16,7 @@ import caption_ray
 from caption_ray import storage
 from caption_ray.errors import DivergedError
 from caption_ray.lineage import code_commit
-from caption_ray.train.run_folder import RANK, is_finished
+from caption_ray.train.run_folder import RANK, is_finished, whole_checkpoints
 from caption_ray.train.stopping import StopWatch
 from caption_ray.tune.records import (
     StoppingConfig,
@@ -172,6 +172,7 @@ class SweepWatch(ray.tune.Callback):  # type: ignore[misc]
         del settings[NUMBER]
         self._started.add(number)
         record = self._records.get(number) or TrialRecord(number=number, settings=settings)
+        record = with_saved_epochs(self._folder, record)
         started: dict[str, object] = {"status": "running", "num_starts": record.num_starts + 1}
         started["caption_ray_version"] = caption_ray.__version__
         if self._commit is not None and self._commit not in record.commits:
@@ -237,6 +238,17 @@ class SweepWatch(ray.tune.Callback):  # type: ignore[misc]
         standings = rank(self._records.values(), self._metric, self._preset)
         line = summary(self._name, list(self._records.values()), self._num_trials, self._metric)
         logger.info("%s\n%s", line, live_table(standings, self._metric, self._searched))
+
+
+def with_saved_epochs(sweep_folder: str, record: TrialRecord) -> TrialRecord:
+    """Return a trial's record with the epochs that its run has saved, but that a kill has kept from being reported."""
+    run = storage.join(trials_folder(sweep_folder), trial_name(record.number))
+    saved = whole_checkpoints(run).values()
+    return record.with_lacking(
+        {name: value for name, value in checkpoint.metrics.items() if _is_ours(name, value)}
+        | {"epoch": float(checkpoint.progress.epochs_done)}
+        for checkpoint in saved
+    )
 
 
 def failure_of(trial: Trial) -> str:

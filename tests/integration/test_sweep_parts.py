@@ -11,12 +11,13 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 import caption_ray
 from caption_ray.config import Experiment
 from caption_ray.errors import DatasetError, UsageError
+from caption_ray.train.state import PROGRESS_NAME, STATE_NAME, CheckpointRecord, Progress
 from caption_ray.train.stopping import StopWatch
 from caption_ray.tune.adapters import NUMBER, SweepSearcher, SweepWatch, build_scheduler
 from caption_ray.tune.records import Status, StoppingConfig, SweepRecord, TrialRecord, read_trials
 from caption_ray.tune.search import TrialSearch
 from caption_ray.tune.space import SearchSpace
-from caption_ray.tune.sweep import sweep
+from caption_ray.tune.sweep import _with_saved, sweep
 from jobs import tune
 
 SPACE = SearchSpace()
@@ -140,6 +141,44 @@ def test_starts_of_earlier_lives_count(tmp_path: Path) -> None:
     assert read_trials(str(tmp_path))[1].caption_ray_version == caption_ray.__version__
     watching.on_trial_result(0, [trial], trial, {"epoch": 2, "cider": 0.2})
     assert read_trials(str(tmp_path))[1].num_starts == 0
+
+
+def save_epoch(run: Path, epoch: int, score: float) -> dict[str, float]:
+    """Write a checkpoint's record, and return what the epoch would have been reported with."""
+    metrics = {"epoch": float(epoch), "cider": score, "train_loss": 2.5, "train_seconds": 7.0}
+    progress = Progress(epochs_done=epoch, best_score=score, best_epoch=epoch)
+    folder = run / f"epoch_{epoch:04d}"
+    folder.mkdir(parents=True)
+    (folder / STATE_NAME).write_bytes(b"state")
+    kept = CheckpointRecord(progress=progress, metrics=metrics, state_bytes=5)
+    (folder / PROGRESS_NAME).write_text(kept.model_dump_json())
+    return metrics
+
+
+def test_epoch_that_was_saved_and_never_reported_is_put_back_when_the_trial_goes_on(tmp_path: Path) -> None:
+    earlier = record(1, 0.1, status="running").model_copy(update={"num_starts": 1})
+    save_epoch(tmp_path / "trials" / "0001", 1, 0.9)  # known otherwise: what was reported stays
+    saved = save_epoch(tmp_path / "trials" / "0001", 2, 0.2)
+    trial = FakeTrial(earlier.settings)
+    watching = watch(tmp_path, {1: earlier})
+    watching.on_trial_start(0, [trial], trial)
+    found = read_trials(str(tmp_path))[1]
+    assert found.epochs == (*earlier.epochs, saved)
+    assert (found.best("cider"), found.num_starts, trial.max_failures) == ((0.2, 2), 1, 1)
+    watching.on_trial_result(0, [trial], trial, {"epoch": 3, "cider": 0.15, "done": False})
+    assert read_trials(str(tmp_path))[1].scores("cider") == {1: 0.1, 2: 0.2, 3: 0.15}
+
+
+def test_sweep_that_goes_on_knows_what_its_trials_have_saved_before_it_counts_their_starts(tmp_path: Path) -> None:
+    records = {1: record(1, 0.1, status="running"), 2: record(2, 0.1, status="stopped"), 3: record(3, status="running")}
+    records = {number: one.model_copy(update={"num_starts": 2}) for number, one in records.items()}
+    for number in (1, 2):
+        save_epoch(tmp_path / "trials" / f"{number:04d}", 2, 0.2)
+    found = _with_saved(str(tmp_path), records)
+    assert [one.num_starts for one in found.values()] == [0, 2, 2]
+    assert found[1].scores("cider") == {1: 0.1, 2: 0.2}
+    assert (found[2], found[3]) == (records[2], records[3])
+    assert read_trials(str(tmp_path)) == {1: found[1]}
 
 
 def test_orderly_end_of_the_sweep_is_not_held_against_its_trials(tmp_path: Path) -> None:

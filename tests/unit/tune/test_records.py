@@ -61,6 +61,17 @@ def test_starts_are_counted_until_a_new_epoch() -> None:
     assert record.after_epoch({"epoch": 3.0, "cider": 0.3}).num_starts == 0
 
 
+def test_epochs_that_a_record_lacks_are_put_where_they_belong() -> None:
+    record = trial(1, 0.1, 0.2).model_copy(update={"num_starts": 2})
+    second, third, fifth = ({"epoch": epoch, "cider": 0.5} for epoch in (2.0, 3.0, 5.0))
+    found = record.with_lacking([second, third])
+    assert (found.scores("cider"), found.num_starts) == ({1: 0.1, 2: 0.2, 3: 0.5}, 0)
+    assert record.with_lacking([second]) is record
+    late = record.model_copy(update={"epochs": (*record.epochs, fifth)})
+    assert late.with_lacking([third]).scores("cider") == {1: 0.1, 2: 0.2, 3: 0.5, 5: 0.5}
+    assert late.with_lacking([third]).num_starts == 2  # it is not the last
+
+
 def test_no_trials_at_first(tmp_path: Path) -> None:
     assert read_trials(str(tmp_path / "absent")) == {}
 
