@@ -34,13 +34,13 @@ class ScoredPictures:
 
 
 def prepared_pictures(data: str, split: str) -> ScoredPictures:
-    """Return a split (or 'all') of a prepared data set. Raises DatasetError where it is empty."""
+    """Return a split (or 'all') of a prepared data set. Raises UsageError where it is empty."""
     data = storage.absolute(data)
     manifest = load_manifest(data)
     names = _split_names(split)
     files = [file for name in names for file in manifest.splits[name].files]
     if not files:
-        raise DatasetError(f"{data}: no picture in split {split}; it has {_counts(manifest.splits)}")
+        raise UsageError(f"{data}: no picture in --split {split}; it has {_counts(manifest.splits)}")
     paths = [storage.join(data, file.name) for file in files]
 
     count = sum(manifest.splits[name].num_pictures for name in names)
@@ -53,16 +53,19 @@ def source_pictures(source: str, split: str) -> ScoredPictures:
     """Return a split (or 'all') of a folder in any layout that jobs/prepare_data.py reads.
 
     Captions are all kept, odd ones too. What cannot be read of the caption files is logged; pictures that cannot be
-    opened show up when the dataset is read. Raises DatasetError where the split is empty.
+    opened show up when the dataset is read. Raises UsageError where the split is empty, DatasetError where no picture
+    of the folder has a caption that can be used.
     """
     source = storage.absolute(source)
     names = _split_names(split)
     found = read_source(source, _REFERENCE_RULES)
+    if not found.records:
+        raise DatasetError(f"{source}: no picture has captions; {summarise_problems(found.problems, limit=5)}")
     splits, unmatched = assign_splits(found.records, read_split_lists(source))
     records = [record for record in found.records if split == ALL or splits.get(record.name) in names]
     if not records:
-        raise DatasetError(
-            f"{source}: no picture of split {split}, of {len(found.records):,} with captions; name them in "
+        raise UsageError(
+            f"{source}: no picture in --split {split}, of {len(found.records):,} with captions; name them in "
             f"Flickr_8k.{split}Images.txt beside the captions, or use --split all"
         )
     if problems := [*found.problems, *unmatched]:
