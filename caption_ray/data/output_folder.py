@@ -27,13 +27,16 @@ def output_folder(output: str, *, marker: str, our_files: re.Pattern[str], overw
 
     `our_files` matches the relative path of every file that may be deleted; what a killed `storage.write_bytes`
     left of one may be too. Raises UsageError where the output is a file, holds any file that is not ours, or holds
-    `marker` and `overwrite` is not set; RunError where another process is writing it.
+    `marker` and `overwrite` is not set, or where the folder above it cannot be written to; RunError where another
+    process is writing it.
     """
     if not storage.is_uri(output):
         output = str(Path(output).resolve())  # so that a link stays a link and its target is replaced
     _check(output, marker, our_files, overwrite)
     beside, _, name = output.rpartition("/")
     has_beside = not storage.is_uri(output) or storage.is_uri(f"{beside}.")  # gs://bucket/data has, gs://bucket has not
+    if has_beside:
+        storage.check_writable(beside or "/")
     with (
         sole_driver(beside or "/", "folder", name=f"{name}.{LOCK_NAME}") if has_beside else contextlib.nullcontext(),
         _written(output, marker=marker, our_files=our_files, overwrite=overwrite) as scratch,
@@ -66,7 +69,8 @@ def _written(output: str, *, marker: str, our_files: re.Pattern[str], overwrite:
 def clear_parts(folder: Path, parts: Sequence[str], *, marker: str) -> None:
     """Make a local folder, mark it as ours, and delete those `parts`, files or folders, that lie in it.
 
-    Raises UsageError, with all as it was, where a part is there but not `marker`, or where `folder` is a file.
+    Raises UsageError, with all as it was, where a part is there but not `marker`, or where `folder` is a file or cannot
+    be written to.
     """
     present = [path for path in (folder / part for part in parts) if path.exists() or path.is_symlink()]
     if present and not (folder / marker).exists():
@@ -74,10 +78,9 @@ def clear_parts(folder: Path, parts: Sequence[str], *, marker: str) -> None:
             f"{folder}: holds {present[0].name}, which was not written here ({marker} is absent) and is not deleted: "
             "choose another output, or an empty folder"
         )
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError) as error:
-        raise UsageError(f"{folder}: a file, not a folder; choose another output") from error
+    if any(path.is_file() for path in (folder, *folder.parents)):
+        raise UsageError(f"{folder}: a file, not a folder; choose another output")
+    storage.check_writable(str(folder))
     (folder / marker).touch()
     for path in present:
         if path.is_dir() and not path.is_symlink():

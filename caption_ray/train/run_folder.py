@@ -90,6 +90,12 @@ def is_finished(run_folder: str) -> bool:
     return storage.exists(storage.join(bundle_location(run_folder), BUNDLE_MANIFEST))
 
 
+def check_place(run_folder: str) -> None:
+    """Raise UsageError where a run that is not finished cannot be written; a new one's folder is not made yet."""
+    if not is_finished(run_folder):
+        storage.check_writable(run_folder if is_begun(run_folder) else run_folder.rpartition("/")[0] or "/")
+
+
 def claim(run_folder: str, record: RunRecord) -> bool:
     """Record a new run, or check that the one of this name was started alike; tell whether it existed.
 

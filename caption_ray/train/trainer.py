@@ -34,6 +34,7 @@ from caption_ray.train.run_folder import (
     RANK,
     RunRecord,
     bundle_location,
+    check_place,
     claim,
     delete_stopped,
     how_it_goes_on,
@@ -121,6 +122,8 @@ def train(request: TrainRequest, surroundings: Surroundings | None = None) -> Tr
         features_key=None if inputs.source.features is None else inputs.source.features.key,
         encoder_sha256=inputs.source.weights_sha256,
     )
+    if surroundings is None:
+        check_place(request.run_folder)
     with connect():
         workers = surroundings.workers if surroundings is not None else _plan_workers(request)
         _check(inputs.experiment, workers)

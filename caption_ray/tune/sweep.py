@@ -67,6 +67,7 @@ def sweep(request: SweepRequest) -> SweepOutcome:
     )
     if not storage.exists(storage.join(request.folder, RECORD_NAME)):
         check_selection(inputs)
+    storage.check_writable(request.folder)
     existed = claim_record(storage.join(request.folder, RECORD_NAME), record, "sweep")
     with sole_driver(request.folder, "sweep"):
         return _go_on(request, record, inputs, existed=existed)

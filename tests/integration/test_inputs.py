@@ -1,6 +1,7 @@
 """What a run is told of its data before anything starts."""
 
 import logging
+from dataclasses import replace
 
 import pytest
 from small import EXPERIMENT
@@ -8,6 +9,10 @@ from small import EXPERIMENT
 from caption_ray.data.shards import DatasetManifest, load_manifest
 from caption_ray.errors import DatasetError, UsageError
 from caption_ray.train.inputs import check_selection, find_inputs
+from caption_ray.train.trainer import TrainRequest, train
+from caption_ray.tune.request import SweepRequest
+from caption_ray.tune.space import space_around
+from caption_ray.tune.sweep import sweep
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -47,3 +52,30 @@ def test_fewer_captions_than_a_step_counts_on(
     assert (
         "training.batch_size 20 will be about 4: a step takes 4 pictures, which have 1.0 captions each" in caplog.text
     )
+
+
+def test_a_run_that_cannot_be_written_is_refused_before_anything_starts(
+    request_two: TrainRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("caption_ray.train.trainer.connect", lambda: pytest.fail("Ray was started"))
+    with pytest.raises(UsageError, match="/proc/absent: cannot be written to"):
+        train(replace(request_two, storage="/proc/absent"))
+
+
+def test_a_sweep_that_cannot_be_written_is_refused_before_anything_starts(
+    data: str, features: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("caption_ray.tune.sweep.connect", lambda **_: pytest.fail("Ray was started"))
+    request = SweepRequest(
+        preset_name="quickstart",
+        preset=EXPERIMENT,
+        experiment=EXPERIMENT,
+        space=space_around(EXPERIMENT),
+        data=data,
+        features=features,
+        storage="/proc/absent",
+        name="sweep",
+        num_trials=1,
+    )
+    with pytest.raises(UsageError, match="/proc/absent/sweep: cannot be written to"):
+        sweep(request)

@@ -134,6 +134,11 @@ def test_a_file_is_no_output_folder(tmp_path: Path) -> None:
         fill(tmp_path / "data", "1", overwrite=True)
 
 
+def test_an_output_that_cannot_be_written_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"/proc/absent: cannot be written to .*; choose another output"):
+        fill(Path("/proc/absent/data"), "1")
+
+
 def test_an_empty_folder_will_do(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
 
@@ -214,3 +219,8 @@ def test_parts_need_a_folder(tmp_path: Path) -> None:
 
     with pytest.raises(UsageError, match="a file, not a folder"):
         clear_parts(tmp_path / "file", ["data"], marker="mark")
+
+
+def test_parts_need_a_folder_that_can_be_written_to() -> None:
+    with pytest.raises(UsageError, match=r"/proc/absent: cannot be written to .*; choose another output"):
+        clear_parts(Path("/proc/absent"), ["data"], marker="mark")

@@ -5,10 +5,11 @@ import pytest
 
 from caption_ray import storage
 from caption_ray.config import Experiment, ModelConfig, TrainingConfig
-from caption_ray.errors import RunError
+from caption_ray.errors import RunError, UsageError
 from caption_ray.train.run_folder import (
     RunRecord,
     bundle_location,
+    check_place,
     claim,
     delete_stopped,
     is_finished,
@@ -31,6 +32,25 @@ def test_first_claim_records_the_run(tmp_path: Path) -> None:
     assert claim(folder, RECORD) is False
     assert RunRecord.model_validate_json((tmp_path / "run" / "run.json").read_text()) == RECORD
     assert claim(folder, RECORD) is True
+
+
+def test_place_that_cannot_be_written_to_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"/proc/absent: cannot be written to"):
+        check_place("/proc/absent/run")
+
+
+def test_a_new_runs_place_is_left_as_it_was(tmp_path: Path) -> None:
+    check_place(str(tmp_path / "run"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_finished_run_need_not_be_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    claim(str(tmp_path), RECORD)
+    bundle = Path(bundle_location(str(tmp_path)))
+    bundle.mkdir()
+    (bundle / "manifest.json").touch()
+    monkeypatch.setattr(storage, "check_writable", lambda folder: pytest.fail(f"{folder} was tried"))
+    check_place(str(tmp_path))
 
 
 def test_other_settings_are_named(tmp_path: Path) -> None:
