@@ -1,6 +1,7 @@
 """Output folders that appear whole or not at all, and never at the cost of a stranger's files."""
 
 import contextlib
+import os
 import re
 import shutil
 from collections.abc import Iterator, Sequence
@@ -26,12 +27,17 @@ def output_folder(output: str, *, marker: str, our_files: re.Pattern[str], overw
     output is a whole bucket.
 
     `our_files` matches the relative path of every file that may be deleted; what a killed `storage.write_bytes`
-    left of one may be too. Raises UsageError where the output is a file, holds any file that is not ours, or holds
-    `marker` and `overwrite` is not set, or where the folder above it cannot be written to; RunError where another
-    process is writing it.
+    left of one may be too. Raises UsageError where the output is a mount point or a file, holds any file that is not
+    ours, or holds `marker` and `overwrite` is not set, or where the folder above it cannot be written to; RunError
+    where another process is writing it.
     """
     if not storage.is_uri(output):
         output = str(Path(output).resolve())  # so that a link stays a link and its target is replaced
+        if os.path.ismount(output):
+            raise UsageError(
+                f"{output}: a file system is mounted there, and an output is put in its place by a rename, which a "
+                f"mount point refuses; choose a folder in it, such as {storage.join(output, 'output')}"
+            )
     _check(output, marker, our_files, overwrite)
     beside, _, name = output.rpartition("/")
     has_beside = not storage.is_uri(output) or storage.is_uri(f"{beside}.")  # gs://bucket/data has, gs://bucket has not

@@ -1,4 +1,5 @@
 import itertools
+import os
 import re
 import threading
 from pathlib import Path
@@ -137,6 +138,20 @@ def test_a_file_is_no_output_folder(tmp_path: Path) -> None:
 def test_an_output_that_cannot_be_written_is_refused() -> None:
     with pytest.raises(UsageError, match=r"/proc/absent: cannot be written to .*; choose another output"):
         fill(Path("/proc/absent/data"), "1")
+
+
+def test_a_mount_point_is_refused_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It cannot be renamed away when all is done."""
+    output = tmp_path / "volume"
+    output.mkdir()
+    monkeypatch.setattr(os.path, "ismount", lambda path: Path(path) == output)
+
+    with pytest.raises(UsageError, match=f"{output}: a file system is mounted there.*such as {output}/output"):
+        fill(output, "1")
+
+    assert [path.name for path in tmp_path.iterdir()] == ["volume"]
+    fill(output / "output", "1")
+    assert (output / "output" / "part").read_text() == "1"
 
 
 def test_an_empty_folder_will_do(tmp_path: Path) -> None:
