@@ -1,9 +1,11 @@
 """One driver at a time for what is written under a name: two would write the same files.
 
 The driver says in a file that it is at work, again and again. Whoever finds the file watches whether that goes on,
-which needs no two clocks to agree; a driver on the same host whose process is gone is not waited for.
+which needs no two clocks to agree; a driver on the same host whose process is gone is not waited for. Where processes
+are numbered otherwise, as in another container of that host name, this cannot be seen.
 """
 
+import json
 import logging
 import os
 import socket
@@ -11,8 +13,9 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from caption_ray import storage
 from caption_ray.config import Record
@@ -23,6 +26,24 @@ logger = logging.getLogger(__name__)
 LOCK_NAME = "driver.json"
 _BEAT_S = 5.0
 _WATCH_S = 20.0
+_UNTOLD = {"boot": "", "pid_namespace": 0}
+"""Of a driver of an earlier version, which said neither: it is watched."""
+
+
+def _boot() -> str:
+    """Return which start of the machine this is, "" where that is not told."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
+
+
+def _pid_namespace() -> int:
+    """Return within what the kernel numbers this process, 0 where that is not told."""
+    try:
+        return Path("/proc/self/ns/pid").stat().st_ino
+    except OSError:
+        return 0
 
 
 class Driver(Record):
@@ -30,16 +51,25 @@ class Driver(Record):
 
     host: str
     pid: int
+    boot: str = Field(default_factory=_boot, description="Start of the machine; by default this process's.")
+    pid_namespace: int = Field(
+        default_factory=_pid_namespace, description="What `pid` is a number in; by default that of this process."
+    )
     num_beats: int = Field(0, description="Times that it has said so.")
 
     def is_same(self, other: "Driver") -> bool:
         """Tell whether the two are one process."""
-        return (self.host, self.pid) == (other.host, other.pid)
+        return (self._numbered_in, self.pid) == (other._numbered_in, other.pid)
+
+    @property
+    def _numbered_in(self) -> tuple[str, str, int]:
+        """Two processes of one number are one where these agree: containers may share a host name."""
+        return self.host, self.boot, self.pid_namespace
 
     @property
     def is_gone(self) -> bool:
-        """It was on this host, and is no more; of other hosts this cannot be seen."""
-        if self.host != socket.gethostname():
+        """It was on this host, and is no more; of other hosts, and other containers, this cannot be seen."""
+        if self._numbered_in != (socket.gethostname(), _boot(), _pid_namespace()):
             return False
         try:
             os.kill(self.pid, 0)
@@ -47,7 +77,7 @@ class Driver(Record):
             return True
         except PermissionError:
             return False
-        return self.pid == os.getpid()  # a container's processes have the same numbers each time it is started
+        return self.pid == os.getpid()  # the number was given anew, to this one
 
 
 @contextmanager
@@ -120,6 +150,7 @@ def _beat(path: str, own: Driver, ended: threading.Event, beat_s: float, watch_s
 
 def _read(path: str) -> Driver | None:
     try:
-        return Driver.model_validate_json(storage.read_bytes(path))
-    except (FileNotFoundError, NotADirectoryError, ValidationError):
+        told = json.loads(storage.read_bytes(path))
+        return Driver.model_validate({**_UNTOLD, **told})
+    except (FileNotFoundError, NotADirectoryError, TypeError, ValueError):
         return None

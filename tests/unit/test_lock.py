@@ -1,3 +1,5 @@
+import json
+import logging
 import os
 import socket
 import subprocess
@@ -15,6 +17,13 @@ from caption_ray.lock import LOCK_NAME, Driver, sole_driver
 
 def say(folder: Path, host: str, pid: int) -> None:
     (folder / LOCK_NAME).write_text(Driver(host=host, pid=pid).model_dump_json())
+
+
+def gone_pid() -> int:
+    """Return the number of a process that has ended."""
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
 
 
 def test_second_driver_is_refused_as_long_as_the_first_is_at_work(tmp_path: Path) -> None:
@@ -51,6 +60,38 @@ def test_own_number_of_an_earlier_container_is_not_watched(tmp_path: Path) -> No
     with sole_driver(str(tmp_path), "sweep", watch_s=60):
         pass
     assert time.monotonic() - started < 30
+
+
+@pytest.mark.parametrize("field", ["boot", "pid_namespace"])
+def test_number_of_another_container_of_this_host_name_is_watched(field: str, tmp_path: Path) -> None:
+    """Its process is there, but not to be seen from here."""
+    beside = Driver(host=socket.gethostname(), pid=gone_pid())
+    assert beside.is_gone
+    beside = beside.model_copy(update={field: type(getattr(beside, field))(7)})
+    assert not beside.is_gone
+    assert not beside.is_same(Driver(host=beside.host, pid=beside.pid))
+    assert not beside.model_copy(update={"pid": os.getpid()}).is_gone
+    path = tmp_path / LOCK_NAME
+    path.write_text(beside.model_dump_json())
+
+    def beat() -> None:
+        path.write_text(beside.model_copy(update={"num_beats": 1}).model_dump_json())
+
+    first = threading.Timer(0.2, beat)
+    first.start()
+    with pytest.raises(RunError, match="works on this sweep"), sole_driver(str(tmp_path), "sweep", watch_s=10):
+        pass
+    first.join()
+
+
+def test_driver_of_an_earlier_version_is_watched(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """It did not say in which container it is."""
+    (tmp_path / LOCK_NAME).write_text(json.dumps({"host": socket.gethostname(), "pid": gone_pid(), "num_beats": 3}))
+    with (
+        caplog.at_level(logging.INFO, "caption_ray"),
+        sole_driver(str(tmp_path), "sweep", beat_s=0.1, watch_s=0.3),
+    ):
+        assert "seeing whether it is" in caplog.text
 
 
 @pytest.mark.parametrize("writing", ["create_text", "write_text"])
