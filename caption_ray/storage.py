@@ -8,6 +8,7 @@ import contextlib
 import os
 import posixpath
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote, unquote
 
@@ -107,9 +108,9 @@ def write_bytes(location: str, content: bytes) -> None:
     filesystem, path = open_location(location)
     _make_folder(filesystem, posixpath.dirname(path))
     if isinstance(filesystem, fs.LocalFileSystem):
-        scratch = _scratch(path)
-        scratch.write_bytes(content)
-        scratch.replace(path)
+        with _scratch(path) as scratch:
+            scratch.write_bytes(content)
+            scratch.replace(path)
         return
     with filesystem.open_output_stream(path, compression=None) as stream:
         stream.write(content)
@@ -126,10 +127,10 @@ def rewrite_text(location: str, content: str) -> None:
         write_text(location, content)
         return
     path = Path(location).resolve()
-    scratch = _scratch(path)
-    scratch.write_text(content, encoding="utf-8")
-    scratch.chmod(stat.S_IMODE(path.stat().st_mode))
-    scratch.replace(path)
+    with _scratch(path) as scratch:
+        scratch.write_text(content, encoding="utf-8")
+        scratch.chmod(stat.S_IMODE(path.stat().st_mode))
+        scratch.replace(path)
 
 
 def check_writable(folder: str) -> None:
@@ -151,14 +152,14 @@ def create_text(location: str, content: str) -> bool:
     """
     path = Path(open_location(location)[1])
     path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = _scratch(path)
-    scratch.write_text(content, encoding="utf-8")
-    try:
-        os.link(scratch, path)
-    except OSError:
-        return False
-    finally:
-        scratch.unlink()
+    with _scratch(path) as scratch:
+        scratch.write_text(content, encoding="utf-8")
+        try:
+            os.link(scratch, path)
+        except OSError:
+            return False
+        finally:
+            scratch.unlink()
     return True
 
 
@@ -200,9 +201,19 @@ def replace_folder(source: str, destination: str) -> None:
     delete_folder(source)
 
 
-def _scratch(path: str | Path) -> Path:
-    """Return where a local file is written until it is whole; what a kill leaves of it is known by this name."""
-    return Path(f"{path}.{os.getpid()}.partial")
+@contextlib.contextmanager
+def _scratch(path: str | Path) -> Iterator[Path]:
+    """Yield where a local file is written until it is whole; what a kill leaves of it is known by this name.
+
+    A block that raises leaves nothing there, which would keep a full disk full.
+    """
+    scratch = Path(f"{path}.{os.getpid()}.partial")
+    try:
+        yield scratch
+    except BaseException:
+        with contextlib.suppress(OSError):  # it may never have come to be
+            scratch.unlink()
+        raise
 
 
 def _make_folder(filesystem: fs.FileSystem, path: str) -> None:

@@ -1,3 +1,6 @@
+import errno
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -76,6 +79,28 @@ def test_of_several_that_create_a_file_one_has_its_way(tmp_path: Path) -> None:
     storage.create_text(f"{tmp_path}/a/b", "first")
     storage.create_text(f"{tmp_path}/a/b", "second")
     assert {path.name: path.read_text() for path in (tmp_path / "a").iterdir()} == {"b": "first"}
+
+
+@pytest.mark.parametrize("write", [storage.write_text, storage.rewrite_text, storage.create_text])
+def test_a_write_that_fails_leaves_nothing_on_a_full_disk(
+    write: Callable[[str, str], object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.json"
+    if write is not storage.create_text:
+        path.write_text("old")
+    before = {path.name: path.read_text() for path in tmp_path.iterdir()}
+    real = Path.write_bytes
+
+    def fill_up(self: Path, content: bytes | str, encoding: str | None = None) -> None:
+        real(self, b"ne")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "write_bytes", fill_up)
+        patched.setattr(Path, "write_text", fill_up)
+        with pytest.raises(OSError, match="No space left"):
+            write(str(path), "new")
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == before
 
 
 def test_folder_that_cannot_be_written_to(tmp_path: Path) -> None:
