@@ -19,10 +19,6 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, ser_json_inf_nan="strings")
 
 
-class Record(Settings):
-    """Base of what is written while work goes on and read again."""
-
-
 PLAIN_NAME = r"^[^/\\.][^/\\]*$"
 """Of a run, or of a file in a folder: it names a place right in it."""
 RunName = Annotated[str, Field(pattern=PLAIN_NAME)]

@@ -8,13 +8,13 @@ from pathlib import Path
 from pydantic import Field
 
 import caption_ray
-from caption_ray.config import Experiment, Record
+from caption_ray.config import Experiment, Settings
 
 COMMIT_VARIABLE = "CAPTION_RAY_COMMIT"
 """Environment variable with the commit of code that was sent somewhere without its history."""
 
 
-class Lineage(Record):
+class Lineage(Settings):
     """What a sweep's best bundle says of itself, in `lineage.json`; copied along wherever it goes."""
 
     format_version: int = 1

@@ -18,7 +18,7 @@ from pathlib import Path
 from pydantic import Field
 
 from caption_ray import storage
-from caption_ray.config import Record
+from caption_ray.config import Settings
 from caption_ray.errors import RunError
 
 logger = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ def _pid_namespace() -> int:
         return 0
 
 
-class Driver(Record):
+class Driver(Settings):
     """Who is at work."""
 
     host: str

@@ -8,7 +8,7 @@ from pydantic import Field, ValidationError
 from caption_ray import storage
 from caption_ray.bundle import MANIFEST_NAME as BUNDLE_MANIFEST
 from caption_ray.config import Experiment, Settings
-from caption_ray.errors import RunError
+from caption_ray.errors import RunError, UsageError
 from caption_ray.train.state import PROGRESS_NAME, STATE_NAME, CheckpointRecord
 
 logger = logging.getLogger(__name__)
@@ -58,7 +58,7 @@ def keep_stopped(run_folder: str, folder: str) -> None:
     storage.replace_folder(arriving, stopped)
 
 
-def how_it_goes_on(run_folder: str) -> str:
+def how_to_go_on(run_folder: str) -> str:
     """Return a sentence that tells what the same command would do with a run that has ended too early."""
     if whole_checkpoints(run_folder) or stopped_checkpoint(run_folder):
         return f"The same command goes on from its last checkpoint in {run_folder}."
@@ -92,8 +92,12 @@ def is_finished(run_folder: str) -> bool:
 
 def check_place(run_folder: str) -> None:
     """Raise UsageError where a run that is not finished cannot be written; a new one's folder is not made yet."""
-    if not is_finished(run_folder):
-        storage.check_writable(run_folder if is_begun(run_folder) else run_folder.rpartition("/")[0] or "/")
+    if is_finished(run_folder):
+        return
+    folder, _, name = run_folder.rpartition("/")
+    if not name.isascii():
+        raise UsageError(f"--name {name}: Ray takes a run's name in ASCII alone; write it without accents")
+    storage.check_writable(run_folder if is_begun(run_folder) else folder or "/")
 
 
 def claim(run_folder: str, record: RunRecord) -> bool:

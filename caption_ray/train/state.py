@@ -12,7 +12,7 @@ import torch
 from pydantic import Field
 from torch.optim.swa_utils import AveragedModel
 
-from caption_ray.config import Record, Settings
+from caption_ray.config import Settings
 from caption_ray.errors import RunError
 from caption_ray.model.caption_model import CaptionModel
 from caption_ray.train.steps import Stepper
@@ -21,7 +21,7 @@ STATE_NAME = "state.pt"
 PROGRESS_NAME = "progress.json"
 
 
-class Progress(Record):
+class Progress(Settings):
     """How far a run has come, after a whole number of epochs."""
 
     epochs_done: int = Field(0, ge=0, description="Finished passes over the training captions.")
@@ -68,7 +68,7 @@ class Position(Settings):
     )
 
 
-class CheckpointRecord(Record):
+class CheckpointRecord(Settings):
     """What a checkpoint says of itself, in `progress.json`."""
 
     progress: Progress

@@ -37,7 +37,7 @@ from caption_ray.train.run_folder import (
     check_place,
     claim,
     delete_stopped,
-    how_it_goes_on,
+    how_to_go_on,
     is_begun,
     is_finished,
     mend_snapshot,
@@ -112,8 +112,6 @@ def train(request: TrainRequest, surroundings: Surroundings | None = None) -> Tr
     train.stopping) and has saved.
     """
     storage.output_at("--storage", request.storage)
-    if not request.name.isascii():
-        raise UsageError(f"--name {request.name}: Ray takes a run's name in ASCII alone; write it without accents")
     inputs = inputs_of(request)
     record = RunRecord(
         experiment=inputs.experiment,
@@ -240,11 +238,10 @@ def _fit(request: TrainRequest, inputs: RunInputs, surroundings: Surroundings) -
         with plain_interrupts():
             result = trainer.fit()
     except KeyboardInterrupt:
-        logger.info("run %s: %s", request.name, how_it_goes_on(request.run_folder))
+        logger.info("run %s: %s", request.name, how_to_go_on(request.run_folder))
         raise
     except Exception as error:
-        told = how_it_goes_on(request.run_folder)
-        raise RunError(f"run {request.name} failed: {last_line(error)}\n{told}") from error
+        raise RunError(f"run {request.name} failed: {last_line(error)}\n{how_to_go_on(request.run_folder)}") from error
     ended = result.return_value or {}
     if "failed" in ended:
         raise RunError(f"run {request.name} failed: {ended['failed']}")

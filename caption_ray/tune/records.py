@@ -15,7 +15,7 @@ from typing import Literal
 from pydantic import Field, ValidationError
 
 from caption_ray import storage
-from caption_ray.config import Experiment, Record, Settings
+from caption_ray.config import Experiment, Settings
 from caption_ray.errors import RunError
 from caption_ray.tune.space import SearchSpace, Value
 
@@ -54,7 +54,7 @@ class SweepRecord(Settings):
     features_key: str = Field(description="Key of the feature cache.")
 
 
-class TrialRecord(Record):
+class TrialRecord(Settings):
     """One trial: its settings by path, and what each epoch reported."""
 
     number: int = Field(ge=1)

@@ -39,6 +39,12 @@ def test_place_that_cannot_be_written_to_is_refused() -> None:
         check_place("/proc/absent/run")
 
 
+def test_name_that_ray_cannot_take_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"--name café: .* write it without accents"):
+        check_place(f"{tmp_path}/café")
+    check_place(f"{tmp_path}/é/cafe #1")  # further up there may be any letters
+
+
 def test_a_new_runs_place_is_left_as_it_was(tmp_path: Path) -> None:
     check_place(str(tmp_path / "run"))
     assert list(tmp_path.iterdir()) == []
