@@ -38,8 +38,8 @@ class Arguments(Settings):
     )
     stage: str | None = Field(
         None,
-        description="Folder on a disk of each node, to which it copies what it reads of the data; variables such as "
-        "$TMPDIR are the node's.",
+        description="Folder on a disk of each node, to which it copies what it reads of the data; ~ and variables such "
+        "as $TMPDIR are the node's.",
     )
     experiment: Annotated[Experiment, tyro.conf.arg(name="")] = Field(default_factory=Experiment)
     preset: Annotated[str, tyro.conf.Suppress] = "flickr8k"

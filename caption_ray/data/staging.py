@@ -25,18 +25,18 @@ class StagedShard(Settings):
     location: str
     file: ShardFile
     stage: str | None = Field(
-        None, description="Folder on each node for copies; environment variables in it are those of the node."
+        None, description="Folder on each node for copies; `~` and environment variables in it are those of the node."
     )
 
     def local(self) -> str:
         """Return where to read it on this node, having copied it there if that was asked for.
 
-        Raises UsageError where the folder names a variable that the node does not have, cannot be written to, or has no
-        room.
+        Raises UsageError where the folder names a variable or home that the node does not have, cannot be written to,
+        or has no room.
         """
         if self.stage is None:
             return self.location
-        folder = Path(os.path.expandvars(self.stage))
+        folder = Path(os.path.expandvars(_with_home(self.stage)))
         if "$" in str(folder):
             raise UsageError(
                 f"--stage {self.stage}: {os.uname().nodename} has no such variable; name a folder on a disk of the node"
@@ -57,6 +57,23 @@ class StagedShard(Settings):
                 "name a folder on a disk of the node with room for the data set, or leave --stage out"
             ) from error
         return str(copy)
+
+
+def check_stage(stage: str | None) -> None:
+    """Raise UsageError for a relative folder, which is another one for each process, a URI, or an unknown home."""
+    if stage is not None and not _with_home(stage).startswith(("/", "$")):
+        raise UsageError(
+            f"--stage {stage}: names no place on a node's disk; begin it with /, ~ or a variable, as in '$TMPDIR/data'"
+        )
+
+
+def _with_home(stage: str) -> str:
+    try:
+        return str(Path(stage).expanduser()) if stage.startswith("~") else stage
+    except RuntimeError as error:
+        raise UsageError(
+            f"--stage {stage}: {os.uname().nodename} has no such home; name a folder on a disk of the node"
+        ) from error
 
 
 def _is_whole(path: Path, num_bytes: int) -> bool:

@@ -18,6 +18,7 @@ from caption_ray.cluster import KEEP_MEMORY, connect, set_up_ray_train
 from caption_ray.config import Experiment
 from caption_ray.data.pipeline import ExactSplit, Feed, Undivided
 from caption_ray.data.shards import VOCABULARY_NAME, read_vocabulary
+from caption_ray.data.staging import check_stage
 from caption_ray.device import resolve_precision
 from caption_ray.errors import DivergedError, RunError, UsageError, WorkLeftError
 from caption_ray.lineage import Lineage
@@ -112,6 +113,7 @@ def train(request: TrainRequest, surroundings: Surroundings | None = None) -> Tr
     train.stopping) and has saved.
     """
     storage.output_at("--storage", request.storage)
+    check_stage(request.stage)
     inputs = inputs_of(request)
     record = RunRecord(
         experiment=inputs.experiment,

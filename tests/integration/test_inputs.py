@@ -62,6 +62,14 @@ def test_a_run_that_cannot_be_written_is_refused_before_anything_starts(
         train(replace(request_two, storage="/proc/absent"))
 
 
+def test_a_relative_stage_is_refused_before_anything_starts(
+    request_two: TrainRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("caption_ray.train.trainer.connect", lambda: pytest.fail("Ray was started"))
+    with pytest.raises(UsageError, match="--stage disk: names no place on a node's disk"):
+        train(replace(request_two, stage="disk"))
+
+
 def test_a_sweep_that_cannot_be_written_is_refused_before_anything_starts(
     data: str, features: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

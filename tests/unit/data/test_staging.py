@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from caption_ray.data.shards import ShardFile
-from caption_ray.data.staging import StagedShard
+from caption_ray.data.staging import StagedShard, check_stage
 from caption_ray.errors import UsageError
 
 CONTENT = bytes(range(256)) * 4096  # 1 MiB
@@ -65,3 +65,26 @@ def test_a_variable_that_the_node_does_not_have_is_named(tmp_path: Path, monkeyp
     monkeypatch.delenv("NODE_DISK", raising=False)
     with pytest.raises(UsageError, match=r"--stage \$NODE_DISK/shards: .* has no such variable"):
         shard(tmp_path, "$NODE_DISK/shards").local()
+
+
+def test_home_is_that_of_the_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert Path(shard(tmp_path, "~/disk").local()).parent == tmp_path / "home" / "disk"
+
+
+@pytest.mark.parametrize("stage", ["disk", "./disk", "", "gs://bucket/disk"])
+def test_a_folder_that_each_process_would_see_elsewhere_is_refused(stage: str) -> None:
+    with pytest.raises(UsageError, match=f"--stage {stage}: names no place on a node's disk; begin it with"):
+        check_stage(stage)
+
+
+@pytest.mark.parametrize("stage", [None, "/disk", "~", "~/disk", "$TMPDIR/disk", "${TMPDIR}/disk"])
+def test_a_folder_that_a_node_can_find_will_do(stage: str | None) -> None:
+    check_stage(stage)
+
+
+def test_an_unknown_home_is_named(tmp_path: Path) -> None:
+    for staging in (shard(tmp_path, "~no-such-user/disk").local, lambda: check_stage("~no-such-user/disk")):
+        with pytest.raises(UsageError, match=r"--stage ~no-such-user/disk: .* has no such home"):
+            staging()
