@@ -43,7 +43,7 @@ def measure_features(encoder: Encoder, pictures: Sequence[bytes]) -> FeatureStat
     encode = FrozenEncoder(encoder).on(torch.device("cpu"), "fp32")
     grids = torch.cat([encode(stack_pictures(squares[at : at + 16])) for at in range(0, len(squares), 16)])
     # A feature that never moves stays at zero, rather than have its rounding blown up.
-    deviation = grids.std((0, 1)).clamp_min(1e-3)
+    deviation = grids.std((0, 1), unbiased=False).clamp_min(1e-3)  # of a single region too
     return FeatureStatistics(mean=tuple(grids.mean((0, 1)).tolist()), deviation=tuple(deviation.tolist()))
 
 
