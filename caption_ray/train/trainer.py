@@ -216,9 +216,7 @@ def _fit(request: TrainRequest, inputs: RunInputs, surroundings: Surroundings) -
         train_loop,
         train_loop_config=plan.model_dump(mode="json"),
         scaling_config=ray.train.ScalingConfig(
-            num_workers=workers.range,
-            use_gpu=workers.use_gpu,
-            resources_per_worker=workers.per_worker,
+            num_workers=workers.range, use_gpu=workers.use_gpu, resources_per_worker=workers.per_worker
         ),
         torch_config=ray.train.torch.TorchConfig(backend="nccl" if workers.use_gpu else "gloo"),
         datasets={split: feed.dataset for split, feed in feeds.items()},
