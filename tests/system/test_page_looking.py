@@ -16,7 +16,7 @@ from caption_ray.serve.schemas import ModelAnswer
 
 
 class Slow:
-    """A backend that lets half a second pass before each word, and knows no other captions, which would replace it."""
+    """A backend that lets a second pass before each word, and knows no other captions, which would replace it."""
 
     def __init__(self, backend: LocalBackend) -> None:
         self._backend = backend
@@ -27,7 +27,7 @@ class Slow:
 
     async def stream(self, picture: Square) -> AsyncIterator[GreedyWord | CaptionedPicture]:
         async for item in self._backend.stream(picture):
-            await asyncio.sleep(0.5)
+            await asyncio.sleep(1)
             yield item
 
     async def model(self) -> ModelAnswer:

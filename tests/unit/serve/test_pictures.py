@@ -71,23 +71,28 @@ def test_picture_that_is_abandoned_in_the_queue_leaves_it_at_once() -> None:
 def test_other_threads_run_while_a_picture_is_decoded(kind: str) -> None:
     """The event loop is one of them: no kind is decoded by what keeps Python's lock throughout."""
     file = io.BytesIO()
-    Image.new("RGB", (3_000, 3_000), "red").save(file, kind)
-    longest, is_over = 0.0, threading.Event()
+    Image.new("RGB", (4_000, 4_000), "red").save(file, kind)
 
-    def look() -> None:
-        nonlocal longest
-        last = time.perf_counter()
-        while not is_over.is_set():
-            time.sleep(0.001)
-            now = time.perf_counter()
-            longest, last = max(longest, now - last), now
+    async def longest_wait_s(decoder: PictureDecoder) -> float:
+        waits, is_over = [0.0], threading.Event()
 
-    async def work(decoder: PictureDecoder) -> None:
+        def look() -> None:
+            last = time.perf_counter()
+            while not is_over.is_set():
+                time.sleep(0.001)
+                now = time.perf_counter()
+                waits.append(now - last)
+                last = now
+
         looker = threading.Thread(target=look)
         looker.start()
-        decoded = await decoder.decode(file.getvalue(), 32)
+        await decoder.decode(file.getvalue(), 32)
         is_over.set()
         looker.join()
-        assert longest < max(0.25, decoded.seconds / 2)
+        return max(waits)
+
+    async def work(decoder: PictureDecoder) -> None:
+        # The best of several: the machine itself may stand still for a moment.
+        assert min([await longest_wait_s(decoder) for _ in range(4)]) < 0.25
 
     with_decoder(work, max_waiting=0)
