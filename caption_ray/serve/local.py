@@ -25,7 +25,7 @@ from caption_ray.serve.middleware import api_keys_from_environment
 from caption_ray.serve.places import Places
 from caption_ray.serve.schemas import Limits, ModelAnswer
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("caption_ray.serve.local")  # run as a program it has another name
 
 
 class LocalBackend:
