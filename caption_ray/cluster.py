@@ -5,6 +5,7 @@ import math
 import os
 import secrets
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -45,6 +46,9 @@ _NO_DASHBOARD = {"RAY_API_SERVER_ADDRESS": "http://127.0.0.1:0"}
 An actor of Ray Train's asks one every second whether the training's controller lives, and has all workers killed where
 it is told no. It would else find that of another Ray on the machine, such as `serve run` starts, which knows of no such
 controller (2.60)."""
+
+_PATIENCE_S = 30.0
+"""How long a cluster is waited for that does not answer."""
 
 _TOKEN_VARIABLES = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 
@@ -91,17 +95,26 @@ def connect(num_cpus: int | None = None, *, dashboard: bool = False) -> Iterator
 
 
 def _check_answers(address: str) -> None:
-    """Raise UsageError where nobody listens at HOST:PORT: Ray would look for a quarter of an hour."""
+    """Raise UsageError where nobody listens at HOST:PORT, or will soon: Ray would look for a quarter of an hour."""
     host, _, port = address.rpartition(":")
     if not port.isdigit() or "/" in host:
         return
+    deadline = time.monotonic() + _PATIENCE_S
+    while error := _connection_error(host.strip("[]"), int(port)):
+        may_pass = isinstance(error, (ConnectionError, TimeoutError))  # its head may be about to start
+        if not may_pass or time.monotonic() > deadline:
+            raise UsageError(
+                f"RAY_ADDRESS {address}: no Ray cluster answers there ({error}); unset it, and one starts here"
+            ) from error
+        time.sleep(0.5)
+
+
+def _connection_error(host: str, port: int) -> Exception | None:
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
-    except OSError as error:
-        raise UsageError(
-            f"RAY_ADDRESS {address}: no Ray cluster answers there ({error.strerror or error}); unset it, and one "
-            "starts on this machine"
-        ) from error
+        socket.create_connection((host, port), timeout=10).close()
+    except (OSError, ValueError) as error:
+        return error
+    return None
 
 
 def prepare_worker() -> None:

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from caption_ray import storage
 from caption_ray.config import Settings
@@ -55,6 +55,8 @@ class Driver(Settings):
     pid_namespace: int = Field(
         default_factory=_pid_namespace, description="What `pid` is a number in; by default that of this process."
     )
+    model_config = ConfigDict(extra="ignore")  # a later version may say more, and is at work all the same
+
     num_beats: int = Field(0, description="Times that it has said so.")
 
     def is_same(self, other: "Driver") -> bool:

@@ -7,6 +7,7 @@ A location is a plain `str` all over the package and becomes a file system only 
 import contextlib
 import os
 import posixpath
+import secrets
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -135,7 +136,7 @@ def rewrite_text(location: str, content: str) -> None:
 
 def check_writable(folder: str) -> None:
     """Raise UsageError where no file can be written in a folder, before work is done for it; an absent one is made."""
-    probe = join(folder, f"writable.{os.getpid()}")
+    probe = join(folder, f"writable.{secrets.token_hex(8)}")  # containers may share a process number
     try:
         write_text(probe, "")
     except OSError as error:

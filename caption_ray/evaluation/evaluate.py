@@ -105,6 +105,9 @@ def evaluate(
         )
         for p in predictions
     ]
+    # First, since it says whose results these are: an evaluation that is killed here is to be repeated.
+    metrics = {**scores.model_dump(), **settings, "left_out": sorted(bad)}
+    storage.write_text(storage.join(output, "metrics.json"), json.dumps(metrics, indent=1) + "\n")
     report = storage.join(output, "report.html")
     title = f"{bundle.manifest.name} on {pictures.split}"
     storage.write_text(report, render_report(title, scores, rows, settings))
@@ -112,8 +115,6 @@ def evaluate(
     storage.write_text(
         storage.join(output, f"predictions_{pictures.split}.json"), json.dumps(captions, indent=1) + "\n"
     )
-    metrics = {**scores.model_dump(), **settings, "left_out": sorted(bad)}
-    storage.write_text(storage.join(output, "metrics.json"), json.dumps(metrics, indent=1) + "\n")
     return Evaluation(scores=scores, output=output, report=report)
 
 

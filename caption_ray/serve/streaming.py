@@ -47,16 +47,18 @@ class EventStream:
         item = self._first
         try:
             while item is not None:
-                yield _event("word" if isinstance(item, StreamWord) else "caption", item)
+                self.is_whole = not isinstance(item, StreamWord)  # as it is sent: whoever has it all may go at once
+                yield _event("caption" if self.is_whole else "word", item)
                 item = await asyncio.wait_for(anext(self._source, None), max(end - loop.time(), 0.0))
         except asyncio.TimeoutError:
+            self.is_whole = True
             late = DeadlineError(f"no answer within {deadline_s:g} s", deadline_s)
             yield _event("error", self._describe(late))
         except Exception as error:
+            self.is_whole = True
             yield _event("error", self._describe(error))
         finally:
             await self._source.aclose()
-        self.is_whole = True
 
 
 class _EventResponse(StreamingResponse):

@@ -60,7 +60,11 @@ def keep_stopped(run_folder: str, folder: str) -> None:
 
 def how_to_go_on(run_folder: str) -> str:
     """Return a sentence that tells what the same command would do with a run that has ended too early."""
-    if whole_checkpoints(run_folder) or stopped_checkpoint(run_folder):
+    try:
+        has_any = bool(whole_checkpoints(run_folder) or stopped_checkpoint(run_folder))
+    except OSError:  # storage that is gone may be why it has ended
+        return f"The same command goes on from its last checkpoint in {run_folder}, if it has one."
+    if has_any:
         return f"The same command goes on from its last checkpoint in {run_folder}."
     return "It has no checkpoint yet: the same command begins it anew."
 

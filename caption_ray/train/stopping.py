@@ -48,6 +48,8 @@ def plain_interrupts() -> Iterator[None]:
     try:
         yield
     except SystemExit as error:
+        if not in_main:  # as in a trial, where Ray Train leaves SIGINT alone
+            raise
         raise KeyboardInterrupt from error
     finally:
         if in_main:

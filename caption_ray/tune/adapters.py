@@ -155,6 +155,7 @@ class SweepWatch(ray.tune.Callback):  # type: ignore[misc]
         self._searched = sweep.space.searched
         self._preset = settings_of(sweep.experiment)
         self._shown_at = float("-inf")
+        self._saved: dict[int, list[dict[str, float]]] = {}  # of trials that have not reported since they were started
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:  # noqa: ARG002
         """End the sweep where it is asked to, as Ctrl-C would: Tune has no other way that leaves trials as they are."""
@@ -172,7 +173,7 @@ class SweepWatch(ray.tune.Callback):  # type: ignore[misc]
         del settings[NUMBER]
         self._started.add(number)
         record = self._records.get(number) or TrialRecord(number=number, settings=settings)
-        record = with_saved_epochs(self._folder, record)
+        self._saved[number] = saved_epochs(self._folder, number)
         started: dict[str, object] = {"status": "running", "num_starts": record.num_starts + 1}
         started["caption_ray_version"] = caption_ray.__version__
         if self._commit is not None and self._commit not in record.commits:
@@ -203,7 +204,9 @@ class SweepWatch(ray.tune.Callback):  # type: ignore[misc]
         if "epoch" in result:
             metrics = {name: float(value) for name, value in result.items() if _is_ours(name, value)}
             update = {"status": "stopped"} if result.get("done") else {}
-            self._put(record.after_epoch(metrics).model_copy(update=update))
+            # What a kill kept from being reported. Earlier, the scheduler would be told of it as of what was decided.
+            unreported = [epoch for epoch in self._saved.pop(record.number, ()) if epoch["epoch"] < metrics["epoch"]]
+            self._put(record.with_lacking(unreported).after_epoch(metrics).model_copy(update=update))
         self._show()
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:  # noqa: ARG002
@@ -240,15 +243,14 @@ class SweepWatch(ray.tune.Callback):  # type: ignore[misc]
         logger.info("%s\n%s", line, live_table(standings, self._metric, self._searched))
 
 
-def with_saved_epochs(sweep_folder: str, record: TrialRecord) -> TrialRecord:
-    """Return a trial's record with the epochs that its run has saved, but that a kill has kept from being reported."""
-    run = storage.join(trials_folder(sweep_folder), trial_name(record.number))
-    saved = whole_checkpoints(run).values()
-    return record.with_lacking(
+def saved_epochs(sweep_folder: str, number: int) -> list[dict[str, float]]:
+    """Return the metrics of a trial's epochs of which there is a checkpoint, reported or not."""
+    run = storage.join(trials_folder(sweep_folder), trial_name(number))
+    return [
         {name: value for name, value in checkpoint.metrics.items() if _is_ours(name, value)}
         | {"epoch": float(checkpoint.progress.epochs_done)}
-        for checkpoint in saved
-    )
+        for checkpoint in whole_checkpoints(run).values()
+    ]
 
 
 def failure_of(trial: Trial) -> str:

@@ -105,9 +105,8 @@ class TrialRecord(Settings):
         lacking = [epoch for epoch in epochs if epoch["epoch"] not in known]
         if not lacking:
             return self
-        all_known = tuple(sorted((*self.epochs, *lacking), key=lambda epoch: epoch["epoch"]))
-        is_new = all_known[-1] in lacking
-        return self.model_copy(update={"epochs": all_known, "num_starts": 0 if is_new else self.num_starts})
+        found = sorted((*self.epochs, *lacking), key=lambda epoch: epoch["epoch"])
+        return self.model_copy(update={"epochs": tuple(found)})
 
 
 def trials_folder(sweep_folder: str) -> str:
@@ -130,7 +129,7 @@ def unfail(sweep_folder: str, records: dict[int, TrialRecord]) -> dict[int, Tria
     """Return the records, those of failed trials as if these were still to go on."""
     again = {"status": "running", "num_starts": 0, "error": None, "has_diverged": False}
     failed = [record for record in records.values() if record.status == "failed"]
-    return with_changed(sweep_folder, records, [record.model_copy(update=again) for record in failed])
+    return _with_changed(sweep_folder, records, [record.model_copy(update=again) for record in failed])
 
 
 def fail_hopeless(sweep_folder: str, records: dict[int, TrialRecord], max_retries: int) -> dict[int, TrialRecord]:
@@ -140,10 +139,10 @@ def fail_hopeless(sweep_folder: str, records: dict[int, TrialRecord], max_retrie
         if not record.is_over and record.num_starts > max_retries:
             error = f"it was started {record.num_starts} times without coming to the end of an epoch"
             failed.append(record.model_copy(update={"status": "failed", "error": error}))
-    return with_changed(sweep_folder, records, failed)
+    return _with_changed(sweep_folder, records, failed)
 
 
-def with_changed(
+def _with_changed(
     sweep_folder: str, records: dict[int, TrialRecord], changed: Iterable[TrialRecord]
 ) -> dict[int, TrialRecord]:
     """Write the records that have changed, and return all."""

@@ -19,7 +19,7 @@ from caption_ray.train.inputs import RunInputs, build_feeds, check_selection, me
 from caption_ray.train.run_folder import claim_record
 from caption_ray.train.stopping import StopWatch, stop_files, stop_on_signal
 from caption_ray.train.trainer import inputs_of
-from caption_ray.tune.adapters import NUMBER, SweepSearcher, SweepWatch, build_scheduler, with_saved_epochs
+from caption_ray.tune.adapters import NUMBER, SweepSearcher, SweepWatch, build_scheduler
 from caption_ray.tune.outcome import SweepOutcome, finish, report_location, write_report
 from caption_ray.tune.packing import WAITING_BYTES, Packing, pack_trials
 from caption_ray.tune.records import (
@@ -30,7 +30,6 @@ from caption_ray.tune.records import (
     read_trials,
     trial_name,
     unfail,
-    with_changed,
 )
 from caption_ray.tune.request import SweepRequest
 from caption_ray.tune.search import TrialSearch
@@ -77,7 +76,6 @@ def _go_on(request: SweepRequest, record: SweepRecord, inputs: RunInputs, *, exi
     records = read_trials(request.folder)
     if request.retry_failed:
         records = unfail(request.folder, records)
-    records = _with_saved(request.folder, records)  # before their starts are counted, and the scheduler is told of them
     records = fail_hopeless(request.folder, records, request.max_retries)
     num_left = request.num_left(records)
     if existed:
@@ -100,12 +98,6 @@ def _go_on(request: SweepRequest, record: SweepRecord, inputs: RunInputs, *, exi
             raise WorkLeftError(f"asked to stop: {told}{report_location(request)}")
         raise SweepInterruptedError(f"interrupted: {told}{report_location(request)}")
     return finish(request, record, records)
-
-
-def _with_saved(folder: str, records: dict[int, TrialRecord]) -> dict[int, TrialRecord]:
-    """Return the records, those of trials that go on with all epochs that their runs have saved."""
-    found = [with_saved_epochs(folder, record) for record in records.values() if not record.is_over]
-    return with_changed(folder, records, [record for record in found if record is not records[record.number]])
 
 
 def _run_trials(

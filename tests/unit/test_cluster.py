@@ -28,11 +28,14 @@ def test_a_containers_quota_bounds_the_cpus(files: dict[str, str], expected: lis
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
 def test_an_address_where_nobody_listens_is_told_at_once(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "_PATIENCE_S", 0.6)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         address = f"{host}:{listener.getsockname()[1]}"
         cluster._check_answers(address)
     with pytest.raises(UsageError, match=f"RAY_ADDRESS {address}: no Ray cluster answers there .*; unset it"):
         cluster._check_answers(address)
+    with pytest.raises(UsageError, match=r"no Ray cluster answers there"):
+        cluster._check_answers("a..b:1")
     for address in ("auto", "ray://127.0.0.1:1"):
         cluster._check_answers(address)  # Ray's to find out
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")

@@ -1,3 +1,4 @@
+import itertools
 import json
 import logging
 import os
@@ -54,7 +55,7 @@ def test_driver_of_another_host_that_is_silent_is_replaced(tmp_path: Path) -> No
         assert Driver.model_validate_json((tmp_path / LOCK_NAME).read_text()).host == socket.gethostname()
 
 
-def test_own_number_of_an_earlier_container_is_not_watched(tmp_path: Path) -> None:
+def test_own_number_of_an_earlier_process_is_not_watched(tmp_path: Path) -> None:
     say(tmp_path, socket.gethostname(), os.getpid())
     started = time.monotonic()
     with sole_driver(str(tmp_path), "sweep", watch_s=60):
@@ -74,14 +75,22 @@ def test_number_of_another_container_of_this_host_name_is_watched(field: str, tm
     path = tmp_path / LOCK_NAME
     path.write_text(beside.model_dump_json())
 
-    def beat() -> None:
-        path.write_text(beside.model_copy(update={"num_beats": 1}).model_dump_json())
+    is_over = threading.Event()
 
-    first = threading.Timer(0.2, beat)
-    first.start()
-    with pytest.raises(RunError, match="works on this sweep"), sole_driver(str(tmp_path), "sweep", watch_s=10):
-        pass
-    first.join()
+    def beat() -> None:
+        for num_beats in itertools.count(1):
+            if is_over.wait(0.2):
+                return
+            storage.write_text(str(path), beside.model_copy(update={"num_beats": num_beats}).model_dump_json())
+
+    beating = threading.Thread(target=beat)
+    beating.start()
+    try:
+        with pytest.raises(RunError, match="works on this sweep"), sole_driver(str(tmp_path), "sweep", watch_s=10):
+            pass
+    finally:
+        is_over.set()
+        beating.join()
 
 
 def test_driver_of_an_earlier_version_is_watched(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -86,9 +86,11 @@ def test_other_threads_run_while_a_picture_is_decoded(kind: str) -> None:
 
         looker = threading.Thread(target=look)
         looker.start()
-        await decoder.decode(file.getvalue(), 32)
-        is_over.set()
-        looker.join()
+        try:
+            await decoder.decode(file.getvalue(), 32)
+        finally:
+            is_over.set()
+            looker.join()
         return max(waits)
 
     async def work(decoder: PictureDecoder) -> None:

@@ -80,6 +80,8 @@ def test_a_service_that_wants_a_key_is_not_waited_for(monkeypatch: pytest.Monkey
 
 def test_a_service_here_is_not_asked_through_a_proxy_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
     with answering(itertools.repeat(NEW)) as service:
         wait_for_model(service, "new")
 
