@@ -38,7 +38,8 @@ def run_job(main: Callable[[Arguments], Mapping[str, object]], arguments: type[A
 
     What `main` returns is printed as one JSON object, the last line of stdout; everything else that this
     process or its children write to stdout goes to stderr. A CaptionRayError ends the job with its message
-    alone (and its result, if it carries one) and its exit code; any other exception with a traceback and 1.
+    alone (and its result, if it carries one) and its exit code, a PermissionError likewise with 2; any other exception
+    with a traceback and 1.
     `--help` ends it with 0, a wrong command line with 2.
     """
     parsed = _parse(arguments)
@@ -59,6 +60,9 @@ def run_job(main: Callable[[Arguments], Mapping[str, object]], arguments: type[A
             raise
         logger.error("terminated")  # Ray has made an exit of the signal
         _leave(128 + signal.SIGTERM)
+    except PermissionError as error:
+        logger.error("%s; choose a place that you may read and write", error)
+        _leave(UsageError.exit_code)
     except Exception as error:
         if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] in _EXTRA:
             logger.error("%s is not installed: pip install -e '.[tune]'", error.name)

@@ -180,7 +180,7 @@ def _pictures_among(files: Iterable[str]) -> set[str]:
     return {file for file in files if file.lower().endswith(PICTURE_SUFFIXES)}
 
 
-def _composed(name: str) -> str:
+def composed(name: str) -> str:
     """Return a name in the one Unicode form for all: an accent may be part of its letter, or, on a Mac, follow it."""
     return unicodedata.normalize("NFC", name)
 
@@ -200,9 +200,9 @@ class _Gathering:
         self._rules = rules
         self._refused: set[str] = set()
         self._names: dict[str, str] = {}  # of pictures, as the caption file writes them first
-        self._by_composed: dict[str, list[str]] = defaultdict(list)
+        self._by_form: dict[str, list[str]] = defaultdict(list)
         for picture in pictures:
-            self._by_composed[_composed(picture)].append(picture)
+            self._by_form[composed(picture)].append(picture)
 
     def add(self, entry: Row | Problem) -> None:
         """Take the next entry of the file."""
@@ -247,7 +247,7 @@ class _Gathering:
         """Return the picture of that name, or else the only one whose name differs from it in Unicode form alone."""
         if name is None or name in self._pictures:
             return name
-        alike = self._by_composed.get(_composed(name), [])
+        alike = self._by_form.get(composed(name), [])
         return alike[0] if len(alike) == 1 else None
 
     def _name_fault(self, name: str) -> tuple[str, str] | None:

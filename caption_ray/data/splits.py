@@ -1,11 +1,12 @@
 """Which picture trains, which chooses (dev), which judges (test): every picture in one split at most."""
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from caption_ray import storage
 from caption_ray.data.caption_formats import Problem, decode_lines, is_text
-from caption_ray.data.captions import CaptionRecord
+from caption_ray.data.captions import CaptionRecord, composed
 from caption_ray.errors import CaptionFileError
 
 SPLITS = ("train", "dev", "test")
@@ -49,19 +50,23 @@ def assign_splits(
     """Return the split of each picture by name, and the listed names that have no record.
 
     `lists` is what `read_split_lists` returns. Without any list, a record's own split counts. A listed
-    picture gets its list's split. The rest goes, by a hash of the name, to the splits without a list,
-    train 8 : dev 1 : test 1 among them; where all three have one, the rest is left out of the mapping.
-    So a picture's split depends on its name and the lists, never on the other pictures.
+    picture gets its list's split, in whichever Unicode form the list has its name. The rest goes, by a hash
+    of the name, to the splits without a list, train 8 : dev 1 : test 1 among them; where all three have one,
+    the rest is left out of the mapping. So a picture's split depends on its name and the lists, never on the
+    other pictures.
     """
+    records = list(records)
     listed = {name: split for split, names in lists.items() for name in names}
+    as_listed = _as_listed([record.name for record in records], listed)
     missing = [split for split in SPLITS if split not in lists]
     splits: dict[str, str] = {}
     for record in records:
-        split = record.split if not lists else listed.get(record.name)
+        split = record.split if not lists else listed.get(as_listed[record.name])
         if split is None and missing:
             split = _split_by_hash(record.name, missing)
         if split is not None:
             splits[record.name] = split
+    found = set(as_listed.values())
     problems = (
         Problem(
             kind="listed_without_captions",
@@ -71,9 +76,21 @@ def assign_splits(
         )
         for split, names in lists.items()
         for name, number in names.items()
-        if name not in splits
+        if name not in found
     )
     return splits, tuple(problems)
+
+
+def _as_listed(names: Sequence[str], listed: Collection[str]) -> dict[str, str]:
+    """Return how a list writes each name: the same, or else what alone differs from it in Unicode form only."""
+    by_form: dict[str, list[str]] = defaultdict(list)
+    for name in listed:
+        by_form[composed(name)].append(name)
+    found = {}
+    for name in names:
+        alike = [] if name in listed else by_form.get(composed(name), [])
+        found[name] = alike[0] if len(alike) == 1 else name
+    return found
 
 
 def _split_by_hash(name: str, candidates: list[str]) -> str:

@@ -50,6 +50,8 @@ def main(arguments: Arguments) -> Mapping[str, object]:
             raise ZeroDivisionError("a bug")
         case "interrupt":
             raise KeyboardInterrupt
+        case "forbidden":
+            raise PermissionError(13, "Permission denied", "/root/x")
         case "terminate":
             raise SystemExit(15)
         case "extra":
@@ -93,6 +95,11 @@ def test_stdout_is_one_json_object_whatever_else_is_printed(job: Path) -> None:
         ("failure", 1, "captions.txt:7: two columns\nremedy: look at it"),
         ("interrupt", 130, "interrupted"),
         ("terminate", 143, "terminated"),
+        (
+            "forbidden",
+            2,
+            "[Errno 13] Permission denied: '/root/x'; choose a place that you may read and write",
+        ),
         ("extra", 2, "ruamel.yaml is not installed: pip install -e '.[tune]'"),
     ],
 )

@@ -1,3 +1,4 @@
+import unicodedata
 from collections import Counter
 from pathlib import Path
 from random import Random
@@ -69,6 +70,16 @@ def test_a_listed_name_without_record_is_reported() -> None:
     (problem,) = problems
     assert (problem.kind, problem.name) == ("listed_without_captions", "gone.jpg")
     assert problem.where == "Flickr_8k.trainImages.txt:12"
+
+
+def test_a_list_may_have_names_in_another_unicode_form() -> None:
+    forms = [unicodedata.normalize(form, "caf\u00e9.jpg") for form in ("NFC", "NFD")]
+    lists = {"train": {"a.jpg": 1}, "dev": {forms[1]: 1}, "test": {"b.jpg": 1}}
+    splits, problems = assign_splits(records("a.jpg", "b.jpg", forms[0]), lists)
+    assert splits == {"a.jpg": "train", "b.jpg": "test", forms[0]: "dev"}
+    assert problems == ()
+    both = {"train": {forms[0]: 1}, "dev": {forms[1]: 1}, "test": {}}
+    assert assign_splits(records(*forms), both) == ({forms[0]: "train", forms[1]: "dev"}, ())
 
 
 def test_hashed_proportions() -> None:
