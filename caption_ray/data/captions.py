@@ -131,7 +131,7 @@ def read_source(folder: str, rules: CaptionRules) -> CaptionSource:
     records = (
         CaptionRecord(
             name=name,
-            path=storage.join(folder, picture_folder, gathering.files[name]),
+            path=storage.join(folder, picture_folder, gathering.file_of(name) or name),
             captions=tuple(row.caption for row in rows),
             where=gathering.first_lines[name],
             split=rows[0].split,
@@ -190,8 +190,6 @@ class _Gathering:
 
     def __init__(self, pictures: set[str], others: set[str], picture_folder: str, rules: CaptionRules) -> None:
         self.rows: dict[str, list[Row]] = {}
-        self.files: dict[str, str] = {}
-        """The picture that a name stands for."""
         self.problems: list[Problem] = []
         self.first_lines: dict[str, str] = {}
         self._pictures = pictures
@@ -206,7 +204,7 @@ class _Gathering:
 
     def add(self, entry: Row | Problem) -> None:
         """Take the next entry of the file."""
-        file = self._file_of(entry.name)
+        file = self.file_of(entry.name)
         if file is not None:
             # One name for a picture that the file names in two forms, or it would be two pictures.
             entry = replace(entry, name=self._names.setdefault(file, entry.name or file))
@@ -224,7 +222,6 @@ class _Gathering:
         fault = fault or self._caption_fault(entry)
         if fault is None:
             self.rows.setdefault(entry.name, []).append(entry)
-            self.files[entry.name] = file or entry.name
             return
         kind, message = fault
         self.problems.append(Problem(kind=kind, where=entry.where, message=message, name=entry.name or None))
@@ -243,7 +240,7 @@ class _Gathering:
                 where, kind = storage.join(self._picture_folder, file), "no_captions"
             self.problems.append(Problem(kind=kind, where=where, message=message, name=name))
 
-    def _file_of(self, name: str | None) -> str | None:
+    def file_of(self, name: str | None) -> str | None:
         """Return the picture of that name, or else the only one whose name differs from it in Unicode form alone."""
         if name is None or name in self._pictures:
             return name
@@ -260,7 +257,7 @@ class _Gathering:
         if name in self._others:
             message = f"{name!r} is there, but its suffix is not read; convert it, or rename it if it is"
             return "unread_suffix", f"{message} one of {_SUFFIXES}"
-        if self._file_of(name) is None:
+        if self.file_of(name) is None:
             folder = self._picture_folder or "the caption file's folder"
             return "missing_picture", f"{name!r} is not among the pictures of {folder}"
         return None

@@ -202,7 +202,7 @@ class SweepWatch(ray.tune.Callback):  # type: ignore[misc]
         """Record an epoch, at once with the scheduler's decision, so that a kill cannot come between the two."""
         record = self._records[trial.config[NUMBER]]
         if "epoch" in result:
-            metrics = {name: float(value) for name, value in result.items() if _is_ours(name, value)}
+            metrics = _ours(result)
             update = {"status": "stopped"} if result.get("done") else {}
             # What a kill kept from being reported. Earlier, the scheduler would be told of it as of what was decided.
             unreported = [epoch for epoch in self._saved.pop(record.number, ()) if epoch["epoch"] < metrics["epoch"]]
@@ -246,11 +246,7 @@ class SweepWatch(ray.tune.Callback):  # type: ignore[misc]
 def saved_epochs(sweep_folder: str, number: int) -> list[dict[str, float]]:
     """Return the metrics of a trial's epochs of which there is a checkpoint, reported or not."""
     run = storage.join(trials_folder(sweep_folder), trial_name(number))
-    return [
-        {name: value for name, value in checkpoint.metrics.items() if _is_ours(name, value)}
-        | {"epoch": float(checkpoint.progress.epochs_done)}
-        for checkpoint in whole_checkpoints(run).values()
-    ]
+    return [_ours(checkpoint.metrics) for checkpoint in whole_checkpoints(run).values()]
 
 
 def failure_of(trial: Trial) -> str:
@@ -260,7 +256,11 @@ def failure_of(trial: Trial) -> str:
     return reason.rpartition("Error: ")[2] if "Error: " in reason else reason
 
 
-def _is_ours(name: str, value: object) -> bool:
-    """Tell a training run's own metrics from what Ray is told beside them, and from what Tune adds."""
+def _ours(told: Mapping[str, Any]) -> dict[str, float]:
+    """Return a training run's own metrics, without what Ray is told beside them, and what Tune adds."""
     added = (RANK, "time", "pid", "done", "iterations_since_restore", "training_iteration", "timestamp")
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and not name.startswith(added)
+    return {
+        name: float(value)
+        for name, value in told.items()
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and not name.startswith(added)
+    }

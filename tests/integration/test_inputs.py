@@ -54,20 +54,19 @@ def test_fewer_captions_than_a_step_counts_on(
     )
 
 
-def test_a_run_that_cannot_be_written_is_refused_before_anything_starts(
-    request_two: TrainRequest, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"storage": "/proc/absent"}, "/proc/absent: cannot be written to"),
+        ({"stage": "disk"}, "--stage disk: names no place on a node's disk"),
+    ],
+)
+def test_a_run_without_a_place_is_refused_before_anything_starts(
+    asked: dict[str, str], message: str, request_two: TrainRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("caption_ray.train.trainer.connect", lambda: pytest.fail("Ray was started"))
-    with pytest.raises(UsageError, match="/proc/absent: cannot be written to"):
-        train(replace(request_two, storage="/proc/absent"))
-
-
-def test_a_relative_stage_is_refused_before_anything_starts(
-    request_two: TrainRequest, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("caption_ray.train.trainer.connect", lambda: pytest.fail("Ray was started"))
-    with pytest.raises(UsageError, match="--stage disk: names no place on a node's disk"):
-        train(replace(request_two, stage="disk"))
+    with pytest.raises(UsageError, match=message):
+        train(replace(request_two, **asked))  # type: ignore[arg-type]
 
 
 def test_a_sweep_that_cannot_be_written_is_refused_before_anything_starts(

@@ -51,7 +51,7 @@ def main(arguments: Arguments) -> Mapping[str, object]:
         case "interrupt":
             raise KeyboardInterrupt
         case "forbidden":
-            raise PermissionError(13, "Permission denied", "/root/x")
+            raise PermissionError(13, "Permission denied", "runs/x")
         case "terminate":
             raise SystemExit(15)
         case "extra":
@@ -98,7 +98,7 @@ def test_stdout_is_one_json_object_whatever_else_is_printed(job: Path) -> None:
         (
             "forbidden",
             2,
-            "[Errno 13] Permission denied: '/root/x'; choose a place that you may read and write",
+            "[Errno 13] Permission denied: 'runs/x'; choose a place that you may read and write",
         ),
         ("extra", 2, "ruamel.yaml is not installed: pip install -e '.[tune]'"),
     ],
