@@ -6,7 +6,7 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -142,16 +142,24 @@ def _for_all_workers(address: str, dashboard: bool) -> dict[str, str]:
     return told
 
 
-def actor_resources() -> tuple[int, dict[str, float]]:
-    """Return how many actors a pool should have, and `num_cpus` and `num_gpus` of each, for `map_batches`.
+def node_resources() -> list[Mapping[str, float]]:
+    """Return what each living node of the cluster has, in Ray's terms: `{"CPU": 16.0, "GPU": 2.0, ...}`."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
-    An actor a GPU; where there is none an actor a CPU, all together asking for one CPU less than there is: the tasks
-    that read would never start otherwise.
+
+def actor_resources(nodes: Sequence[Mapping[str, float]]) -> tuple[int, dict[str, float]]:
+    """Return how many actors a pool on these nodes should have, and `num_cpus` and `num_gpus` of each.
+
+    An actor a GPU; where there is none an actor a CPU of a single node, all together asking for one CPU less than it
+    has, or whole CPUs of several nodes, but for one: some node must keep a whole CPU, or the tasks that read would
+    never start.
     """
-    resources = ray.cluster_resources()
-    if num_gpus := int(resources.get("GPU", 0)):
+    if num_gpus := sum(int(node.get("GPU", 0)) for node in nodes):
         return num_gpus, {"num_cpus": 0, "num_gpus": 1}
-    num_cpus = max(1, int(resources.get("CPU", 1)))
+    cpus = [num_cpus for node in nodes if (num_cpus := int(node.get("CPU", 0)))]
+    if len(cpus) > 1:
+        return sum(cpus) - 1, {"num_cpus": 1, "num_gpus": 0}
+    num_cpus = max([1, *cpus])
     return num_cpus, {"num_cpus": (num_cpus - 1) / num_cpus, "num_gpus": 0}
 
 

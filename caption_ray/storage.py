@@ -26,10 +26,28 @@ def is_uri(location: str) -> bool:
     return "://" in location
 
 
+def with_home(path: str) -> Path:
+    """Return a local path, `~` in it replaced. Raises UsageError for the home of nobody that this machine knows."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise UsageError(f"{path}: {os.uname().nodename} has no such home; write the path in full") from error
+
+
 def absolute(location: str | os.PathLike[str]) -> str:
-    """Return a local path made absolute (workers run elsewhere), or a URI without its trailing slash."""
+    """Return a local path made absolute (workers run elsewhere), or a URI without its trailing slash.
+
+    Raises UsageError as `with_home` does.
+    """
     text = os.fspath(location)
-    return text.rstrip("/") if is_uri(text) else str(Path(text).expanduser().absolute())
+    return text.rstrip("/") if is_uri(text) else str(with_home(text).absolute())
+
+
+def local_path(option: str, path: str) -> Path:
+    """Return a path that `option` has named. Raises UsageError for a URI, and as `with_home` does."""
+    if is_uri(path):
+        raise UsageError(f"{option} {path}: takes a path on this machine, not a URI")
+    return with_home(path)
 
 
 def output_at(option: str, location: str) -> str:
@@ -37,7 +55,7 @@ def output_at(option: str, location: str) -> str:
 
     Raises UsageError for a relative folder in a Ray job, whose own folder is a copy that Ray throws away.
     """
-    is_relative = not is_uri(location) and not Path(location).expanduser().is_absolute()
+    is_relative = not is_uri(location) and not with_home(location).is_absolute()
     if is_relative and _JOB_VARIABLE in os.environ:
         raise UsageError(
             f"{option} {location}: in a Ray job, name an absolute folder that all nodes see, or a URI; what lies in "

@@ -91,7 +91,7 @@ def figure_paths(attention: str | None, pictures: Sequence[str]) -> list[str | N
     """
     if attention is None:
         return [None] * len(pictures)
-    path = Path(attention)
+    path = storage.local_path("--attention", attention)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -101,7 +101,9 @@ def figure_paths(attention: str | None, pictures: Sequence[str]) -> list[str | N
     if path.suffix.lower() != ".png":
         raise UsageError(f"--attention {attention}: takes the PNG to draw, such as {path.with_suffix('.png').name}")
     storage.check_writable(str(path.parent))
-    figures = [attention] if len(pictures) == 1 else _numbered(path, pictures)
+    figures = (
+        [str(path) if attention.startswith("~") else attention] if len(pictures) == 1 else _numbered(path, pictures)
+    )
     for figure in figures:
         if any(Path(figure).exists() and Path(figure).samefile(name) for name in pictures if Path(name).exists()):
             raise UsageError(f"--attention {attention}: would replace the picture {figure}; name another file")

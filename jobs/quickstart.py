@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pydantic import Field
 
-from caption_ray import presets
+from caption_ray import presets, storage
 from caption_ray.config import CaptionRules, Settings, VocabularyConfig
 from caption_ray.entry import run_job
 from caption_ray.errors import QualityError, UsageError
@@ -36,10 +36,10 @@ class Arguments(Settings):
 
 def main(arguments: Arguments) -> dict[str, object]:
     """Run every step; each is what the job of that name does."""
-    folder = Path(arguments.output).absolute()
+    folder = storage.local_path("--output", arguments.output).absolute()
     drawn = arguments.source is None
-    source = arguments.source or str(folder / "source")
-    if not drawn and Path(source).resolve().is_relative_to(folder.resolve()):
+    source = folder / "source" if arguments.source is None else storage.local_path("--source", arguments.source)
+    if not drawn and source.resolve().is_relative_to(folder.resolve()):
         raise UsageError(f"--source {source}: lies in --output {folder}, which is replaced; choose another --output")
     # Loaded here, so that --help and a wrong command line are answered at once.
     from caption_ray.attention_figure import draw_attention
@@ -57,16 +57,23 @@ def main(arguments: Arguments) -> dict[str, object]:
     from caption_ray.model.frozen_encoder import FrozenEncoder
     from caption_ray.train.trainer import TrainRequest, train
 
-    clear_parts(folder, ("source", *PARTS) if drawn else PARTS, marker=MARKER)
     data, features, bundle_folder = (str(folder / part) for part in ("data", "features", "bundle"))
     experiment = presets.quickstart()
+    num_groups = experiment.training.batch_size // experiment.training.captions_per_picture
+    if num_groups % arguments.num_workers:
+        fitting = [str(number) for number in range(1, num_groups + 1) if num_groups % number == 0]
+        raise UsageError(
+            f"--num-workers {arguments.num_workers}: cannot share {num_groups} pictures a step evenly; choose one of "
+            + ", ".join(fitting)
+        )
+    clear_parts(folder, ("source", *PARTS) if drawn else PARTS, marker=MARKER)
     if drawn:
         logger.info("1/6 drawing %d pictures", arguments.num_pictures)
         write_synthetic_flickr8k(source, arguments.num_pictures, arguments.seed)
     with connect():
         logger.info("2/6 preparing the data set")
         prepare_dataset(
-            source,
+            str(source),
             data,
             skip_bad=False,
             overwrite=False,
@@ -102,7 +109,7 @@ def main(arguments: Arguments) -> dict[str, object]:
         evaluation = evaluate(bundle, prepared_pictures(data, "test"), str(folder / "evaluation"))
     logger.info("6/6 captioning one of them")
     name = min(json.loads(Path(data, "captions_test.json").read_text()))
-    path = next(Path(source).rglob(Path(name).name))
+    path = next(source.rglob(Path(name).name))
     picture = load_picture(str(path))
     best = Captioner(bundle).caption_picture(picture)[0]
     figure = str(folder / "attention.png")

@@ -34,7 +34,8 @@ class Arguments(Settings):
     cpus_per_worker: float | None = Field(
         None,
         gt=0,
-        description="CPUs reserved per worker; by default all but one are shared out, at most one to a GPU's.",
+        description="CPUs reserved per worker, and threads of one on CPUs; by default all but one are shared out, at "
+        "most one to a GPU's.",
     )
     stage: str | None = Field(
         None,

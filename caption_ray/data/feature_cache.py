@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from caption_ray import storage
-from caption_ray.cluster import actor_resources, connect
+from caption_ray.cluster import actor_resources, connect, node_resources
 from caption_ray.config import EncoderConfig, Precision
 from caption_ray.data import images
 from caption_ray.data.batches import stack_pictures
@@ -172,7 +172,7 @@ def _encode(
     batch_size: int,
 ) -> Iterator[pa.Table]:
     """Yield the pictures' names, captions, splits and grids, in the order of the shards at `paths`."""
-    num_actors, per_actor = actor_resources()
+    num_actors, per_actor = actor_resources(node_resources())
     dataset = read_shards(paths, ["name", "captions", "split", "image"])
     dataset = deal_out(dataset, num_pictures, num_actors)
     encoded = dataset.map_batches(

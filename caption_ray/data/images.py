@@ -86,7 +86,8 @@ def open_picture(data: bytes, *, max_pixels: int = MAX_PIXELS, formats: tuple[st
 def _has_signature(data: bytes, formats: tuple[str, ...] | None) -> bool:
     """Tell whether the first bytes are those of a picture, though the rest is not."""
     found = (Image.OPEN[name.upper()][1] for name in formats or Image.ID if name.upper() in Image.OPEN)
-    return any(accept is not None and bool(accept(data[:16])) for accept in found)
+    start = data[:16].ljust(16, b"\0")  # that of DIB unpacks four bytes, whether they are there or not
+    return any(accept is not None and bool(accept(start)) for accept in found)
 
 
 def _silence_pillow() -> None:

@@ -15,7 +15,7 @@ import ray.data
 import ray.train
 
 from caption_ray import storage
-from caption_ray.cluster import KEEP_MEMORY
+from caption_ray.cluster import KEEP_MEMORY, node_resources
 from caption_ray.data import images
 from caption_ray.data.feature_manifest import FeatureManifest
 from caption_ray.data.picture_format import PictureFormat
@@ -100,7 +100,7 @@ def cached_feed(folder: str, manifest: FeatureManifest, split: str, augment: boo
 
 def smallest_object_store() -> float:
     """Return the bytes of the smallest object store of the cluster's nodes."""
-    stores = (node["Resources"].get("object_store_memory", 0.0) for node in ray.nodes() if node["Alive"])
+    stores = (node.get("object_store_memory", 0.0) for node in node_resources())
     return min(stores, default=0.0)
 
 

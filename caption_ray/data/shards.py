@@ -249,12 +249,16 @@ def read_vocabulary(folder: str, manifest: DatasetManifest) -> str:
 
 
 def first_pictures(folder: str, split: str, count: int) -> dict[str, bytes]:
-    """Return the first pictures of a prepared data set's split, as files, by name: `count`, or fewer."""
-    file = load_manifest(folder).splits[split].files[0]
-    filesystem, path = storage.open_location(storage.join(folder, file.name))
-    with filesystem.open_input_file(path) as stream:
-        table = next(pq.ParquetFile(stream).iter_batches(batch_size=count, columns=["name", "image"]))
-    return dict(zip(table["name"].to_pylist(), table["image"].to_pylist(), strict=True))
+    """Return the first pictures of a prepared data set's split, as files, by name: `count`, or all that it has."""
+    found: dict[str, bytes] = {}
+    for file in load_manifest(folder).splits[split].files:
+        filesystem, path = storage.open_location(storage.join(folder, file.name))
+        with filesystem.open_input_file(path) as stream:
+            for table in pq.ParquetFile(stream).iter_batches(batch_size=count, columns=["name", "image"]):
+                found.update(zip(table["name"].to_pylist(), table["image"].to_pylist(), strict=True))
+                if len(found) >= count:
+                    return dict(list(found.items())[:count])
+    return found
 
 
 def check_files(folder: str, files: Sequence[ShardFile]) -> None:

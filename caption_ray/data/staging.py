@@ -69,11 +69,9 @@ def check_stage(stage: str | None) -> None:
 
 def _with_home(stage: str) -> str:
     try:
-        return str(Path(stage).expanduser()) if stage.startswith("~") else stage
-    except RuntimeError as error:
-        raise UsageError(
-            f"--stage {stage}: {os.uname().nodename} has no such home; name a folder on a disk of the node"
-        ) from error
+        return str(storage.with_home(stage)) if stage.startswith("~") else stage
+    except UsageError as error:
+        raise UsageError(f"--stage {error}") from error
 
 
 def _is_whole(path: Path, num_bytes: int) -> bool:

@@ -16,7 +16,7 @@ from PIL import Image
 
 from caption_ray import storage
 from caption_ray.bundle import MANIFEST_NAME, Bundle
-from caption_ray.cluster import actor_resources, connect
+from caption_ray.cluster import actor_resources, connect, node_resources
 from caption_ray.config import DecodeOptions
 from caption_ray.data.images import open_picture, to_square
 from caption_ray.data.tables import deal_out
@@ -160,7 +160,7 @@ def _predict(
     bundle: Bundle, pictures: ScoredPictures, options: DecodeOptions
 ) -> tuple[list[Prediction], dict[str, str]]:
     """Return the predictions, by name, and why other pictures could not be read."""
-    num_actors, per_actor = actor_resources()
+    num_actors, per_actor = actor_resources(node_resources())
     # Starting an actor takes as long as captioning some hundred pictures.
     num_actors = min(num_actors, 1 + pictures.count // _PICTURES_PER_ACTOR)
     dataset = deal_out(pictures.dataset(), pictures.count, num_actors)

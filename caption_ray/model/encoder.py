@@ -7,11 +7,11 @@ torchvision is imported where it is used: it takes seconds, and workers that tra
 
 import hashlib
 import textwrap
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from caption_ray import storage
 from caption_ray.config import EncoderConfig
 from caption_ray.errors import UsageError
 
@@ -135,7 +135,7 @@ def _load_weights(network: nn.Module, config: EncoderConfig) -> None:
                 "~/.cache/torch"
             ) from error
         return
-    path = Path(config.weights).expanduser()
+    path = storage.with_home(config.weights)
     if not path.is_file():
         raise UsageError(
             f"encoder.weights: {config.weights}: no such file; expected 'imagenet', 'none' or a torchvision "

@@ -84,12 +84,14 @@ def plan_workers(
             f"--num-workers {wanted} with {share:g} CPU(s) each: {has}, of which one must be left for Ray Data; "
             f"ask for at most {fair:g} CPU(s) each (--cpus-per-worker), or start Ray with more"
         )
+    # Who says how many CPUs a worker has has left the others to somebody else.
+    threads = _threads(nodes, share, wanted) if cpus_per_worker is None else max(1, int(share))
     return WorkerResources(
         num_workers=wanted,
         min_workers=wanted,
         use_gpu=use_gpu,
         cpus_per_worker=share,
-        threads_per_worker=0 if use_gpu else _threads(nodes, share, wanted),
+        threads_per_worker=0 if use_gpu else threads,
     )
 
 

@@ -14,7 +14,7 @@ import torch
 
 from caption_ray import storage
 from caption_ray.bundle import BundleConfig, load_bundle, save_bundle
-from caption_ray.cluster import KEEP_MEMORY, connect, set_up_ray_train
+from caption_ray.cluster import KEEP_MEMORY, connect, node_resources, set_up_ray_train
 from caption_ray.config import Experiment
 from caption_ray.data.pipeline import ExactSplit, Feed, Undivided
 from caption_ray.data.shards import VOCABULARY_NAME, read_vocabulary
@@ -157,7 +157,7 @@ def _own_surroundings(request: TrainRequest, inputs: RunInputs, workers: WorkerR
 
 def _plan_workers(request: TrainRequest) -> WorkerResources:
     return plan_workers(
-        [node["Resources"] for node in ray.nodes() if node["Alive"]],
+        node_resources(),
         device=request.device,
         num_workers=request.num_workers,
         min_workers=request.min_workers,

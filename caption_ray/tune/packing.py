@@ -1,6 +1,5 @@
 """How many trials fit into the cluster at a time, and what each reserves."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -46,9 +45,14 @@ def pack_trials(
     if use_gpu and gpus_per_trial > 1:
         raise UsageError(f"--gpus-per-trial {gpus_per_trial:g}: a trial is a single worker, which has one GPU at most")
     num_bytes = int((memory_per_trial_gb or 0.0) * 1e9)
-    room = sum(_room(node, cpus_per_trial, gpus_per_trial if use_gpu else 0.0, num_bytes) for node in nodes)
-    if room * cpus_per_trial > num_cpus - kept_cpus:
-        room -= math.ceil(kept_cpus / cpus_per_trial)
+    gpus = gpus_per_trial if use_gpu else 0.0
+    rooms = [_room(node, cpus_per_trial, gpus, num_bytes) for node in nodes]
+    beside = (
+        sum(rooms) - room + _room(node, cpus_per_trial, gpus, num_bytes, kept_cpus)
+        for node, room in zip(nodes, rooms, strict=True)
+        if node.get("CPU", 0.0) >= kept_cpus
+    )
+    room = max(beside, default=0)
     if room < 1:
         asked = f"{cpus_per_trial:g} CPU(s)" + (f" and {gpus_per_trial:g} GPU" if use_gpu else "")
         if num_bytes:
@@ -71,9 +75,9 @@ def pack_trials(
     return Packing(workers=workers, num_at_once=min(room, num_at_once or room))
 
 
-def _room(node: Mapping[str, float], cpus: float, gpus: float, num_bytes: int) -> int:
-    """Return how many trials a node can hold; a trial does not span two GPUs."""
-    room = int(node.get("CPU", 0.0) / cpus + 1e-6)
+def _room(node: Mapping[str, float], cpus: float, gpus: float, num_bytes: int, kept: int = 0) -> int:
+    """Return how many trials a node can hold, `kept` of its CPUs set aside; a trial does not span two GPUs."""
+    room = int((node.get("CPU", 0.0) - kept) / cpus + 1e-6)
     if gpus:
         room = min(room, int(node.get("GPU", 0.0)) * int(1 / gpus + 1e-6))
     return min(room, int(node.get("memory", 0.0) / (num_bytes + WAITING_BYTES))) if num_bytes else room

@@ -11,7 +11,7 @@ import ray.tune
 import ray.util.state
 
 from caption_ray import storage
-from caption_ray.cluster import connect
+from caption_ray.cluster import connect, node_resources
 from caption_ray.data.pipeline import Feed, smallest_object_store
 from caption_ray.errors import RunError, SweepInterruptedError, UsageError, WorkLeftError
 from caption_ray.lock import sole_driver
@@ -110,7 +110,7 @@ def _run_trials(
     _check_dashboard()
     feeds, are_shared = share_feeds(build_feeds(inputs))
     packing = pack_trials(
-        [node["Resources"] for node in ray.nodes() if node["Alive"]],
+        node_resources(),
         device=request.device,
         cpus_per_trial=request.cpus_per_trial,
         gpus_per_trial=request.gpus_per_trial,

@@ -37,6 +37,7 @@ def test_bad_pictures_cost_the_others_neither_caption_nor_figure(tiny_bundle: Pa
         (".", "a folder; name a file"),
         ("/proc/out.png", "/proc: cannot be written to"),
         ("photo.jpg", "takes the PNG to draw, such as photo.png"),
+        ("gs://bucket/out.png", "takes a path on this machine, not a URI"),
         ("./a.png", "would replace the picture ./a.png"),
     ],
 )

@@ -44,6 +44,20 @@ def test_the_quick_start_keeps_folders_that_it_has_not_made(tmp_path: Path) -> N
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
 
 
+def test_the_quick_start_is_asked_for_workers_that_cannot_share_a_step(tmp_path: Path) -> None:
+    message = refusal(tmp_path, "quickstart", "--num-workers", "3")
+    assert "--num-workers 3: cannot share 4 pictures a step evenly; choose one of 1, 2, 4" in message
+    assert not list(tmp_path.iterdir())
+
+
+def test_home_of_nobody(tmp_path: Path) -> None:
+    for places in (["--output", "~no-such-user/q"], ["--source", "~no-such-user/s"]):
+        assert "has no such home" in refusal(tmp_path, "quickstart", *places)
+    message = refusal(tmp_path, "evaluate", "--bundle", "absent", "--data", "~no-such-user/data")
+    assert "~no-such-user/data" in message
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("name", ["a/b", "", ".hidden"])
 def test_name_that_is_none(name: str, tmp_path: Path) -> None:
     places = ("--data", "absent", "--storage", "runs", "--name", name)

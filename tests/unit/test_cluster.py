@@ -26,6 +26,25 @@ def test_a_containers_quota_bounds_the_cpus(files: dict[str, str], expected: lis
     assert cluster._quota(tmp_path) == expected
 
 
+@pytest.mark.parametrize(
+    ("nodes", "num_actors", "num_cpus"),
+    [
+        ([{"CPU": 2.0}], 2, 0.5),
+        ([{"CPU": 16.0}], 16, 15 / 16),
+        ([{"CPU": 1.0}], 1, 0),
+        ([{}], 1, 0),
+        ([{"CPU": 2.0}, {"CPU": 2.0}], 3, 1),
+        ([{"CPU": 16.0}, {"CPU": 8.0}], 23, 1),
+        ([{"CPU": 2.0}, {"memory": 1e9}], 2, 0.5),
+        ([{"CPU": 4.0, "GPU": 1.0}, {"CPU": 4.0, "GPU": 2.0}], 3, 0),
+    ],
+)
+def test_actors_leave_a_whole_cpu_on_some_node(nodes: list[dict[str, float]], num_actors: int, num_cpus: float) -> None:
+    found, per_actor = cluster.actor_resources(nodes)
+    assert (found, per_actor["num_cpus"]) == (num_actors, num_cpus)
+    assert per_actor["num_gpus"] == (1 if any("GPU" in node for node in nodes) else 0)
+
+
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
 def test_an_address_where_nobody_listens_is_told_at_once(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cluster, "_PATIENCE_S", 0.6)

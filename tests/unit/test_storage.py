@@ -187,3 +187,16 @@ def test_relative_output_is_refused_in_a_job(monkeypatch: pytest.MonkeyPatch, tm
         storage.output_at("--output", "runs")
     for fine in (str(tmp_path), "gs://bucket/runs"):
         assert storage.output_at("--output", fine) == fine
+
+
+def test_home_of_nobody_is_told_and_a_path_that_must_be_local_is_no_uri(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert storage.absolute("~/data") == str(tmp_path / "data")
+    assert storage.local_path("--output", "~/data") == tmp_path / "data"
+    for use in (storage.absolute, lambda path: storage.output_at("--output", path), storage.with_home):
+        with pytest.raises(UsageError, match=r"^~no-such-user/data: .* has no such home; write the path in full"):
+            use("~no-such-user/data")
+    with pytest.raises(UsageError, match=r"--output gs://bucket/x: takes a path on this machine, not a URI"):
+        storage.local_path("--output", "gs://bucket/x")

@@ -147,8 +147,10 @@ def jpeg() -> bytes:
         (jpeg()[:-900], "truncated"),
         (jpeg()[:100], "not a picture that can be decoded"),
         (b"\x89PNG\r\n\x1a\n", "not a picture that can be decoded"),
+        (b"\n", "not a picture that can be decoded"),
+        (b"abc", "not a picture that can be decoded"),
     ],
-    ids=["empty", "text", "truncated", "header", "signature"],
+    ids=["empty", "text", "truncated", "header", "signature", "a byte", "three bytes"],
 )
 def test_broken_pictures_have_a_one_line_reason(data: bytes, reason: str) -> None:
     with pytest.raises(PictureError, match=reason) as caught:

@@ -19,6 +19,7 @@ from caption_ray.data.shards import (
     ShardWriter,
     SplitFiles,
     digest_files,
+    first_pictures,
     load_manifest,
     read_vocabulary,
 )
@@ -140,14 +141,14 @@ def test_the_digest_is_that_of_the_sorted_digests() -> None:
     assert digest_files(reversed(files)) == digest_files(files)
 
 
-def make_dataset(folder: Path) -> DatasetManifest:
-    files = tuple(write(folder, [make_table([4, 5])]))
+def make_dataset(folder: Path, sizes: Sequence[int] = (4, 5), max_bytes: int = 96 * MIB) -> DatasetManifest:
+    files = tuple(write(folder, [make_table(sizes)], max_bytes))
     (folder / VOCABULARY_NAME).write_bytes(VOCABULARY)
     manifest = DatasetManifest(
         layout="kaggle",
-        splits={"train": SplitFiles(num_pictures=2, num_captions=10, files=files)},
-        num_pictures=2,
-        num_captions=10,
+        splits={"train": SplitFiles(num_pictures=len(sizes), num_captions=5 * len(sizes), files=files)},
+        num_pictures=len(sizes),
+        num_captions=5 * len(sizes),
         vocabulary_size=4,
         num_left_out=0,
         vocabulary_sha256=hashlib.sha256(VOCABULARY).hexdigest(),
@@ -155,6 +156,16 @@ def make_dataset(folder: Path) -> DatasetManifest:
     )
     storage.write_text(str(folder / MANIFEST_NAME), manifest.model_dump_json())
     return manifest
+
+
+@pytest.mark.parametrize("count", [1, 3, 4, 5, 9, 10, 12])
+def test_first_pictures_are_as_many_as_asked_for_however_few_are_in_a_shard(count: int, tmp_path: Path) -> None:
+    sizes = range(1, 11)
+    manifest = make_dataset(tmp_path, sizes, max_bytes=20)
+    assert len(manifest.splits["train"].files) > 3
+    found = first_pictures(str(tmp_path), "train", count)
+    assert list(found) == [f"{index:04d}.jpg" for index in range(10)][:count]
+    assert [len(data) for data in found.values()] == list(sizes)[:count]
 
 
 def test_a_manifest_comes_back_as_it_was(tmp_path: Path) -> None:

@@ -25,6 +25,9 @@ from caption_ray.train.resources import plan_workers
         ({"CPU": 8.0, "GPU": 25.0}, {}, (25, True, 0.28, 0)),
         ({"CPU": 16.0, "GPU": 2.0}, {"device": "cpu"}, (1, False, 15.0, 16)),
         ({"CPU": 16.0, "GPU": 2.0}, {"device": "cpu", "num_workers": 5}, (5, False, 3.0, 3)),
+        ({"CPU": 16.0}, {"cpus_per_worker": 4.0}, (1, False, 4.0, 4)),
+        ({"CPU": 16.0}, {"num_workers": 2, "cpus_per_worker": 2.5}, (2, False, 2.5, 2)),
+        ({"CPU": 16.0}, {"cpus_per_worker": 0.5}, (1, False, 0.5, 1)),
     ],
 )
 def test_plans_by_hand(

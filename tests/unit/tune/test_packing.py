@@ -25,6 +25,10 @@ TWO_P100 = {"CPU": 28.0, "GPU": 2.0}
         ([{**TWO_P100, "memory": 16e9}], {"memory_per_trial_gb": 5.0}, 3, {"CPU": 1.0, "GPU": 0.25, "memory": 5e9}, 0),
         ([{"CPU": 2.0, "memory": 16e9}], {"memory_per_trial_gb": 5.0}, 2, {"CPU": 1.0, "memory": 5e9}, 1),
         ([TWO_P100], {"device": "cpu"}, 28, {"CPU": 1.0}, 1),
+        # Half a CPU left on each of two nodes is none to Ray Data, which one of them keeps a whole one for.
+        ([{"CPU": 2.0}, {"CPU": 2.0}], {"cpus_per_trial": 1.5}, 2, {"CPU": 1.5}, 1),
+        ([{"CPU": 2.0}, {"CPU": 2.0}], {"cpus_per_trial": 1.5, "kept_cpus": 1}, 1, {"CPU": 1.5}, 1),
+        ([{"CPU": 2.0}, {"CPU": 3.0}], {"cpus_per_trial": 2.0, "kept_cpus": 1}, 2, {"CPU": 2.0}, 2),
     ],
 )
 def test_trials_that_fit(
