@@ -16,7 +16,7 @@ from caption_ray.evaluation.evaluate import predict
 from caption_ray.evaluation.pictures import prepared_pictures
 from caption_ray.serve.config_file import bundle_in, with_bundle
 from caption_ray.serve.deployment import find_bundle
-from caption_ray.serve.rollout import deploy, roll_out
+from caption_ray.serve.rollout import NotToldError, deploy, roll_out
 from caption_ray.text.tokenizer import tokenize
 
 logger = logging.getLogger(__name__)
@@ -127,7 +127,7 @@ def _put_into_service(promoted: Promotion, request: PromoteRequest) -> None:
         except BaseException as error:  # Ctrl-C too
             storage.rewrite_text(path, before)
             logger.warning("%s names again what it did before", request.serve_config)
-            if not isinstance(error, UsageError):  # which is raised before the service is told anything
+            if not isinstance(error, UsageError | NotToldError):
                 try:
                     deploy(request.serve_config, request.dashboard)
                 except RunError as again:

@@ -66,7 +66,8 @@ TABLE: Mapping[type[Exception], Refusal] = {
     QueryError: Refusal(status=400, code="invalid_query", meaning="A query parameter is unknown, repeated or wrong."),
     UnauthorisedError: Refusal(status=401, code="unauthorized", meaning="The API key is missing or not known."),
     BodyTimeoutError: Refusal(status=408, code="body_timeout", meaning="The body did not arrive in time."),
-    DeadlineError: Refusal(status=408, code="deadline_exceeded", meaning="The answer was not there in time."),
+    # Not 408, the client's fault: browsers send it all again at that, by one after another of their open connections.
+    DeadlineError: Refusal(status=504, code="deadline_exceeded", meaning="The answer was not there in time."),
     TooLargeError: Refusal(status=413, code="too_large", meaning="A picture, or the whole body, has too many bytes."),
     TooManyPicturesError: Refusal(status=413, code="too_many_pictures", meaning="The batch has too many pictures."),
     NotAPictureError: Refusal(status=415, code="not_a_picture", meaning="The bytes are no picture of a known kind."),

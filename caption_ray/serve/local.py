@@ -5,6 +5,7 @@ import socket
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import suppress
 from datetime import datetime, timezone
+from typing import Any
 
 import uvicorn
 from pydantic import Field
@@ -67,6 +68,17 @@ class LocalBackend:
         self._engine.close()
 
 
+CONNECTION_OPTIONS: dict[str, Any] = {
+    # By h11, which refuses headers of much more than 64 KiB; httptools, which uvicorn would choose, takes in any.
+    "http": HeadTimeoutProtocol,
+    # A protocol of its own, without these limits, which any client may ask for.
+    "ws": "none",
+    # Its warnings are of what clients send.
+    "log_level": "error",
+}
+"""What uvicorn is told of connections from strangers."""
+
+
 class Arguments(Settings):
     """Serve captions over HTTP, and a page, from this process alone."""
 
@@ -96,8 +108,10 @@ def main(arguments: Arguments) -> dict[str, object]:
         observe=lambda batch: batches.observe(len(batch.answers), batch.model_s),
     )
     app = create_app(backend, limits, api_keys=api_keys_from_environment(), metrics=metrics)
-    # By h11, which refuses headers of much more than 64 KiB; httptools, which uvicorn would choose, takes in any.
-    server = uvicorn.Server(uvicorn.Config(app, http=HeadTimeoutProtocol, log_level="warning", access_log=False))
+    config = uvicorn.Config(
+        app, access_log=False, timeout_graceful_shutdown=int(limits.deadline_s) + 5, **CONNECTION_OPTIONS
+    )
+    server = uvicorn.Server(config)
     try:
         with _listening(arguments.host, arguments.port) as listener, suppress(KeyboardInterrupt):
             server.run([listener])

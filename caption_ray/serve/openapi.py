@@ -129,7 +129,7 @@ def _operation(
                 "headers": _headers(),
                 "content": {"application/json": {"schema": _reference(model), "example": example}},
             },
-            **_errors(*(errors or (400, 401, 405, 408, 500, 503))),
+            **_errors(*(errors or (400, 401, 405, 500, 503, 504))),
         },
     }
 
@@ -153,7 +153,7 @@ _EVENT: Json = {
     },
     "required": ["event", "data"],
 }
-_PICTURE_ERRORS = (400, 401, 405, 408, 413, 415, 422, 500, 503)
+_PICTURE_ERRORS = (400, 401, 405, 408, 413, 415, 422, 500, 503, 504)
 
 
 def _query(limits: Limits, names: Iterable[str]) -> list[Json]:
@@ -202,7 +202,7 @@ def _caption_operation(limits: Limits) -> Json:
 def _batch_operation(limits: Limits) -> Json:
     operation = _operation(
         "captionPictures", "captions", f"Caption up to {limits.max_pictures} pictures", BatchAnswer, BATCH,
-        errors=(400, 401, 405, 408, 413, 500, 503),
+        errors=(400, 401, 405, 408, 413, 500, 503, 504),
     )  # fmt: skip
     pictures = {
         "type": "array",

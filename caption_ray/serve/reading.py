@@ -84,19 +84,19 @@ def parse_query(request: Request, limits: Limits, allowed: frozenset[str]) -> Ca
         given[name] = value == "true" if value in ("true", "false") else value
         if re.fullmatch(r"-?[0-9]{1,6}", value, re.ASCII):
             given[name] = int(value)
+    width = given.get("beam_width")
+    if isinstance(width, int) and width > limits.max_beam_width:  # which may be less than any service's
+        raise QueryError(f"query parameter 'beam_width': at most {limits.max_beam_width}", limits.max_beam_width)
     try:
         query = CaptionRequest.model_validate(given, strict=True)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         bound = first.get("ctx", {}).get("le", first.get("ctx", {}).get("ge"))
         raise QueryError(f"query parameter {first['loc'][0]!r}: {first['msg']}", bound) from error
-    if query.beam_width is not None:
-        if query.beam_width > limits.max_beam_width:
-            raise QueryError(f"query parameter 'beam_width': at most {limits.max_beam_width}", limits.max_beam_width)
-        if query.num_captions > query.beam_width:
-            raise QueryError(
-                f"query parameter 'num_captions': at most the beam_width of {query.beam_width}", query.beam_width
-            )
+    if query.beam_width is not None and query.num_captions > query.beam_width:
+        raise QueryError(
+            f"query parameter 'num_captions': at most the beam_width of {query.beam_width}", query.beam_width
+        )
     return query
 
 

@@ -29,18 +29,25 @@ NUM_ANSWERS = 20
 """Answers in a row that must come from the new model: each is by whichever replica Serve chooses."""
 
 
+class NotToldError(RunError):
+    """Nothing has been deployed: the service has not been told of a config."""
+
+
 def roll_out(config: str, dashboard: str, model_id: str, application: str | None = None) -> None:
     """Deploy the config, then wait until the service answers with the model of that id.
 
     dashboard: address of the cluster's dashboard.  application: that of the service, where the config has several with
     a captioner.  The service goes on with its old bundle until the new one is loaded and verified, and where that is
-    refused; then RunError is raised with its reason, and before anything is deployed where it wants another API key.
+    refused; then RunError is raised with its reason. NotToldError: it wants another API key, and as `deploy` raises it.
     """
     host, port = http_address(config)
     # A service that listens on all interfaces is where its dashboard is.
     host = urlsplit(dashboard).hostname or host if host in ("0.0.0.0", "::") else host
     service = f"http://{host}:{port}{route_prefix(config, application)}"
-    refused_before = _refusals(service)
+    try:
+        refused_before = _refusals(service)
+    except RunError as error:
+        raise NotToldError(f"{error}") from error
     deploy(config, dashboard)
     wait_for_model(service, model_id, refused_before)
 
@@ -48,12 +55,12 @@ def roll_out(config: str, dashboard: str, model_id: str, application: str | None
 def deploy(config: str, dashboard: str) -> None:
     """Do what `serve deploy` does.
 
-    Raises RunError where that fails, or would end applications that others have deployed: the config says all that is
-    to run on the cluster.
+    Raises RunError where that fails, NotToldError where it is not tried: without a dashboard that answers, or where it
+    would end applications that others have deployed, since the config says all that is to run on the cluster.
     """
     others = _deployed(dashboard) - application_names(config)
     if others:
-        raise RunError(
+        raise NotToldError(
             f"{dashboard}: `serve deploy {config}` would end what else is deployed there: {', '.join(sorted(others))}; "
             "deploy from a config that has these applications too"
         )
@@ -62,7 +69,7 @@ def deploy(config: str, dashboard: str) -> None:
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False, env={**told, **os.environ})
     except FileNotFoundError as error:
-        raise RunError(f"{command[0]}: not there; install caption_ray and its Ray in this environment") from error
+        raise NotToldError(f"{command[0]}: not there; install caption_ray and its Ray in this environment") from error
     if done.returncode != 0:
         raise RunError(f"`serve deploy {config} --address {dashboard}` failed: {_last_line(done.stderr)}")
 
@@ -95,7 +102,7 @@ def _deployed(dashboard: str) -> set[str]:
     try:
         found = _get(f"{dashboard.rstrip('/')}/api/serve/applications/", headers)["applications"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RunError(
+        raise NotToldError(
             f"{dashboard}: this dashboard does not say what it serves: {error}; is it a cluster's?"
         ) from error
     return {name for name, application in found.items() if application.get("source") == "declarative"}

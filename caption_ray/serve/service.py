@@ -126,7 +126,9 @@ class CaptionService:
         try:
             return await self.decode(sent, record)
         except (PictureError, TooLargeError) as error:
-            return error
+            # Its frames hold the picture's bytes, which nobody would account for while the others are captioned.
+            error.__cause__ = error.__context__ = None
+            return error.with_traceback(None)
 
     async def stream(
         self, picture: DecodedPicture, query: CaptionRequest, record: RequestRecord, started: float

@@ -11,9 +11,10 @@ import torch
 from sweep_lineage import LINEAGE
 
 from caption_ray.bundle import build_model, load_bundle, read_manifest, save_bundle
-from caption_ray.errors import BundleError, QualityError, UsageError
+from caption_ray.errors import BundleError, QualityError, RunError, UsageError
 from caption_ray.promotion import PromoteRequest, promote
 from caption_ray.serve.config_file import bundle_in, with_bundle
+from caption_ray.serve.rollout import NotToldError
 from caption_ray.train.trainer import TrainRequest
 
 CONFIG = Path(__file__).parents[2] / "serve_config.yaml"
@@ -108,22 +109,31 @@ def test_first_bundle_has_nothing_to_be_compared_with_and_a_copy_that_was_cut_of
     load_bundle(promoted.bundle)
 
 
-def test_interrupted_roll_out_leaves_the_config_as_it_was(
-    request_for: PromoteRequest, trained: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("error", "told_again"),
+    [(KeyboardInterrupt(), [None]), (RunError("refused"), [None]), (NotToldError("no key"), [])],
+)
+def test_roll_out_that_fails_leaves_the_config_as_it_was(
+    request_for: PromoteRequest,
+    trained: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    error: BaseException,
+    told_again: list[None],
 ) -> None:
-    """Ctrl-C while the service loads the bundle: the service is told of the old config again, too."""
+    """Ctrl-C while the service loads the bundle: the service is told of the old config again, if it knows a new one."""
     told = []
 
     def interrupted(config: str, *_: object) -> None:
         assert bundle_in(config) is not None
-        raise KeyboardInterrupt
+        raise error
 
     monkeypatch.setenv("CAPTION_RAY_BUNDLE", str(tmp_path / "absent"))
     monkeypatch.setattr("caption_ray.promotion.roll_out", interrupted)
     monkeypatch.setattr("caption_ray.promotion.deploy", lambda config, _: told.append(bundle_in(config)))
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(type(error)):
         promote(replace(request_for, candidate=trained, dashboard="http://127.0.0.1:1"))
-    assert told == [None]
+    assert told == told_again
     assert Path(request_for.serve_config).read_text() == CONFIG.read_text()
 
 

@@ -217,6 +217,18 @@ def test_kind_that_only_the_browser_reads_is_sent_as_a_jpeg(open_page: OpenPage,
     expect(visit.page.locator("#others")).to_be_visible()
 
 
+def test_variant_that_only_the_browser_reads_is_sent_as_a_jpeg(open_page: OpenPage) -> None:
+    file = io.BytesIO()
+    Image.new("L", (64, 64)).save(file, "BMP")
+    data = file.getvalue()
+    start = int.from_bytes(data[10:14], "little")
+    run_length_encoded = data[:30] + b"\1\0\0\0" + data[34:start] + b"\x40\xc8\0\0" * 64 + b"\0\1"
+    visit = open_page()
+    visit.choose("old.bmp", run_length_encoded, "image/bmp")
+    assert visit.caption()
+    expect(visit.page.locator("#note")).to_have_text(re.compile("^Sent as a JPEG"))
+
+
 def test_accessible_names_and_landmarks(open_page: OpenPage, photo: bytes) -> None:
     visit = open_page()
     visit.choose("dog.jpg", photo)

@@ -2,7 +2,7 @@
 
 const KEY_NAME = "caption_ray.api-key";
 // An error in the middle of a stream comes without a status: those that pass, by their code.
-const STATUS_OF_CODE = { overloaded: 503, unavailable: 503, deadline_exceeded: 408 };
+const STATUS_OF_CODE = { overloaded: 503, unavailable: 503, deadline_exceeded: 504 };
 
 /**
  * A request that did not succeed: `status` is 0 where no answer came, `code` and `limit` are the service's own, and

@@ -97,7 +97,7 @@ async function captionPatiently(run) {
       if (isTooLarge(picture, isOriginal, error)) {
         picture = await smaller(run, (error.status === 413 && error.limit) || MAX_BYTES);
         if (!picture) throw error;
-      } else if (error.status === 415 && isOriginal && isOfAnotherKind(picture)) {
+      } else if (isOriginal && isOfAnotherKind(picture, error)) {
         picture = await converted(run);
       } else if (error.isPassing && waits++ < MAX_WAITS) {
         await waitVisibly(run, error, error.retryAfter ?? DEFAULT_WAIT_S);

@@ -18,10 +18,11 @@ export function isSurelyNoPicture(file) {
   return file.type !== "" && !file.type.startsWith("image/");
 }
 
-/** Whether it is a picture, AVIF or HEIC perhaps, of a kind that the service does not read. */
-export function isOfAnotherKind({ name, type }) {
+/** Whether it was refused for its kind, AVIF or HEIC perhaps, or a variant of BMP, which the service does not read. */
+export function isOfAnotherKind({ name, type }, { status, code }) {
   const isRead = /^image\/(bmp|gif|jpeg|png|tiff|webp|x-portable-)/.test(type);
-  return (type.startsWith("image/") && !isRead) || /\.hei[cf]$/i.test(name);
+  if (status === 415) return (type.startsWith("image/") && !isRead) || /\.hei[cf]$/i.test(name);
+  return code === "undecodable_picture" && type === "image/bmp";
 }
 
 /** Whether a refusal asks for a smaller copy; of what is one already (not `isOriginal`), only by saying how small. */

@@ -51,6 +51,7 @@ function describeProblem(error) {
         { needsKey: true },
       );
     case 408:
+    case 504:
       return problem("That took too long", "The picture, or its caption, was not there in time.", { canRetry: true });
     case 413:
       return problem("The file is too large", limitText(error, formatBytes));

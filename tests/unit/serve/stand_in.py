@@ -76,3 +76,14 @@ class StandIn:
         except asyncio.CancelledError:
             self.num_cancelled += 1
             raise
+
+
+class Chatty(StandIn):
+    """Says words without end, larger than the buffers between it and its client."""
+
+    async def stream(self, picture: Square) -> AsyncGenerator[GreedyWord | CaptionedPicture, None]:
+        try:
+            while True:
+                yield GreedyWord(text="x" * (1 << 20), log_probability=-1.0, attention=GRID[0])
+        finally:
+            self.num_cancelled += 1

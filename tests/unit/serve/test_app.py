@@ -84,7 +84,7 @@ def test_model_is_described(client: httpx.Client) -> None:
 @pytest.mark.parametrize(
     ("query", "limit"),
     [
-        ("beam_width=0", 1), ("beam_width=11", 10), ("beam_width=21", 20), ("beam_width=two", None),
+        ("beam_width=0", 1), ("beam_width=11", 10), ("beam_width=21", 10), ("beam_width=two", None),
         ("beam_width=", None), ("beam_width=1.0", None), ("beam_width=%C2%B2", None), ("num_captions=0", 1),
         ("num_captions=3&beam_width=2", 2), ("num_captions=5", 4), ("attention=yes", None), ("attention=1", None),
         ("beam_width=1&beam_width=1", None), ("url=http://127.0.0.1/x.jpg", None), ("=", None),

@@ -1,14 +1,20 @@
-"""Connections on which no request comes, under uvicorn as `caption_ray.serve.local` runs it."""
+"""Connections on which nothing moves, under uvicorn as `caption_ray.serve.local` runs it."""
 
+import logging
 import socket
+import sys
+import threading
 import time
 
 import pytest
 from live import running
-from stand_in import StandIn
+from odd_pictures import png
+from stand_in import Chatty, StandIn
 
 from caption_ray.serve.app import create_app
 from caption_ray.serve.head_timeout import HeadTimeoutProtocol
+from caption_ray.serve.local import CONNECTION_OPTIONS
+from caption_ray.serve.schemas import Limits
 
 HEAD = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
 
@@ -49,3 +55,51 @@ def test_each_request_has_the_whole_time() -> None:
                 assert part
                 answer += part
             assert answer.startswith(b"HTTP/1.1 200")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="TCP_USER_TIMEOUT is Linux's")
+def test_connection_of_a_client_that_does_not_read_ends() -> None:
+    ended = threading.Event()
+
+    class Impatient(HeadTimeoutProtocol):
+        UNREAD_TIMEOUT_S = 0.5
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            super().connection_lost(exc)
+            ended.set()
+
+    with (
+        running(create_app(Chatty(), Limits(deadline_s=0.5)), http=Impatient) as port,
+        socket.create_connection(("127.0.0.1", port), timeout=10) as deaf,
+    ):
+        head = f"POST /v1/captions/stream HTTP/1.1\r\nHost: x\r\nContent-Length: {len(png())}\r\n\r\n"
+        deaf.sendall(head.encode() + png())
+        assert ended.wait(20)  # while it is still there
+
+
+def test_asking_for_another_protocol_gets_round_no_limit() -> None:
+    lines = ("POST /v1/captions HTTP/1.1", "Host: x", "Upgrade: websocket", "Connection: Upgrade", "Content-Length: 5")
+    with (
+        running(create_app(StandIn(), Limits(body_timeout_s=0.5)), **CONNECTION_OPTIONS) as port,
+        socket.create_connection(("127.0.0.1", port), timeout=10) as connection,
+    ):
+        connection.sendall("\r\n".join((*lines, "", "")).encode())
+        assert connection.recv(65536).startswith(b"HTTP/1.1 408")
+
+
+def test_what_is_no_chunk_after_an_early_answer_ends_the_connection_and_is_no_fault(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with (
+        caplog.at_level(logging.WARNING, logger="asyncio"),
+        running(create_app(StandIn()), **CONNECTION_OPTIONS) as port,
+        socket.create_connection(("127.0.0.1", port), timeout=10) as connection,
+    ):
+        connection.sendall(b"POST /nope HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
+        answer = b""
+        while b"not_found" not in answer:
+            answer += connection.recv(65536)
+        assert answer.startswith(b"HTTP/1.1 404")
+        connection.sendall(b"zzz\r\n")
+        assert not connection.recv(65536)
+    assert not caplog.records

@@ -1,15 +1,19 @@
 import asyncio
+import gc
 import io
 import sys
 import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 import pytest
+from live import client_of
 from odd_pictures import png, png_bomb
 from PIL import Image
+from stand_in import StandIn
 
-from caption_ray.serve.backend import OverloadedError
+from caption_ray.errors import PictureError
+from caption_ray.serve.backend import CaptionedPicture, OverloadedError, Square
 from caption_ray.serve.pictures import FORMATS, PictureDecoder
 from caption_ray.serve.schemas import Limits
 
@@ -98,3 +102,26 @@ def test_other_threads_run_while_a_picture_is_decoded(kind: str) -> None:
         assert min([await longest_wait_s(decoder) for _ in range(4)]) < 0.25
 
     with_decoder(work, max_waiting=0)
+
+
+def picture_errors() -> list[PictureError]:
+    gc.collect()
+    return [found for found in gc.get_objects() if issubclass(type(found), PictureError)]
+
+
+def test_bytes_of_a_broken_picture_are_let_go_before_the_others_are_captioned() -> None:
+    """An exception's traceback holds what was in the frames that it came through."""
+    traces: list[bool] = []
+    earlier = picture_errors()
+
+    class Looking(StandIn):
+        async def caption(self, pictures: Sequence[Square], beam_width: int | None) -> list[CaptionedPicture]:
+            errors = [error for error in picture_errors() if all(error is not other for other in earlier)]
+            traces.extend(any((error.__traceback__, error.__cause__, error.__context__)) for error in errors)
+            return await super().caption(pictures, beam_width)
+
+    with client_of(Looking()) as client:
+        files = [("pictures", ("a.png", data, "image/png")) for data in (png(), png()[:60], b"none")]
+        results = client.post("/v1/captions/batch", files=files).json()["results"]
+    assert ["error" in result for result in results] == [False, True, True]
+    assert traces == [False, False]

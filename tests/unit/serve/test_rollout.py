@@ -12,7 +12,7 @@ import pytest
 
 from caption_ray.errors import RunError
 from caption_ray.serve import rollout
-from caption_ray.serve.rollout import NUM_ANSWERS, deploy, wait_for_model
+from caption_ray.serve.rollout import NUM_ANSWERS, NotToldError, deploy, roll_out, wait_for_model
 
 OLD, NEW = {"id": "old"}, {"id": "new"}
 
@@ -78,6 +78,19 @@ def test_a_service_that_wants_a_key_is_not_waited_for(monkeypatch: pytest.Monkey
             wait_for_model(service, "new")
 
 
+def test_a_service_that_wants_a_key_is_not_told_of_anything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tmp_path / "serve.yaml"
+    monkeypatch.delenv("CAPTION_RAY_API_KEYS", raising=False)
+    monkeypatch.setattr(rollout, "deploy", lambda *_: pytest.fail("has deployed"))
+    with answering(itertools.repeat({}), status=401) as service:
+        port = service.rpartition(":")[2]
+        config.write_text(
+            f"http_options: {{port: {port}}}\napplications: [{{deployments: [{{name: CaptionerReplica}}]}}]"
+        )
+        with pytest.raises(NotToldError, match="answers 401"):
+            roll_out(str(config), "http://127.0.0.1:1", "new")
+
+
 def test_a_service_here_is_not_asked_through_a_proxy_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     for name in ("no_proxy", "NO_PROXY"):
@@ -93,8 +106,8 @@ def test_applications_of_others_are_not_ended(tmp_path: Path) -> None:
     found = {"applications": {name: {"source": source} for name, source in sources.items()}}
     with (
         answering(itertools.repeat(found)) as dashboard,
-        pytest.raises(RunError, match="would end what else is deployed there: search; deploy from a config that has"),
+        pytest.raises(NotToldError, match="would end what else is deployed there: search; deploy from a config that"),
     ):
         deploy(str(config), dashboard)
-    with answering(itertools.repeat([])) as dashboard, pytest.raises(RunError, match="does not say what it serves"):
+    with answering(itertools.repeat([])) as dashboard, pytest.raises(NotToldError, match="does not say what it serves"):
         deploy(str(config), dashboard)
