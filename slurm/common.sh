@@ -39,7 +39,7 @@ load_modules() {
     [[ -z ${CAPTION_RAY_MODULES:-} ]] && return
     set +u # what a site has in its profile and its modules is seldom written for it
     # `module` is a function of login shells, which a batch job need not be.
-    type module > /dev/null 2>&1 || source /etc/profile
+    type module > /dev/null 2>&1 || source /etc/profile || true # what fails in there is no reason to end without a word
     # shellcheck disable=SC2086 # several modules, apart by spaces
     module load $CAPTION_RAY_MODULES || fail "module load $CAPTION_RAY_MODULES failed; see CAPTION_RAY_MODULES"
     set -u

@@ -46,14 +46,15 @@ fi
 if [[ -e $note ]]; then
     in_use=$(running_clusters)
     [[ -z $in_use ]] || fail "$folder is in use by cluster ${in_use//$'\n'/, }, which slurm/stop.sh ends"
-elif [[ -n $(ls -A "$folder" 2> /dev/null) ]]; then # what --clear would delete
+elif [[ -n $(ls -A "$folder" 2> /dev/null) ]]; then # what would be deleted
     fail "$folder holds what is not this script's; name an absent or empty folder in CAPTION_RAY_VENV, or delete it"
 fi
 say "making $folder with $("$python" --version), for $gpu"
 mkdir -p "$folder"
-"$python" -m venv --clear "$folder" ||
+if ! { : > "$note" && # first: what an interruption leaves here is this script's
+    find "$folder" -mindepth 1 -maxdepth 1 ! -name "${note##*/}" -exec rm -rf {} + && "$python" -m venv "$folder"; }; then
     fail "$folder: no environment could be made there; is the quota used up? CAPTION_RAY_VENV names another place"
-: > "$note"
+fi
 export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1
 # Wheels kept for another time would fill the quota of the home folder.
 install=("$folder/bin/pip" install --quiet --no-cache-dir "${constraints[@]}")

@@ -92,7 +92,13 @@ def _load(gcc: str, openmp: Path, definitions: tuple[str, ...]) -> ctypes.CDLL:
         kept.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         with tempfile.TemporaryDirectory(dir=kept.parent) as folder:
             made = compiler.compile_library(gcc, openmp, flags, Path(folder) / name)
-            made.replace(kept)  # at once: many workers may start together
+            # Many workers may start together. What one of them has loaded stays: of a home on NFS, a library whose file
+            # another node has put another one in the place of can no longer be read.
+            with contextlib.suppress(OSError):
+                os.link(made, kept)
+            with contextlib.suppress(OSError):
+                return ctypes.CDLL(str(kept))
+            made.replace(kept)  # what is there is spoilt, or there are no links here
         return ctypes.CDLL(str(kept))
     except OSError:  # no home, or one that cannot be written to: compiled for this process alone
         with tempfile.TemporaryDirectory() as folder:

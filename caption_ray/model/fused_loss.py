@@ -20,7 +20,8 @@ class _CrossEntropy(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_int64) for name in ("threads", "words", "vocabulary")),
         ("smoothing", ctypes.c_double),
-        *((name, ctypes.c_void_p) for name in ("logits", "targets", "losses", "log_sums", "d_losses", "d_logits")),
+        *((name, ctypes.c_void_p) for name in ("logits", "targets", "losses", "highest", "log_totals")),
+        *((name, ctypes.c_void_p) for name in ("d_losses", "d_logits")),
     ]
 
 
@@ -33,14 +34,14 @@ class FusedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, kernel: ctypes.CDLL, logits: Tensor, targets: Tensor, label_smoothing: float) -> Tensor:
         """Raises IndexError where a target is not one of the V words."""
-        lowest, highest = torch.aminmax(targets)
-        if lowest < 0 or highest >= logits.shape[1]:
-            raise IndexError(f"targets from {int(lowest)} to {int(highest)}, but {logits.shape[1]} words")
+        first, last = torch.aminmax(targets)
+        if first < 0 or last >= logits.shape[1]:
+            raise IndexError(f"targets from {int(first)} to {int(last)}, but {logits.shape[1]} words")
         logits, targets = logits.contiguous(), targets.contiguous()
-        losses, log_sums = (logits.new_empty(len(targets), dtype=torch.float32) for _ in range(2))
+        losses, *parts = (logits.new_empty(len(targets), dtype=torch.float32) for _ in range(3))
         ctx.kernel, ctx.label_smoothing = kernel, label_smoothing
-        ctx.save_for_backward(logits, targets, log_sums)
-        tensors = {"logits": logits, "targets": targets, "losses": losses, "log_sums": log_sums}
+        ctx.save_for_backward(logits, targets, *parts)
+        tensors = {"logits": logits, "targets": targets, "losses": losses, "highest": parts[0], "log_totals": parts[1]}
         compiled.call(kernel.cross_entropy, _CrossEntropy, _numbers(logits, targets, label_smoothing), tensors)
         return losses
 
@@ -48,13 +49,14 @@ class FusedCrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, d_losses: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradient of the logits, in their format."""
-        logits, targets, log_sums = ctx.saved_tensors
+        logits, targets, highest, log_totals = ctx.saved_tensors
         d_logits = torch.empty_like(logits)
         d_logits[len(targets) :] = 0
         tensors = {
             "logits": logits,
             "targets": targets,
-            "log_sums": log_sums,
+            "highest": highest,
+            "log_totals": log_totals,
             "d_losses": d_losses.contiguous(),
             "d_logits": d_logits,
         }

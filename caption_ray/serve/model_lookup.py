@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from contextvars import Context
 
 from caption_ray.serve.backend import CaptionBackend, OverloadedError
 from caption_ray.serve.metrics import Counts
@@ -44,7 +45,9 @@ class ModelLookup:
     def _ask(self) -> "asyncio.Task[ModelAnswer]":
         if self._asking is None or self._asking.done():
             self._asked_at = time.monotonic()
-            self._asking = asyncio.create_task(self._answer())
+            # Not in the context of who asks first: when Ray Serve cancels a request, it cancels all that was called in
+            # its context, and the others would be told of that.
+            self._asking = Context().run(asyncio.create_task, self._answer())
             self._asking.add_done_callback(_take_note)
         return self._asking
 

@@ -18,6 +18,10 @@ from caption_ray.serve.schemas import ModelAnswer
 logger = logging.getLogger(__name__)
 
 
+_TIMES_ASKED = 3
+"""How often others are asked before there are none: under overload, which starts replicas, they may have no time."""
+
+
 async def load_as_siblings(default_bundle: str, precision: AskedPrecision) -> Captioner:
     """Load what another replica answers with, or the default where there is none, or its bundle is there no more.
 
@@ -39,8 +43,9 @@ async def _describe_sibling() -> ModelAnswer | None:
     """Ask any other replica of this deployment; one that is starting is not among those that are asked."""
     here = serve.get_replica_context()
     siblings = ServeBackend(serve.get_deployment_handle(here.deployment, here.app_name))
-    try:
-        return await siblings.model()
-    except Exception as error:
-        logger.info("no other replica says what it answers with (%s)", error or type(error).__name__)
-        return None
+    for _ in range(_TIMES_ASKED):
+        try:
+            return await siblings.model()
+        except Exception as error:  # noqa: PERF203 - a few seconds each
+            logger.info("no other replica says what it answers with (%s)", error or type(error).__name__)
+    return None

@@ -99,13 +99,19 @@ INLINE float exponential(float x) {
     return p * scale;
 }
 
-INLINE float log_of_sum(const real *x, int64_t count) { /* log sum e^x */
+INLINE float log_of_total(const real *x, int64_t count, float *highest_of) { /* log sum e^(x - the highest x) */
     float highest = -INFINITY, total = 0;
 #pragma omp simd reduction(max : highest)
     for (int64_t k = 0; k < count; k++) highest = widen(x[k]) > highest ? widen(x[k]) : highest;
 #pragma omp simd reduction(+ : total)
     for (int64_t k = 0; k < count; k++) total += exponential(widen(x[k]) - highest);
-    return highest + logf(total);
+    *highest_of = highest;
+    return logf(total);
+}
+
+INLINE float log_of_sum(const real *x, int64_t count) { /* log sum e^x, rounded as the highest x is */
+    float highest, log_total = log_of_total(x, count, &highest);
+    return highest + log_total;
 }
 
 INLINE float sigmoid(float x) { return 1 / (1 + exponential(-x)); }

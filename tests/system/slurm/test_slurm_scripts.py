@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -100,6 +101,18 @@ def test_an_environment_never_takes_the_place_of_something_else(tmp_path: Path, 
     said = refusal("setup_env.sh", home=tmp_path, CAPTION_RAY_VENV=str(tmp_path / "venv"))
     assert "holds what is not this script's" in said
     assert (tmp_path / "venv" / name).exists()
+
+
+def test_an_environment_that_could_not_be_made_is_made_anew(tmp_path: Path) -> None:
+    python, venv = tmp_path / "python", tmp_path / "venv"
+    python.write_text(
+        f'#!/bin/bash\n[[ "$1 $2" != "-m venv" ]] || {{ touch "$3/lib"; exit 1; }}\nexec {sys.executable} "$@"\n'
+    )
+    python.chmod(0o755)
+    for _ in range(2):
+        said = refusal("setup_env.sh", home=tmp_path, CAPTION_RAY_VENV=str(venv), CAPTION_RAY_PYTHON=str(python))
+        assert "no environment could be made there; is the quota used up?" in said
+        assert {path.name for path in venv.iterdir()} == {"made-from", "lib"}
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from threads import computing_with
 from torch import Tensor
 
 from caption_ray.config import ModelConfig
@@ -117,10 +118,11 @@ def test_bfloat16_is_nearer_than_torch(switch: Callable[[bool], None], beforehan
     num_pictures=st.integers(1, 5),
     num_regions=st.integers(1, 20),
     beforehand=st.booleans(),
+    threads=st.integers(1, 2),
     seed=st.integers(0, 2**16),
 )
 def test_any_batch_is_that_of_torch(
-    lengths: list[int], num_pictures: int, num_regions: int, beforehand: bool, seed: int
+    lengths: list[int], num_pictures: int, num_regions: int, beforehand: bool, threads: int, seed: int
 ) -> None:
     """Any number of rows at a step, of captions a picture (none, too), of regions; a batch of one word."""
     lengths = sorted(lengths, reverse=True)
@@ -131,7 +133,8 @@ def test_any_batch_is_that_of_torch(
         patch.setenv("CAPTION_RAY_KERNEL", "off")
         theirs = run(layout, tensors, torch.float32, beforehand)
         patch.setenv("CAPTION_RAY_KERNEL", "on")
-        mine = run(layout, tensors, torch.float32, beforehand)
+        with computing_with(threads):
+            mine = run(layout, tensors, torch.float32, beforehand)
     for name, one, other in zip(NAMES, mine, theirs, strict=True):
         if one is not None and other is not None:
             torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4, msg=lambda text, name=name: f"{name}: {text}")

@@ -5,8 +5,9 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from threads import computing_with
 from torch import Tensor
 
 from caption_ray.model import compiled
@@ -44,17 +45,21 @@ def test_loss_and_gradient_by_hand() -> None:
     smoothing=st.sampled_from([0.0, 0.1, 0.9]),
     scale=st.sampled_from([0.1, 3.0, 300.0]),
     half=st.booleans(),
+    threads=st.integers(1, 2),
     seed=st.integers(0, 99),
 )
+@example(words=2, padding=0, vocabulary=14, smoothing=0.0, scale=300.0, half=False, threads=1, seed=31)
+@example(words=9, padding=1, vocabulary=53, smoothing=0.1, scale=300.0, half=False, threads=1, seed=99)
 def test_it_is_torchs(
-    words: int, padding: int, vocabulary: int, smoothing: float, scale: float, half: bool, seed: int
+    words: int, padding: int, vocabulary: int, smoothing: float, scale: float, half: bool, threads: int, seed: int
 ) -> None:
     """In double precision by torch, of the same logits; gradients of rows without a target are zeros."""
     generator = torch.Generator().manual_seed(seed)
     logits = scale * torch.randn(words + padding, vocabulary, generator=generator)
     logits = logits.bfloat16() if half else logits
     targets = torch.randint(vocabulary, (words,), generator=generator)
-    losses, gradient = run(logits, targets, smoothing)
+    with computing_with(threads):
+        losses, gradient = run(logits, targets, smoothing)
 
     exact = logits.double().requires_grad_()
     expected = F.cross_entropy(exact[:words], targets, reduction="none", label_smoothing=smoothing)

@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from threads import computing_with
 from torch import Tensor
 
 from caption_ray.config import DecodeOptions, ModelConfig
@@ -49,9 +50,12 @@ def test_two_regions_by_hand() -> None:
     regions=st.integers(1, 50),
     size=st.sampled_from([32, 64, 160]),
     scale=st.sampled_from([0.1, 1.0, 9.0]),
+    threads=st.integers(1, 2),
     seed=st.integers(0, 99),
 )
-def test_attention_is_torchs(pictures: int, rows: int, regions: int, size: int, scale: float, seed: int) -> None:
+def test_attention_is_torchs(
+    pictures: int, rows: int, regions: int, size: int, scale: float, threads: int, seed: int
+) -> None:
     """Of keys and queries up to 43, beyond which they are cut."""
     generator = torch.Generator().manual_seed(seed)
     given = (
@@ -61,7 +65,9 @@ def test_attention_is_torchs(pictures: int, rows: int, regions: int, size: int, 
         torch.randint(pictures, (rows,), generator=generator),
         torch.randn(size, generator=generator),
     )
-    for mine, theirs in zip(attend(*given), by_torch(*given), strict=True):
+    with computing_with(threads):
+        found = attend(*given)
+    for mine, theirs in zip(found, by_torch(*given), strict=True):
         torch.testing.assert_close(mine.double(), theirs, rtol=1e-4, atol=1e-4)
 
 

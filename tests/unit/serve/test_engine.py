@@ -55,7 +55,7 @@ def test_one_batch_may_have_many_beam_widths(engine: Engine, gated: Gated, recor
     assert [len(record.answers) for record in records] == [1, 4]
 
 
-@pytest.mark.parametrize(("wait_s", "expected"), [(0.0, 2), (0.5, 1)])
+@pytest.mark.parametrize(("wait_s", "expected"), [(0.0, 2), (1.0, 1)])
 def test_idle_model_waits_for_more_only_where_it_is_told_to(
     engine: Engine, records: list[BatchRecord], wait_s: float, expected: int
 ) -> None:

@@ -1,4 +1,5 @@
 import asyncio
+from contextvars import ContextVar
 
 import pytest
 from stand_in import MODEL, StandIn
@@ -41,6 +42,24 @@ def test_who_gives_up_does_not_take_the_answer_from_the_others() -> None:
         return await second
 
     assert asyncio.run(ask()) == MODEL
+
+
+def test_question_of_all_is_not_asked_in_the_context_of_one() -> None:
+    """Ray Serve keeps there whose request it is, and with that cancels what it has called."""
+    request_id = ContextVar("request_id", default="nobody's")
+    seen: list[str] = []
+
+    class Noting(StandIn):
+        async def model(self) -> ModelAnswer:
+            seen.append(request_id.get())
+            return await super().model()
+
+    async def ask() -> ModelAnswer:
+        request_id.set("a request's")
+        return await lookup_of(Noting()).now()
+
+    assert asyncio.run(ask()) == MODEL
+    assert seen == ["nobody's"]
 
 
 def test_a_replica_that_dies_is_asked_once_more() -> None:

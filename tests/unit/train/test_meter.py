@@ -1,5 +1,4 @@
 import math
-import time
 
 import pytest
 
@@ -31,15 +30,18 @@ PLAN = RunPlan(
 )
 
 
-def test_an_epoch_that_was_cut_short_is_counted_on_but_its_speed_is_of_this_process_alone() -> None:
+def test_an_epoch_that_was_cut_short_is_counted_on_but_its_speed_is_of_this_process_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     before = Position(num_steps=7, num_words=900, num_captions=140, num_workers=2)
     meter = Meter(1, PLAN, before)
+    now = meter.started + 10
+    monkeypatch.setattr("caption_ray.train.meter.time.monotonic", lambda: now)
     assert str(meter) == "epoch 2 of 4: 70%"  # nothing to foretell an end from yet
     meter.add(StepCounts(num_words=130, num_captions=20))
     after = Position(num_steps=8, num_words=1030, num_captions=160, num_workers=2, device="cuda")
     assert meter.position(2, "cuda") == after
     assert meter.share == 0.8
-    meter.started = time.monotonic() - 10
     assert 1.9 < meter.captions_per_s <= 2
     assert 12.9 < meter.words_per_s <= 13
     assert str(meter) == "epoch 2 of 4: 80%, 2 captions/s, 20 s left"
