@@ -47,12 +47,14 @@ def pack_trials(
     num_bytes = int((memory_per_trial_gb or 0.0) * 1e9)
     gpus = gpus_per_trial if use_gpu else 0.0
     rooms = [_room(node, cpus_per_trial, gpus, num_bytes) for node in nodes]
-    beside = (
-        sum(rooms) - room + _room(node, cpus_per_trial, gpus, num_bytes, kept_cpus)
+    beside = [
+        (room, _room(node, cpus_per_trial, gpus, num_bytes, kept_cpus))
         for node, room in zip(nodes, rooms, strict=True)
         if node.get("CPU", 0.0) >= kept_cpus
-    )
-    room = max(beside, default=0)
+    ]
+    # Where a trial goes is Ray's to choose: as many as leave some node its CPUs however they are placed.
+    is_always_kept = any(room == left for room, left in beside)
+    room = sum(rooms) if is_always_kept else max(0, sum(left + 1 for _, left in beside) - 1)
     if room < 1:
         asked = f"{cpus_per_trial:g} CPU(s)" + (f" and {gpus_per_trial:g} GPU" if use_gpu else "")
         if num_bytes:

@@ -1,4 +1,8 @@
+import itertools
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from caption_ray.errors import UsageError
 from caption_ray.tune.packing import pack_trials
@@ -29,6 +33,8 @@ TWO_P100 = {"CPU": 28.0, "GPU": 2.0}
         ([{"CPU": 2.0}, {"CPU": 2.0}], {"cpus_per_trial": 1.5}, 2, {"CPU": 1.5}, 1),
         ([{"CPU": 2.0}, {"CPU": 2.0}], {"cpus_per_trial": 1.5, "kept_cpus": 1}, 1, {"CPU": 1.5}, 1),
         ([{"CPU": 2.0}, {"CPU": 3.0}], {"cpus_per_trial": 2.0, "kept_cpus": 1}, 2, {"CPU": 2.0}, 2),
+        # Six could be placed three on each.
+        ([{"CPU": 2.0}, {"CPU": 2.0}], {"cpus_per_trial": 0.5, "kept_cpus": 1}, 5, {"CPU": 0.5}, 1),
     ],
 )
 def test_trials_that_fit(
@@ -60,3 +66,26 @@ def test_trial_that_would_wait_for_ever_is_refused(
 ) -> None:
     with pytest.raises(UsageError, match=message):
         pack_trials([node], **asked)  # type: ignore[arg-type]
+
+
+@given(
+    cpus=st.lists(st.sampled_from([0.5, 1.0, 2.0, 3.0, 4.0]), min_size=1, max_size=2),
+    cpus_per_trial=st.sampled_from([0.25, 0.5, 0.75, 1.0, 1.5, 2.0]),
+)
+def test_however_trials_are_placed_some_node_keeps_a_cpu(cpus: list[float], cpus_per_trial: float) -> None:
+    def leaves_a_cpu(num_trials: int) -> bool:
+        places = itertools.product(*(range(int(each / cpus_per_trial) + 1) for each in cpus))
+        return all(
+            any(each - held * cpus_per_trial >= 1 for each, held in zip(cpus, place, strict=True))
+            for place in places
+            if sum(place) == num_trials
+        )
+
+    nodes = [{"CPU": each} for each in cpus]
+    room = sum(int(each / cpus_per_trial) for each in cpus)
+    most = max((number for number in range(room + 1) if leaves_a_cpu(number)), default=0)
+    if most == 0:
+        with pytest.raises(UsageError):
+            pack_trials(nodes, cpus_per_trial=cpus_per_trial, kept_cpus=1)
+    else:
+        assert pack_trials(nodes, cpus_per_trial=cpus_per_trial, kept_cpus=1).num_at_once == most
