@@ -1,5 +1,6 @@
 """Ending a job as a power cut would."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -12,6 +13,6 @@ def kill_with_family(job: subprocess.Popen[bytes]) -> None:
     family = psutil.Process(job.pid).children(recursive=True)
     os.kill(job.pid, signal.SIGKILL)
     for process in family:
-        if process.is_running():
+        with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
     job.communicate()

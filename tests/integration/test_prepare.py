@@ -251,7 +251,7 @@ def test_a_killed_job_leaves_nothing_that_passes_for_a_data_set(source: Path, tm
     # Big, plain pictures: few bytes, slow to decode.
     stream = io.BytesIO()
     Image.new("RGB", (1200, 1200)).save(stream, "PNG")
-    names = [f"{number:03d}.png" for number in range(128)]
+    names = [f"{number:03d}.png" for number in range(512)]
     for name in names:
         (source / "Images" / name).write_bytes(stream.getvalue())
     write_captions(source, [(name, "A dark square") for name in [*NAMES, *names]])
@@ -275,6 +275,6 @@ def test_a_killed_job_leaves_nothing_that_passes_for_a_data_set(source: Path, tm
     again = start_job("--source", source, "--output", tmp_path / "data")
     stdout, stderr = again.communicate(timeout=600)
     assert again.returncode == 0, stderr
-    assert json.loads(stdout)["pictures"] == {"train": 136, "dev": 2, "test": 1}
-    assert load_manifest(str(tmp_path / "data")).num_pictures == 139
+    assert json.loads(stdout)["pictures"] == {"train": 520, "dev": 2, "test": 1}
+    assert load_manifest(str(tmp_path / "data")).num_pictures == 523
     assert not partial.exists()

@@ -1,5 +1,6 @@
 """Runs that were killed, by worker or whole, and runs that have ended: the same command again."""
 
+import contextlib
 import itertools
 import json
 import re
@@ -122,10 +123,11 @@ def kill_a_worker(run_folder: Path, killed: list[int]) -> None:
         if (run_folder / SNAPSHOT).exists():
             time.sleep(0.1)  # epochs are short: the kill must not come after the last one
             for process in psutil.Process().children(recursive=True):
-                if process.name().startswith("ray::RayTrain"):
-                    process.send_signal(signal.SIGKILL)
-                    killed.append(process.pid)
-                    return
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    if process.name().startswith("ray::RayTrain"):
+                        process.send_signal(signal.SIGKILL)
+                        killed.append(process.pid)
+                        return
         time.sleep(0.05)
 
 

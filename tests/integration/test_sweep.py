@@ -1,5 +1,6 @@
 """Real sweeps on drawn pictures, to which things happen: a killed worker, NaN, SIGKILL, Ctrl-C."""
 
+import contextlib
 import json
 import os
 import shlex
@@ -35,7 +36,7 @@ def test_sweep_survives_a_killed_worker_a_failing_trial_and_sigkill(data: str, f
     children = family(process)
     process.kill()
     for child in children:
-        if child.is_running():
+        with contextlib.suppress(psutil.NoSuchProcess):
             child.kill()
     process.communicate()
     before = sweep.trials()
@@ -107,7 +108,7 @@ def test_command_of_the_winner_trains_it_again(data: str, features: str, tmp_pat
 @pytest.mark.slow
 def test_ctrl_c_keeps_what_there_is_and_says_how_to_go_on(data: str, features: str, tmp_path: Path) -> None:
     sweep = Sweep(tmp_path, data, features)
-    sweep.command += SANE_RATES
+    sweep.command += [*SANE_RATES, "--stopping.grace-epochs", "2"]  # else the second may stop the first
     process = sweep.start()
     sweep.wait_until(process, lambda trials: has_epochs(trials, 1, 1))
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all that the job has started
@@ -126,7 +127,7 @@ def test_ctrl_c_keeps_what_there_is_and_says_how_to_go_on(data: str, features: s
 def test_sweep_that_is_asked_to_stop_says_that_work_is_left(data: str, features: str, tmp_path: Path, how: str) -> None:
     """By code 75 a cluster's job is put back into the queue when its time is up."""
     sweep = Sweep(tmp_path, data, features)
-    sweep.command += SANE_RATES
+    sweep.command += [*SANE_RATES, "--stopping.grace-epochs", "2"]  # else the second may stop the first
     process = sweep.start()
     sweep.wait_until(process, lambda trials: has_epochs(trials, 1, 1))
     if how == "signal":

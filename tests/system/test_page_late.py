@@ -1,10 +1,11 @@
-"""A caption that does not come in time: the page says so, and asks no more than once."""
+"""What comes late: a caption, which the page asks for no more than once, and an example that is wanted no more."""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
 
 from browsing import Visit, served
-from playwright.sync_api import Browser
+from playwright.sync_api import Browser, Error, Route, expect
 
 from caption_ray.inference import Captioner
 from caption_ray.serve.app import create_app
@@ -12,6 +13,8 @@ from caption_ray.serve.backend import CaptionedPicture, GreedyWord, Square
 from caption_ray.serve.example_pictures import FOLDER as EXAMPLES
 from caption_ray.serve.local import LocalBackend
 from caption_ray.serve.schemas import Limits, ModelAnswer
+
+PHOTO = (EXAMPLES / "dog.jpg").read_bytes()
 
 
 class Stuck:
@@ -39,8 +42,30 @@ def test_caption_that_is_late_is_asked_for_once(browser: Browser, captioner: Cap
     backend = Stuck(LocalBackend(captioner))
     with served(create_app(backend, Limits(deadline_s=1.0))) as address:
         visit = Visit(browser, address).open()
-        visit.choose("dog.jpg", (EXAMPLES / "dog.jpg").read_bytes())
+        visit.choose("dog.jpg", PHOTO)
         assert visit.problem().startswith("That took too long")
         assert visit.failed_answers == 1
         visit.context.close()
     assert backend.num_asked == 1
+
+
+def test_example_that_comes_late_replaces_nothing(browser: Browser, address: str) -> None:
+    visit = Visit(browser, address)
+    held: list[Route] = []
+
+    def hold(route: Route) -> None:  # Playwright sets an attribute of it, which held.append takes none of
+        held.append(route)
+
+    visit.open()
+    visit.page.route("**/static/examples/boat.jpg", hold)
+    visit.page.locator('[data-example="boat.jpg"]').click()
+    while not held:
+        visit.page.wait_for_timeout(50)
+    assert len(held) == 1
+    visit.choose("dog.jpg", PHOTO)
+    caption = visit.caption()
+    with suppress(Error):  # nobody waits for it any more
+        held[0].fulfill(body=PHOTO, content_type="image/jpeg")
+    visit.page.wait_for_timeout(300)
+    assert visit.caption() == caption
+    expect(visit.page.locator('[data-example="boat.jpg"]')).to_have_attribute("aria-pressed", "false")

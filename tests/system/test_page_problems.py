@@ -3,13 +3,12 @@
 import io
 import re
 from collections.abc import AsyncIterator, Sequence
-from contextlib import suppress
 
 import numpy as np
 import pytest
 from browsing import Visit, served
 from PIL import Image
-from playwright.sync_api import Browser, Error, Route, expect
+from playwright.sync_api import Browser, expect
 
 from caption_ray.inference import Captioner
 from caption_ray.serve.app import create_app
@@ -106,27 +105,6 @@ def test_drop_without_a_file_is_told_to_all(browser: Browser, address: str) -> N
     visit.choose("dog.jpg", PHOTO)
     assert visit.caption()
     expect(visit.page.locator("#warning")).to_be_hidden()
-
-
-def test_example_that_comes_late_replaces_nothing(browser: Browser, address: str) -> None:
-    visit = Visit(browser, address)
-    held: list[Route] = []
-
-    def hold(route: Route) -> None:  # Playwright sets an attribute of it, which held.append takes none of
-        held.append(route)
-
-    visit.open()
-    visit.page.route("**/static/examples/boat.jpg", hold)
-    visit.page.locator('[data-example="boat.jpg"]').click()
-    visit.page.wait_for_timeout(300)
-    assert len(held) == 1
-    visit.choose("dog.jpg", PHOTO)
-    caption = visit.caption()
-    with suppress(Error):  # nobody waits for it any more
-        held[0].fulfill(body=PHOTO, content_type="image/jpeg")
-    visit.page.wait_for_timeout(300)
-    assert visit.caption() == caption
-    expect(visit.page.locator('[data-example="boat.jpg"]')).to_have_attribute("aria-pressed", "false")
 
 
 @pytest.mark.parametrize(("error", "num_words"), [(OverloadedError(2), 0), (BackendUnavailableError("died"), 3)])

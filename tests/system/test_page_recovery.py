@@ -136,7 +136,7 @@ def test_what_did_not_arrive_in_time_is_sent_smaller_when_it_is_tried_again(
 ) -> None:
     picture = noise(800, 600, "PNG")
     assert 1 << 20 < len(picture) < 2 << 20
-    line = Line(create_app(LocalBackend(captioner), Limits(body_timeout_s=1)), bytes_per_s=500_000)
+    line = Line(create_app(LocalBackend(captioner), Limits(body_timeout_s=3)), bytes_per_s=250_000)
     with served(line) as address:
         visit = Visit(browser, address).open()
         visit.choose("noise.png", picture, "image/png")

@@ -192,11 +192,23 @@ def load(
 ) -> list[Reply]:
     """Have clients ask one after another for so long, each as soon as it is answered; one told to wait waits a little.
 
-    They hold no connections of their own open in between, so that none is closed under a request.
+    meanwhile: done beside that; they go on until a second after it has ended.  They hold no connections of their own
+    open in between, so that none is closed under a request.
     """
 
+    is_done = meanwhile is None
+
+    async def aside() -> None:
+        nonlocal is_done
+        try:
+            if meanwhile is not None:
+                await meanwhile()
+                await asyncio.sleep(1)
+        finally:
+            is_done = True
+
     async def client(session: aiohttp.ClientSession, end: float, replies: list[Reply]) -> None:
-        while time.monotonic() < end:
+        while time.monotonic() < end or not is_done:
             replies.append(await ask(session, url, picture, in_batches))
             if replies[-1].status != 200:
                 await asyncio.sleep(0.1)
@@ -207,7 +219,7 @@ def load(
         connector = aiohttp.TCPConnector(limit=0, force_close=True)
         async with aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(90)) as session:
             tasks = [client(session, end, replies) for _ in range(num_clients)]
-            await asyncio.gather(*tasks, *([meanwhile()] if meanwhile else []))
+            await asyncio.gather(*tasks, aside())
         return replies
 
     return asyncio.run(run())
