@@ -55,11 +55,12 @@ def main(arguments: Arguments) -> dict[str, object]:
     from caption_ray.inference import Captioner
     from caption_ray.model.encoder import build_encoder, weights_digest
     from caption_ray.model.frozen_encoder import FrozenEncoder
+    from caption_ray.train.steps import groups_per_worker
     from caption_ray.train.trainer import TrainRequest, train
 
     data, features, bundle_folder = (str(folder / part) for part in ("data", "features", "bundle"))
     experiment = presets.quickstart()
-    num_groups = experiment.training.batch_size // experiment.training.captions_per_picture
+    num_groups = groups_per_worker(experiment.training, 1)
     if num_groups % arguments.num_workers:
         fitting = [str(number) for number in range(1, num_groups + 1) if num_groups % number == 0]
         raise UsageError(

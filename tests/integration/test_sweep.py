@@ -1,6 +1,5 @@
 """Real sweeps on drawn pictures, to which things happen: a killed worker, NaN, SIGKILL, Ctrl-C."""
 
-import contextlib
 import json
 import os
 import shlex
@@ -12,8 +11,8 @@ import tempfile
 import time
 from pathlib import Path
 
-import psutil
 import pytest
+from killing import kill_with_family
 from ports import free_port
 from sweeping import ROOT, SANE_RATES, Sweep, family, has_epochs, is_of
 from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
@@ -33,12 +32,7 @@ def test_sweep_survives_a_killed_worker_a_failing_trial_and_sigkill(data: str, f
     ]
     worker.kill()
     sweep.wait_until(process, lambda trials: 2 in trials and trials[2].status == "failed")
-    children = family(process)
-    process.kill()
-    for child in children:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            child.kill()
-    process.communicate()
+    kill_with_family(process)
     before = sweep.trials()
     assert (before[2].num_retries, before[2].epochs, before[2].has_diverged) == (1, (), True)
     assert "the gradient is not finite" in (before[2].error or "")
@@ -231,9 +225,5 @@ def test_sweep_runs_as_a_job_of_a_cluster(data: str, features: str, tmp_path: Pa
         assert [trial.status for trial in sweep.trials().values()] == ["finished"]
         assert load_bundle(str(sweep.folder / "best")).lineage is not None
     finally:
-        children = family(cluster)
-        for child in (*children, psutil.Process(cluster.pid)):
-            if child.is_running():
-                child.kill()
-        cluster.wait()
+        kill_with_family(cluster)
         shutil.rmtree(scratch, ignore_errors=True)

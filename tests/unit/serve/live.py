@@ -58,3 +58,8 @@ def client_of(backend: CaptionBackend, limits: Limits | None = None, **options: 
         httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client,
     ):
         yield client
+
+
+def head(path: str, *lines: str) -> bytes:
+    """Return the head of a POST request, for those who write to the socket themselves."""
+    return "\r\n".join((f"POST {path} HTTP/1.1", "Host: x", *lines, "", "")).encode()

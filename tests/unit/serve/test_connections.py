@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import httpx
 import pytest
-from live import client_of, running
+from live import client_of, head, running
 from odd_pictures import png
 from stand_in import Chatty, StandIn
 from starlette.applications import Starlette
@@ -25,10 +25,6 @@ from caption_ray.serve.schemas import Limits
 
 def connect(client: httpx.Client) -> socket.socket:
     return socket.create_connection((client.base_url.host, client.base_url.port), timeout=30)
-
-
-def head(path: str, *lines: str) -> bytes:
-    return "\r\n".join((f"POST {path} HTTP/1.1", "Host: x", *lines, "", "")).encode()
 
 
 def receive(connection: socket.socket, until: bytes = b"\r\n\r\n") -> bytes:

@@ -7,7 +7,7 @@ import threading
 import time
 
 import pytest
-from live import running
+from live import head, running
 from odd_pictures import png
 from stand_in import Chatty, StandIn
 
@@ -72,18 +72,17 @@ def test_connection_of_a_client_that_does_not_read_ends() -> None:
         running(create_app(Chatty(), Limits(deadline_s=0.5)), http=Impatient) as port,
         socket.create_connection(("127.0.0.1", port), timeout=10) as deaf,
     ):
-        head = f"POST /v1/captions/stream HTTP/1.1\r\nHost: x\r\nContent-Length: {len(png())}\r\n\r\n"
-        deaf.sendall(head.encode() + png())
+        deaf.sendall(head("/v1/captions/stream", f"Content-Length: {len(png())}") + png())
         assert ended.wait(20)  # while it is still there
 
 
 def test_asking_for_another_protocol_gets_round_no_limit() -> None:
-    lines = ("POST /v1/captions HTTP/1.1", "Host: x", "Upgrade: websocket", "Connection: Upgrade", "Content-Length: 5")
     with (
         running(create_app(StandIn(), Limits(body_timeout_s=0.5)), **CONNECTION_OPTIONS) as port,
         socket.create_connection(("127.0.0.1", port), timeout=10) as connection,
     ):
-        connection.sendall("\r\n".join((*lines, "", "")).encode())
+        asking = ("Upgrade: websocket", "Connection: Upgrade", "Content-Length: 5")
+        connection.sendall(head("/v1/captions", *asking))
         assert connection.recv(65536).startswith(b"HTTP/1.1 408")
 
 
@@ -95,7 +94,7 @@ def test_what_is_no_chunk_after_an_early_answer_ends_the_connection_and_is_no_fa
         running(create_app(StandIn()), **CONNECTION_OPTIONS) as port,
         socket.create_connection(("127.0.0.1", port), timeout=10) as connection,
     ):
-        connection.sendall(b"POST /nope HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
+        connection.sendall(head("/nope", "Transfer-Encoding: chunked"))
         answer = b""
         while b"not_found" not in answer:
             answer += connection.recv(65536)
