@@ -141,8 +141,11 @@ def is_bf16_fused() -> bool:
 
 
 @pytest.mark.skipif(not is_bf16_fused(), reason="this CPU or this torch has no bf16 by oneDNN")
-@pytest.mark.parametrize("backbone", ["resnet18", "resnet50"])
-def test_fused_convolutions_give_the_features_within_bf16s_rounding(backbone: str) -> None:
+@pytest.mark.parametrize(
+    ("backbone", "left"),
+    [("resnet18", {"MaxPool2d", "Module"}), ("resnet50", {"MaxPool2d", "Module"}), ("mobilenet_v2", set())],
+)
+def test_fused_convolutions_give_the_features_within_bf16s_rounding(backbone: str, left: set[str]) -> None:
     encoder = random_encoder(backbone, image_size=64)
     folded = fold_batch_norm(encoder)
     fused = fused_convolution.fuse_convolutions(folded)
@@ -152,12 +155,12 @@ def test_fused_convolutions_give_the_features_within_bf16s_rounding(backbone: st
         with torch.autocast("cpu", torch.bfloat16):
             rounded = folded(pictures)
     assert found.dtype == torch.bfloat16
-    # Nothing of a ReLU, a sum or a shortcut is lost: as near to the exact features as autocast is.
+    # Nothing of a ReLU, a ReLU6, a sum or a shortcut is lost: as near to the exact features as autocast is.
     error, by_autocast = (((features.float() - exact).norm() / exact.norm()).item() for features in (found, rounded))
     assert error < 0.05
     assert error < 1.5 * by_autocast
     names = {type(module).__name__ for module in fused.stages.modules()}
-    assert names == {"FusedConvolution", "GraphModule", "MaxPool2d", "Module"}
+    assert names == {"FusedConvolution", "GraphModule"} | left
 
 
 @pytest.mark.skipif(not is_bf16_fused(), reason="this CPU or this torch has no bf16 by oneDNN")
