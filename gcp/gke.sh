@@ -8,12 +8,14 @@
 #   gcp/gke.sh roll-out URI         has the running service answer with another bundle, without a restart
 #   gcp/gke.sh roll-back            and with the one before
 #   gcp/gke.sh status | key         how it is; the API key
-#   gcp/gke.sh new-key              makes another; the one before is good until the next, all others are not
+#   gcp/gke.sh new-key              makes another; the one before is good until the next, all others are not; where an
+#                                   earlier new-key failed, it ends that one instead
 #   gcp/gke.sh down                 deletes all of it; --bundles: the bucket too; --ours: also where CLUSTER, REPOSITORY or BUCKET is set
 #
 # --dry-run prints the commands instead. Each may be repeated: what is there already is left as it is.
 # Settings are environment variables: PROJECT and HOST (the service's name in the DNS) must be given; the rest is here.
 set -euo pipefail
+readonly called_from=$PWD
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source gcp/steps.sh
 source gcp/waits.sh
@@ -22,6 +24,7 @@ source gcp/waits.sh
 : "${REDIS:=}" # IP:PORT, to outlive a lost head; see "Fault tolerance" in gcp/README.md
 : "${PYTHON:=python}" "${ANSWERS:=10}" "${SECONDS_BETWEEN:=2}"
 readonly namespace=caption-ray service=caption-ray operator=kuberay-system
+readonly nameless=latest # the tag that stands for none
 dry_run='' gpu='' bundles='' ours='' before=''
 
 main() {
@@ -38,7 +41,7 @@ main() {
     done
     : "${PROJECT:?the project id, as of 'gcloud projects list'}" "${HOST:?the name of the service in the DNS}"
     has_tag=${TAG:+yes}
-    : "${BUCKET:=$PROJECT-caption-ray}" "${TAG:=$(git rev-parse --short HEAD 2> /dev/null || echo latest)}"
+    : "${BUCKET:=$PROJECT-caption-ray}" "${TAG:=$(git rev-parse --short HEAD 2> /dev/null || echo "$nameless")}"
     image=$REGION-docker.pkg.dev/$PROJECT/$REPOSITORY/caption-ray:$TAG${gpu:+-cuda}
     case ${words[*]:0:1} in
         up | image | roll-back | status | key | new-key | down) takes 0 "${words[@]}" ;;
@@ -102,6 +105,7 @@ do_up() {
 do_image() {
     local variant=cpu
     [[ -z $gpu ]] || variant=cuda
+    must_have_name
     # The same name for another image would start no other cluster, and give pods that start later other code.
     [[ -n $has_tag || -n $dry_run || -z $(git status --porcelain 2> /dev/null) ]] ||
         fail "this clone has changes, and the image would be named after the commit without them: commit, or name it by TAG"
@@ -111,11 +115,13 @@ do_image() {
 }
 
 do_upload() {
+    [[ $1 == /* || $1 == *://* ]] || set -- "$called_from/$1"
     run "$PYTHON" gcp/upload_bundle.py --bundle "$1" --destination "gs://$BUCKET/bundles"
 }
 
 do_deploy() {
     must_end_in_digest "$1"
+    must_have_name
     local render=("$PYTHON" gcp/manifests.py render --image "$image" --bundle "$1" --host "$HOST") before='' keys=KEYS key
     [[ -z $gpu ]] || render+=(--gpu)
     [[ -z $REDIS ]] || render+=(--redis "$REDIS")
@@ -166,8 +172,17 @@ do_key() {
 do_new_key() {
     use_cluster
     say "kubectl patch secret caption-ray-api-keys: a new key, and the newest of those before"
-    local digest=KEYS old new
+    local digest=KEYS used old new
     if [[ -z $dry_run ]]; then
+        digest=$(keys_digest)
+        used=$(of_active '{.spec.workerGroupSpecs[0].template.metadata.annotations.caption-ray/keys}')
+        if [[ $used != "$digest" ]]; then
+            # Another key now would end the only one that clients have, before the workers know the next.
+            say "the workers that answer do not have the keys of the Secret yet: they are given these, and no other is made"
+            change_service new-key "$digest"
+            await_upgrade
+            return
+        fi
         old=$(api_key) # not within the patch, where a failure would go unseen, and the old key away
         new=$(openssl rand -hex 24)
         [[ -n $old && -n $new ]] || fail "no key in the Secret caption-ray-api-keys, or openssl makes none; nothing is changed"
@@ -183,10 +198,14 @@ do_down() {
     [[ -n $dry_run || -n $ours || "$CLUSTER $REPOSITORY" == "caption-ray caption-ray" && ( -z $bundles || $BUCKET == "$PROJECT-caption-ray" ) ]] ||
         fail "down deletes the cluster $CLUSTER, the repository $REPOSITORY${bundles:+, the bucket $BUCKET} and all that is" \
             "in them, others' things too; --ours says that they are this service's alone"
-    # The gateway first: its load balancer outlives a cluster that is gone.
+    # The gateway first: its load balancer outlives a cluster that is gone. Then what KubeRay made: with Redis it deletes
+    # a cluster by a Job, which a namespace that is itself being deleted refuses, and then waits for it for ever.
     if [[ -n $dry_run ]] || exists gcloud container clusters describe "$CLUSTER" --project="$PROJECT" --region="$REGION"; then
         use_cluster
-        run kubectl delete namespace "$namespace" --ignore-not-found --wait
+        run kubectl delete gateway --all --namespace="$namespace" --ignore-not-found --wait --timeout=10m
+        { run kubectl delete rayservice,raycluster --all --namespace="$namespace" --ignore-not-found --wait --timeout=10m &&
+            run kubectl delete namespace "$namespace" --ignore-not-found --wait --timeout=10m; } ||
+            say "that is not gone, or not yet; it goes with the cluster"
         run gcloud container clusters delete "$CLUSTER" --project="$PROJECT" --region="$REGION" --quiet
     fi
     remove gcloud certificate-manager maps entries describe "$service" --project="$PROJECT" --map="$service" -- \
@@ -212,6 +231,12 @@ do_down() {
     run gcloud compute disks list --project="$PROJECT" --format='value(name,zone)'
     run gcloud compute forwarding-rules list --project="$PROJECT" --format='value(name,IPAddress)'
     run gcloud storage buckets list --project="$PROJECT" --format='value(name)'
+}
+
+# Under one name for all images nothing would change on the cluster, or only some of its pods.
+must_have_name() {
+    [[ -n $has_tag || -n $dry_run || $TAG != "$nameless" ]] ||
+        fail "git tells no commit of this folder, which the image is named after: name the image by TAG"
 }
 
 use_cluster() {

@@ -13,9 +13,8 @@ await_upgrade() {
     run kubectl wait rayservice/"$service" --namespace="$namespace" --for=condition=UpgradeInProgress=False --timeout=30m ||
         fail "the new cluster does not become ready, and the old one goes on: \`kubectl describe rayservice\` says why"
     [[ -z $dry_run ]] || return 0
+    running=$(of_active '{.spec.headGroupSpec.template.spec.containers[0].image}')
     active=$(live '{.status.activeServiceStatus.rayClusterName}')
-    running=$(kubectl get raycluster "$active" --namespace="$namespace" \
-        --output='jsonpath={.spec.headGroupSpec.template.spec.containers[0].image}')
     [[ $running == "${1:-$running}" ]] || fail "$active answers, with $running instead of $1: kubectl describe rayservice"
 }
 
@@ -77,6 +76,12 @@ must_end_in_digest() {
 }
 
 live() { kubectl get rayservice "$service" --namespace="$namespace" --output="jsonpath=$1"; }
+
+of_active() { # the same of the cluster that answers
+    local active
+    active=$(live '{.status.activeServiceStatus.rayClusterName}')
+    kubectl get raycluster "$active" --namespace="$namespace" --output="jsonpath=$1"
+}
 
 api_key() { # the newest
     local keys

@@ -100,7 +100,8 @@ def kubectl(cloud: dict[str, Any], words: list[str]) -> int:
     elif words[:2] == ["get", "raycluster"]:
         if words[2] != cloud["active"]["name"]:
             return 1
-        say(cloud["active"]["image"])
+        annotations = cloud["active"]["config"]["workerGroupSpecs"][0]["template"]["metadata"]["annotations"]
+        say(annotations["caption-ray/keys"] if "annotations" in output else cloud["active"]["image"])
     elif words[:2] == ["get", "pods"]:
         say("pod/one\npod/two")
     elif words[:2] == ["patch", "rayservice"]:
@@ -110,6 +111,8 @@ def kubectl(cloud: dict[str, Any], words: list[str]) -> int:
         service["spec"] |= {k: v for k, v in patch["spec"].items() if k != "rayClusterConfig"}
         service["spec"]["rayClusterConfig"] |= patch["spec"].get("rayClusterConfig", {})
         start_cluster(cloud)
+    elif words[0] == "delete":
+        return "--timeout=10m" not in words or words[1] in cloud.get("undeletable", ())
     elif words[0] == "wait":
         return wait(cloud, next(word.partition("=")[2] for word in words if word.startswith("--for=")))
     return 0

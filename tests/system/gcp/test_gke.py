@@ -228,3 +228,55 @@ def test_new_key_is_good_at_once_and_the_one_before_until_the_next(service: Gke,
     assert cloud()["active"]["keys"] == f"{third},{second}"
     for key in (first, second, third):
         assert key not in str(cloud()["calls"])
+
+
+def test_new_key_that_failed_is_ended_by_the_next_and_leaves_clients_their_key(service: Gke, cloud: Cloud) -> None:
+    first = service("key").stdout.strip()
+    cloud(stuck=True)
+    said = service("new-key", code=2).stderr
+    assert "the new cluster does not become ready, and the old one goes on" in said
+    second = cloud()["keys"].partition(",")[0]
+    service("new-key", code=2)
+    assert cloud()["keys"] == f"{second},{first}", "the key that clients have is good still"
+    assert cloud()["active"]["keys"] == first
+    cloud(stuck=False)
+    assert "no other is made" in service("new-key").stderr
+    assert cloud()["active"]["keys"] == cloud()["keys"] == f"{second},{first}"
+    service("new-key")
+    assert cloud()["keys"].endswith(f",{second}")
+
+
+def test_down_goes_on_where_the_namespace_does_not_go(service: Gke, cloud: Cloud) -> None:
+    """KubeRay's own clusters go first, while the Job that deletes them from Redis may still start."""
+    cloud(undeletable=["rayservice,raycluster"])
+    assert "it goes with the cluster" in service("down").stderr
+    deleted = [call[2] for call in cloud()["calls"] if call[:2] == ["kubectl", "delete"]]
+    assert deleted == ["gateway", "rayservice,raycluster"]
+    assert "container clusters caption-ray" not in cloud()["things"]
+    cloud(undeletable=["gateway"], things=[*cloud()["things"], "container clusters caption-ray"])
+    service("down", code=1)
+    assert "container clusters caption-ray" in cloud()["things"], "its load balancer would outlive it"
+
+
+def test_bundle_is_found_from_where_the_user_stands(tmp_path: Path) -> None:
+    environment = {**os.environ, "PROJECT": "p", "HOST": "captions.example.com", "TAG": "abc1234"}
+
+    def bundle_of(folder: str) -> str:
+        command = [ROOT / "gcp" / "gke.sh", "upload", folder, "--dry-run"]
+        done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=True)
+        return done.stdout.partition("--bundle ")[2].partition(" ")[0]
+
+    assert bundle_of("runs/b") == f"{tmp_path}/runs/b"
+    assert bundle_of("/runs/b") == "/runs/b"
+    assert bundle_of("gs://runs/b") == "gs://runs/b"
+
+
+@pytest.mark.parametrize("arguments", [("image",), ("deploy", ONE)])
+def test_image_without_a_name_is_neither_made_nor_deployed(
+    arguments: tuple[str, ...], service: Gke, cloud: Cloud, tmp_path: Path
+) -> None:
+    (tmp_path / "git").write_text("#!/bin/sh\nexit 128\n")
+    (tmp_path / "git").chmod(0o755)
+    before = len(cloud()["calls"])
+    assert "git tells no commit of this folder" in service(*arguments, code=2, TAG="").stderr
+    assert len(cloud()["calls"]) == before
