@@ -72,7 +72,10 @@ def connect(num_cpus: int | None = None, *, dashboard: bool = False) -> Iterator
     if address and address != "local":
         logger.info("joining the Ray cluster at %s", address)
         told = _for_all_workers(address, dashboard)
-        context = ray.init(address, runtime_env={"env_vars": told} if told else None, logging_level=logging.WARNING)
+        try:
+            context = ray.init(address, runtime_env={"env_vars": told} if told else None, logging_level=logging.WARNING)
+        except ConnectionError as error:  # "auto", and nothing to be found on this machine; or ray://
+            raise _no_cluster(address, error) from error
     else:
         _keep_token_private()
         context = ray.init(
@@ -103,10 +106,12 @@ def _check_answers(address: str) -> None:
     while error := _connection_error(host.strip("[]"), int(port)):
         may_pass = isinstance(error, (ConnectionError, TimeoutError))  # its head may be about to start
         if not may_pass or time.monotonic() > deadline:
-            raise UsageError(
-                f"RAY_ADDRESS {address}: no Ray cluster answers there ({error}); unset it, and one starts here"
-            ) from error
+            raise _no_cluster(address, error) from error
         time.sleep(0.5)
+
+
+def _no_cluster(address: str, error: Exception) -> UsageError:
+    return UsageError(f"RAY_ADDRESS {address}: no Ray cluster answers there ({error}); unset it, and one starts here")
 
 
 def _connection_error(host: str, port: int) -> Exception | None:

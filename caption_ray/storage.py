@@ -122,10 +122,18 @@ def read_text(location: str) -> str:
     return read_bytes(location).decode("utf-8")
 
 
+def make_folder(filesystem: fs.FileSystem, path: str) -> None:
+    """Make a folder where files need one. On Google Cloud Storage none do, and making one would ask for rights over the
+    bucket itself, which who may write into it need not have.
+    """
+    if filesystem.type_name != "gcs":
+        filesystem.create_dir(path, recursive=True)
+
+
 def write_bytes(location: str, content: bytes) -> None:
     """Write a file, making its folder; a local file appears whole or not at all."""
     filesystem, path = open_location(location)
-    _make_folder(filesystem, posixpath.dirname(path))
+    make_folder(filesystem, posixpath.dirname(path))
     if isinstance(filesystem, fs.LocalFileSystem):
         with _scratch(path) as scratch:
             scratch.write_bytes(content)
@@ -205,7 +213,7 @@ def copy_folder(source: str, destination: str) -> None:
     destination_fs, destination_path = open_location(destination)
     # pyarrow makes those that the source lists, and a bucket lists none.
     for folder in {posixpath.dirname(file) for file in list_files(source)}:
-        _make_folder(destination_fs, posixpath.join(destination_path, folder))
+        make_folder(destination_fs, posixpath.join(destination_path, folder))
     fs.copy_files(source_path, destination_path, source_filesystem=source_fs, destination_filesystem=destination_fs)
 
 
@@ -233,11 +241,3 @@ def _scratch(path: str | Path) -> Iterator[Path]:
         with contextlib.suppress(OSError):  # it may never have come to be
             scratch.unlink()
         raise
-
-
-def _make_folder(filesystem: fs.FileSystem, path: str) -> None:
-    """Make a folder where files need one. On Google Cloud Storage none do, and making one would ask for rights over the
-    bucket itself, which who may write into it need not have.
-    """
-    if filesystem.type_name != "gcs":
-        filesystem.create_dir(path, recursive=True)

@@ -28,8 +28,8 @@ def output_folder(output: str, *, marker: str, our_files: re.Pattern[str], overw
 
     `our_files` matches the relative path of every file that may be deleted; what a killed `storage.write_bytes`
     left of one may be too. Raises UsageError where the output is a mount point or a file, holds any file that is not
-    ours, or holds `marker` and `overwrite` is not set, or where the folder above it cannot be written to; RunError
-    where another process is writing it.
+    ours, or holds `marker` or, locally, any whole file, and `overwrite` is not set, or where the folder above it cannot
+    be written to; RunError where another process is writing it.
     """
     if not storage.is_uri(output):
         output = str(Path(output).resolve())  # so that a link stays a link and its target is replaced
@@ -61,7 +61,7 @@ def _written(output: str, *, marker: str, our_files: re.Pattern[str], overwrite:
         # First of all: from here on, the folder is no longer whole.
         filesystem.delete_file(storage.join(scratch_path, marker))
     storage.delete_folder(scratch)
-    filesystem.create_dir(scratch_path, recursive=True)
+    storage.make_folder(filesystem, scratch_path)
     try:
         yield scratch
     except BaseException:
@@ -109,4 +109,11 @@ def _check(folder: str, marker: str, our_files: re.Pattern[str], overwrite: bool
     if marker in files and not overwrite:
         raise UsageError(
             f"{folder}: is complete already ({marker}): choose another output, or replace it with --overwrite"
+        )
+    whole = next((file for file in files if not _SCRATCH.search(file)), None)
+    if whole is not None and not overwrite and not storage.is_uri(folder):
+        # Nothing that is interrupted leaves one here: of a name such as captions.json it may be anybody's.
+        raise UsageError(
+            f"{folder}: holds {whole}, but no {marker}, so it may be another's: choose another output, or an empty "
+            "folder, or replace it with --overwrite"
         )

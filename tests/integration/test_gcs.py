@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from small import EXPERIMENT, numbers
 
 from caption_ray import storage
 from caption_ray.bundle import load_bundle, read_manifest
+from caption_ray.data.output_folder import output_folder
 from caption_ray.errors import BundleError
 from caption_ray.train.trainer import TrainRequest, train
 
@@ -48,6 +50,16 @@ def test_files_in_a_bucket_are_files(bucket: str, tmp_path: Path) -> None:
         storage.delete_folder(folder)
         assert not storage.exists(folder)
     assert list_objects("captions") == []
+
+
+def test_output_is_written_without_an_object_that_stands_for_its_folder(bucket: str) -> None:
+    """Whoever may write objects may not make folders: that would take rights over the bucket itself."""
+    ours = re.compile("done|part")
+    with output_folder(f"{bucket}/data", marker="done", our_files=ours, overwrite=False) as folder:
+        storage.write_text(f"{folder}/part", "")
+        assert not [name for name in list_objects("captions") if name.endswith("/")]
+        storage.write_text(f"{folder}/done", "")
+    assert list_objects("captions") == ["data/done", "data/part"]
 
 
 def test_bundle_is_uploaded_once_under_its_digest_and_loads_from_there(

@@ -1,6 +1,7 @@
 import socket
 from pathlib import Path
 
+import psutil
 import pytest
 
 from caption_ray import cluster
@@ -59,4 +60,16 @@ def test_an_address_where_nobody_listens_is_told_at_once(host: str, monkeypatch:
         cluster._check_answers(address)  # Ray's to find out
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     with pytest.raises(UsageError, match=r"127\.0\.0\.1:1"), cluster.connect():
+        pytest.fail("has connected")
+
+
+@pytest.mark.filterwarnings(r"ignore::DeprecationWarning:ray\..*")
+def test_a_cluster_that_is_not_to_be_found_on_this_machine_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    if "gcs_server" in {process.info["name"] for process in psutil.process_iter(["name"])}:
+        pytest.skip("there is a Ray on this machine, which is found")
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    with (
+        pytest.raises(UsageError, match=r"RAY_ADDRESS auto: no Ray cluster answers there .*; unset it"),
+        cluster.connect(),
+    ):
         pytest.fail("has connected")

@@ -239,3 +239,16 @@ def test_parts_need_a_folder(tmp_path: Path) -> None:
 def test_parts_need_a_folder_that_can_be_written_to() -> None:
     with pytest.raises(UsageError, match=r"/proc/absent: cannot be written to .*; choose another output"):
         clear_parts(Path("/proc/absent"), ["data"], marker="mark")
+
+
+def test_file_that_is_called_as_ours_may_be_anothers(tmp_path: Path) -> None:
+    output = tmp_path / "data"
+    output.mkdir()
+    (output / "part").write_text("years of work")
+    with pytest.raises(UsageError, match=r"data: holds part, but no done, .*--overwrite"):
+        fill(output, "new")
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+    assert (output / "part").read_text() == "years of work"
+
+    fill(output, "new", overwrite=True)
+    assert (output / "part").read_text() == "new"
