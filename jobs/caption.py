@@ -1,6 +1,7 @@
 """Caption pictures."""
 
 import logging
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     from caption_ray.inference import Captioner
 
 logger = logging.getLogger("caption_ray.jobs.caption")
+
+_NAME_BYTES = 255
+"""Of a file's name, at most, on the file systems of Linux and macOS."""
 
 
 class Arguments(Settings):
@@ -105,15 +109,25 @@ def figure_paths(attention: str | None, pictures: Sequence[str]) -> list[str | N
         [str(path) if attention.startswith("~") else attention] if len(pictures) == 1 else _numbered(path, pictures)
     )
     for figure in figures:
-        if any(Path(figure).exists() and Path(figure).samefile(name) for name in pictures if Path(name).exists()):
+        if any(_is_same_file(figure, name) for name in pictures):
             raise UsageError(f"--attention {attention}: would replace the picture {figure}; name another file")
     return list(figures)
 
 
+def _is_same_file(one: str, other: str) -> bool:
+    try:
+        return Path(one).samefile(other)
+    except OSError:  # one of them is not there, or cannot be, such as a name that is too long
+        return False
+
+
 def _numbered(path: Path, pictures: Sequence[str]) -> list[str]:
     stems: list[str] = []
+    room = max(1, _NAME_BYTES - len(f"{path.stem}-{path.suffix}".encode()) - len("-9999"))
     for picture in pictures:
         stem, number = Path(picture).stem, 1
+        if len(encoded := os.fsencode(stem)) > room:
+            stem = encoded[:room].decode(errors="ignore")
         while (numbered := stem if number == 1 else f"{stem}-{number}") in stems:
             number += 1
         stems.append(numbered)

@@ -21,7 +21,9 @@ PICTURE_SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".gif", ".bmp", ".webp", "
 _KARPATHY_SPLITS = {"train": "train", "restval": "train", "val": "dev", "test": "test"}
 
 _SUFFIX_PATTERN = "|".join(suffix[1:] for suffix in PICTURE_SUFFIXES)
-_LOOKS_LIKE_A_ROW = re.compile(rf'"?[^",]+\.(?:{_SUFFIX_PATTERN})"?\s*,', re.IGNORECASE)
+_LOOKS_LIKE_A_ROW = re.compile(
+    rf'(?P<name>"(?:[^"]|"")+\.(?:{_SUFFIX_PATTERN})"|"?[^",]+\.(?:{_SUFFIX_PATTERN})"?)\s*,', re.IGNORECASE
+)
 _KEY = re.compile(r"(?P<name>.+)#\d+")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -106,7 +108,8 @@ def _kaggle_row(lines: list[str], start: int, file: str) -> tuple[Row | Problem,
         unterminated = True
 
     where = f"{file}:{start + 1}"
-    name = _name_or_none(lines[start].partition(",")[0].strip(' "'))
+    named = _LOOKS_LIKE_A_ROW.match(lines[start])
+    name = _name_or_none((named["name"] if named else lines[start].partition(",")[0]).strip(' "').replace('""', '"'))
     try:
         columns = next(csv.reader(supply()))
     except csv.Error as error:

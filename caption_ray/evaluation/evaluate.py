@@ -19,10 +19,11 @@ from caption_ray.bundle import MANIFEST_NAME, Bundle
 from caption_ray.cluster import actor_resources, connect, node_resources
 from caption_ray.config import DecodeOptions
 from caption_ray.data.images import open_picture, to_square
+from caption_ray.data.splits import SPLITS
 from caption_ray.data.tables import deal_out
 from caption_ray.errors import BadInputError, BundleError, PictureError, UsageError
 from caption_ray.evaluation.metrics import CaptionScores, score_captions, score_each
-from caption_ray.evaluation.pictures import ScoredPictures
+from caption_ray.evaluation.pictures import ALL, ScoredPictures
 from caption_ray.evaluation.report import ReportRow, render_report
 from caption_ray.inference import Captioner
 from caption_ray.progress import Progress
@@ -107,6 +108,8 @@ def evaluate(
     ]
     # First, since it says whose results these are: an evaluation that is killed here is to be repeated.
     metrics = {**scores.model_dump(), **settings, "left_out": sorted(bad)}
+    for split in (*SPLITS, ALL) if overwrite else ():  # else another split's would stay beside these scores
+        storage.delete_file(storage.join(output, f"predictions_{split}.json"))
     storage.write_text(storage.join(output, "metrics.json"), json.dumps(metrics, indent=1) + "\n")
     report = storage.join(output, "report.html")
     title = f"{bundle.manifest.name} on {pictures.split}"

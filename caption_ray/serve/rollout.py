@@ -101,7 +101,7 @@ def _deployed(dashboard: str) -> set[str]:
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     try:
         found = _get(f"{dashboard.rstrip('/')}/api/serve/applications/", headers)["applications"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, http.client.HTTPException) as error:
         raise NotToldError(
             f"{dashboard}: this dashboard does not say what it serves: {error}; is it a cluster's?"
         ) from error

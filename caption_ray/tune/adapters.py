@@ -2,6 +2,7 @@
 
 import logging
 import signal
+import threading
 import time
 from collections.abc import Iterable, Mapping
 from types import SimpleNamespace
@@ -156,6 +157,12 @@ class SweepWatch(ray.tune.Callback):  # type: ignore[misc]
         self._preset = settings_of(sweep.experiment)
         self._shown_at = float("-inf")
         self._saved: dict[int, list[dict[str, float]]] = {}  # of trials that have not reported since they were started
+        self._on_user_signal = signal.getsignal(signal.SIGUSR1)
+
+    def setup(self, **info: Any) -> None:  # noqa: ARG002
+        """Have SIGUSR1 do what it did before the sweep: Tune has just made it another Ctrl-C (2.60)."""
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGUSR1, self._on_user_signal)
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:  # noqa: ARG002
         """End the sweep where it is asked to, as Ctrl-C would: Tune has no other way that leaves trials as they are."""

@@ -96,7 +96,7 @@ def space_around(experiment: Experiment) -> SearchSpace:
         hidden_size=_around(model.hidden_size),
         attention_size=_around(model.attention_size),
         learning_rate=(_round(rate / 3), _round(rate * 3)),
-        dropout=(_round(max(0.0, model.dropout - 0.2)), _round(max(model.dropout, min(0.8, model.dropout + 0.2)))),
+        dropout=(_round(max(0.0, model.dropout - 0.2)), max(model.dropout, _round(min(0.8, model.dropout + 0.2)))),
         batch_size=tuple(sorted(set(batches))),
         label_smoothing=(0.0, max(0.15, training.label_smoothing)),
     )

@@ -117,15 +117,17 @@ def test_ctrl_c_keeps_what_there_is_and_says_how_to_go_on(data: str, features: s
     check_what_is_left(sweep, sweep.trials(), json.loads(stdout.splitlines()[-1]))
 
 
-@pytest.mark.parametrize("how", ["signal", pytest.param("file", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "how", ["SIGUSR1", *(pytest.param(how, marks=pytest.mark.slow) for how in ("SIGTERM", "file"))]
+)
 def test_sweep_that_is_asked_to_stop_says_that_work_is_left(data: str, features: str, tmp_path: Path, how: str) -> None:
     """By code 75 a cluster's job is put back into the queue when its time is up."""
     sweep = Sweep(tmp_path, data, features)
     sweep.command += [*SANE_RATES, "--stopping.grace-epochs", "2"]  # else the second may stop the first
     process = sweep.start()
     sweep.wait_until(process, lambda trials: has_epochs(trials, 1, 1))
-    if how == "signal":
-        process.terminate()
+    if how in signal.Signals.__members__:
+        process.send_signal(signal.Signals[how])
     else:
         sweep.stop_file.touch()
     process.communicate(timeout=120)

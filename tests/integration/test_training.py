@@ -78,8 +78,13 @@ def test_a_folder_that_was_never_prepared_is_scored_alike(
 ) -> None:
     bundle = load_bundle(f"{request_two.run_folder}/bundle")
     prepared = evaluate(bundle, prepared_pictures(data, "test"), str(tmp_path / "a"))
-    unprepared = evaluate(bundle, source_pictures(str(source), "test"), str(tmp_path / "b"))
+    other = tmp_path / "b" / "predictions_dev.json"
+    other.parent.mkdir()
+    other.write_text('{"of": "another split"}')
+    unprepared = evaluate(bundle, source_pictures(str(source), "test"), str(other.parent), overwrite=True)
     assert unprepared.scores == prepared.scores
+    left = {path.name for path in other.parent.iterdir()}
+    assert left == {"metrics.json", "report.html", "predictions_test.json"}, "all are of one evaluation"
 
 
 @pytest.mark.parametrize("skip_bad", [False, True])

@@ -30,6 +30,21 @@ def test_bad_pictures_cost_the_others_neither_caption_nor_figure(tiny_bundle: Pa
     assert sorted(f"new/folder/{path.name}" for path in (tmp_path / "new/folder").iterdir()) == sorted(figures)
 
 
+def test_long_names_cost_nobody_a_figure(tiny_bundle: Path, tmp_path: Path) -> None:
+    long = [f"{'長' * 81}{end}.png" for end in "ab"]  # 248 bytes, of the 255 that a name may have
+    for name in (*long, "c.png"):
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
+    pictures = (*long, "c.png", "d" * 300 + ".png")
+    done = run("caption.py", "--bundle", tiny_bundle, *pictures, "--attention", "attention.png", folder=tmp_path)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    captions = json.loads(done.stdout)["captions"]
+    assert ["caption" in found for found in captions] == [True, True, True, False]
+    figures = [found["attention"] for found in captions if "attention" in found]
+    assert len({*figures}) == 3
+    assert all((tmp_path / figure).stat().st_size > 0 for figure in figures)
+
+
 @pytest.mark.parametrize(
     ("attention", "message"),
     [

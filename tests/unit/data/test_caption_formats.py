@@ -111,6 +111,13 @@ def test_kaggle_unterminated_quote_swallows_no_other_row() -> None:
     ]
 
 
+def test_kaggle_names_may_hold_commas_and_quotes() -> None:
+    text = '"a,c.jpg","A dog\n"a ""d"".jpg",A cat\n"a,e.jpg",A,cow\n'
+    assert kaggle(text) == [("2", "unterminated_quote"), ("3", 'a "d".jpg', "A cat"), ("4", "column_count")]
+    entries = list(kaggle_rows(f"image,caption\n{text}".encode(), "captions.txt"))
+    assert [entry.name for entry in entries] == ["a,c.jpg", 'a "d".jpg', "a,e.jpg"]
+
+
 def test_kaggle_row_that_is_not_csv() -> None:
     assert kaggle("a.jpg,A\rdog\nb.jpg,A cat\n") == [("2", "malformed_row"), ("3", "b.jpg", "A cat")]
     assert kaggle(f"a.jpg,{'x' * 200_000}\nb.jpg,A cat\n") == [

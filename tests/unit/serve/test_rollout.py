@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -111,3 +112,18 @@ def test_applications_of_others_are_not_ended(tmp_path: Path) -> None:
         deploy(str(config), dashboard)
     with answering(itertools.repeat([])) as dashboard, pytest.raises(NotToldError, match="does not say what it serves"):
         deploy(str(config), dashboard)
+    with pytest.raises(NotToldError, match="does not say what it serves: nonnumeric port"):
+        deploy(str(config), "http://127.0.0.1:8265x")
+    with socket.create_server(("127.0.0.1", 0)) as listener:  # as Ray's other ports, which do not speak HTTP/1.1
+        thread = threading.Thread(target=_greet, args=(listener,))
+        thread.start()
+        with pytest.raises(NotToldError, match="does not say what it serves"):
+            deploy(str(config), f"http://127.0.0.1:{listener.getsockname()[1]}")
+        thread.join()
+
+
+def _greet(listener: socket.socket) -> None:
+    connection, _ = listener.accept()
+    with connection:
+        connection.recv(65536)
+        connection.sendall(b"\0\0\x06\x04\0\0\0\0\0\0\x05\0\0\x40\0")

@@ -41,8 +41,9 @@ def test_default_space_is_around_the_preset_and_every_trial_of_it_is_valid(name:
 
 
 def test_default_space_has_an_experiment_of_unusual_dropout() -> None:
-    experiment = with_settings(flickr8k(), {"model.dropout": 0.9})
-    assert space_around(experiment).has(settings_of(experiment))
+    for dropout in (0.9, *(per_mille / 1000 for per_mille in range(0, 1000, 5))):
+        experiment = with_settings(flickr8k(), {"model.dropout": dropout})
+        assert space_around(experiment).has(settings_of(experiment)), dropout
 
 
 def test_default_space_of_flickr8k() -> None:
