@@ -117,9 +117,7 @@ def test_ctrl_c_keeps_what_there_is_and_says_how_to_go_on(data: str, features: s
     check_what_is_left(sweep, sweep.trials(), json.loads(stdout.splitlines()[-1]))
 
 
-@pytest.mark.parametrize(
-    "how", ["SIGUSR1", *(pytest.param(how, marks=pytest.mark.slow) for how in ("SIGTERM", "file"))]
-)
+@pytest.mark.parametrize("how", ["SIGTERM", "SIGUSR1", pytest.param("file", marks=pytest.mark.slow)])
 def test_sweep_that_is_asked_to_stop_says_that_work_is_left(data: str, features: str, tmp_path: Path, how: str) -> None:
     """By code 75 a cluster's job is put back into the queue when its time is up."""
     sweep = Sweep(tmp_path, data, features)
