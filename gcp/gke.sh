@@ -174,6 +174,8 @@ do_new_key() {
     say "kubectl patch secret caption-ray-api-keys: a new key, and the newest of those before"
     local digest=KEYS used old new
     if [[ -z $dry_run ]]; then
+        old=$(api_key) # not within the patch, where a failure would go unseen, and the old key away
+        [[ -n $old ]] || fail "no key in the Secret caption-ray-api-keys; nothing is changed"
         digest=$(keys_digest)
         used=$(of_active '{.spec.workerGroupSpecs[0].template.metadata.annotations.caption-ray/keys}')
         if [[ $used != "$digest" ]]; then
@@ -183,9 +185,8 @@ do_new_key() {
             await_upgrade
             return
         fi
-        old=$(api_key) # not within the patch, where a failure would go unseen, and the old key away
         new=$(openssl rand -hex 24)
-        [[ -n $old && -n $new ]] || fail "no key in the Secret caption-ray-api-keys, or openssl makes none; nothing is changed"
+        [[ -n $new ]] || fail "openssl makes no key; nothing is changed"
         kubectl patch secret caption-ray-api-keys --namespace="$namespace" --type=merge --patch-file=/dev/stdin \
             <<< "{\"stringData\": {\"keys\": \"$new,$old\"}}"
         digest=$(keys_digest)

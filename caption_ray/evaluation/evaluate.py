@@ -108,9 +108,9 @@ def evaluate(
     ]
     # First, since it says whose results these are: an evaluation that is killed here is to be repeated.
     metrics = {**scores.model_dump(), **settings, "left_out": sorted(bad)}
+    storage.write_text(storage.join(output, "metrics.json"), json.dumps(metrics, indent=1) + "\n")
     for split in (*SPLITS, ALL) if overwrite else ():  # else another split's would stay beside these scores
         storage.delete_file(storage.join(output, f"predictions_{split}.json"))
-    storage.write_text(storage.join(output, "metrics.json"), json.dumps(metrics, indent=1) + "\n")
     report = storage.join(output, "report.html")
     title = f"{bundle.manifest.name} on {pictures.split}"
     storage.write_text(report, render_report(title, scores, rows, settings))

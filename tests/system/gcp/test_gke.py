@@ -246,6 +246,12 @@ def test_new_key_that_failed_is_ended_by_the_next_and_leaves_clients_their_key(s
     assert cloud()["keys"].endswith(f",{second}")
 
 
+def test_new_key_gives_the_workers_no_empty_secret(service: Gke, cloud: Cloud) -> None:
+    before = cloud(keys="")["service"]
+    assert "no key in the Secret caption-ray-api-keys; nothing is changed" in service("new-key", code=2).stderr
+    assert (cloud()["keys"], cloud()["service"]) == ("", before)
+
+
 def test_down_goes_on_where_the_namespace_does_not_go(service: Gke, cloud: Cloud) -> None:
     """KubeRay's own clusters go first, while the Job that deletes them from Redis may still start."""
     cloud(undeletable=["rayservice,raycluster"])
