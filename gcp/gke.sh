@@ -178,18 +178,16 @@ do_new_key() {
         [[ -n $old ]] || fail "no key in the Secret caption-ray-api-keys; nothing is changed"
         digest=$(keys_digest)
         used=$(of_active '{.spec.workerGroupSpecs[0].template.metadata.annotations.caption-ray/keys}')
-        if [[ $used != "$digest" ]]; then
+        if [[ $used == "$digest" ]]; then
+            new=$(openssl rand -hex 24)
+            [[ -n $new ]] || fail "openssl makes no key; nothing is changed"
+            kubectl patch secret caption-ray-api-keys --namespace="$namespace" --type=merge --patch-file=/dev/stdin \
+                <<< "{\"stringData\": {\"keys\": \"$new,$old\"}}"
+            digest=$(keys_digest)
+        else
             # Another key now would end the only one that clients have, before the workers know the next.
             say "the workers that answer do not have the keys of the Secret yet: they are given these, and no other is made"
-            change_service new-key "$digest"
-            await_upgrade
-            return
         fi
-        new=$(openssl rand -hex 24)
-        [[ -n $new ]] || fail "openssl makes no key; nothing is changed"
-        kubectl patch secret caption-ray-api-keys --namespace="$namespace" --type=merge --patch-file=/dev/stdin \
-            <<< "{\"stringData\": {\"keys\": \"$new,$old\"}}"
-        digest=$(keys_digest)
     fi
     change_service new-key "$digest"
     await_upgrade

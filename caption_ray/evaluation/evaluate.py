@@ -110,15 +110,17 @@ def evaluate(
     metrics = {**scores.model_dump(), **settings, "left_out": sorted(bad)}
     storage.write_text(storage.join(output, "metrics.json"), json.dumps(metrics, indent=1) + "\n")
     for split in (*SPLITS, ALL) if overwrite else ():  # else another split's would stay beside these scores
-        storage.delete_file(storage.join(output, f"predictions_{split}.json"))
+        storage.delete_file(storage.join(output, _predictions_name(split)))
     report = storage.join(output, "report.html")
     title = f"{bundle.manifest.name} on {pictures.split}"
     storage.write_text(report, render_report(title, scores, rows, settings))
     captions = {p.name: p.caption for p in predictions}
-    storage.write_text(
-        storage.join(output, f"predictions_{pictures.split}.json"), json.dumps(captions, indent=1) + "\n"
-    )
+    storage.write_text(storage.join(output, _predictions_name(pictures.split)), json.dumps(captions, indent=1) + "\n")
     return Evaluation(scores=scores, output=output, report=report)
+
+
+def _predictions_name(split: str) -> str:
+    return f"predictions_{split}.json"
 
 
 def _check_is_no_bundle(output: str) -> None:
@@ -133,7 +135,7 @@ def _check_results(output: str, settings: Mapping[str, str]) -> None:
         found = json.loads(storage.read_bytes(storage.join(output, "metrics.json")))
         differing = [name for name, value in settings.items() if found[name] != value]
     except FileNotFoundError:
-        others = ("report.html", f"predictions_{settings['split']}.json")
+        others = ("report.html", _predictions_name(settings["split"]))
         found, differing = {}, [name for name in others if storage.exists(storage.join(output, name))]
     except (ValueError, TypeError, KeyError):  # whatever it is, it is not of an evaluation
         found, differing = {}, ["metrics.json"]
