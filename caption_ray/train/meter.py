@@ -30,6 +30,8 @@ class Meter:
 
     def add(self, counts: StepCounts) -> None:
         """Count a step."""
+        if self.num_steps == self._start.num_steps:
+            self.logged = time.monotonic()  # the first step may compile for longer than a line is due: no rate to tell
         self.num_steps += 1
         self.num_words += counts.num_words
         self.num_captions += counts.num_captions

@@ -47,6 +47,21 @@ def test_an_epoch_that_was_cut_short_is_counted_on_but_its_speed_is_of_this_proc
     assert str(meter) == "epoch 2 of 4: 80%, 2 captions/s, 20 s left"
 
 
+def test_first_line_is_due_ten_seconds_after_the_first_step_which_may_have_compiled_for_long(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    meter = Meter(0, PLAN, Position())
+    now = meter.started + 15  # a rate of 1 caption/s would foretell three minutes
+    monkeypatch.setattr("caption_ray.train.meter.time.monotonic", lambda: now)
+    meter.add(StepCounts(num_words=130, num_captions=20))
+    assert not meter.is_due()
+    now += 10
+    meter.add(StepCounts(num_words=130, num_captions=100))
+    assert meter.is_due()
+    assert str(meter) == "epoch 1 of 4: 60%, 5 captions/s, 17 s left"
+    assert not meter.is_due()
+
+
 @pytest.mark.parametrize("loss", [math.nan, math.inf])
 def test_epoch_whose_dev_loss_is_no_number_fails(loss: float) -> None:
     scores = score_captions({"p": ["a", "dog"]}, {"p": [["a", "dog"]]}, {"a", "dog"})
