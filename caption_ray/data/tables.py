@@ -6,7 +6,7 @@ import ray.data
 
 from caption_ray import storage
 
-_BLOCK_BYTES = 16 << 20
+_BLOCK_BYTES = 8 << 20
 _SMALL = 2000
 
 
