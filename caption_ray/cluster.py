@@ -4,7 +4,9 @@ import logging
 import math
 import os
 import secrets
+import signal
 import socket
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -78,23 +80,41 @@ def connect(num_cpus: int | None = None, *, dashboard: bool = False) -> Iterator
             raise _no_cluster(address, error) from error
     else:
         _keep_token_private()
-        context = ray.init(
-            "local",
-            num_cpus=num_cpus or max(2, _usable_cpus()),
-            include_dashboard=dashboard,
-            runtime_env=(
-                {"worker_process_setup_hook": _HOOK_WITH_ADDRESS}
-                if dashboard
-                else {"worker_process_setup_hook": _HOOK, "env_vars": _NO_DASHBOARD}
-            ),
-            logging_level=logging.WARNING,
-        )
+        with _deaf_children(signal.SIGUSR1):
+            context = ray.init(
+                "local",
+                num_cpus=num_cpus or max(2, _usable_cpus()),
+                include_dashboard=dashboard,
+                runtime_env=(
+                    {"worker_process_setup_hook": _HOOK_WITH_ADDRESS}
+                    if dashboard
+                    else {"worker_process_setup_hook": _HOOK, "env_vars": _NO_DASHBOARD}
+                ),
+                logging_level=logging.WARNING,
+            )
     if dashboard:
         logger.info("Ray's dashboard: http://%s", context.dashboard_url)
     try:
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _deaf_children(number: signal.Signals) -> Iterator[None]:
+    """Have what starts in a `with` block ignore a signal, which may be sent to this process's whole group.
+
+    Ray's processes would end of it, before a run that it asks to stop has saved. (It keeps SIGINT from them itself;
+    SIGTERM they need, to end in order.) Outside the main thread, which alone can set that, nothing changes.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    earlier = signal.signal(number, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(number, earlier)
 
 
 def _check_answers(address: str) -> None:
