@@ -12,6 +12,9 @@ from caption_ray import storage
 from caption_ray.errors import UsageError
 from caption_ray.lock import LOCK_NAME, sole_driver
 
+_EARLIER = ".earlier"
+"""What is appended to an output's name while another takes its place."""
+
 _SCRATCH = re.compile(r"\.\d+\.partial$")
 """What `storage.write_bytes` appends to a local file's name until the file is whole."""
 
@@ -20,8 +23,8 @@ _SCRATCH = re.compile(r"\.\d+\.partial$")
 def output_folder(output: str, *, marker: str, our_files: re.Pattern[str], overwrite: bool) -> Iterator[str]:
     """Yield the folder to write to, for the length of a `with` block that must write `marker` last.
 
-    A local output is written to `OUTPUT.partial`, which takes its place when the block ends well; what an
-    interrupted run left there is removed first. A URI is written to directly: there `marker`, the file
+    A local output is written to `OUTPUT.partial`, which takes its place when the block ends well, unless somebody has put
+    a file of theirs into it meanwhile; what an interrupted run left there is removed first. A URI is written to directly: there `marker`, the file
     without which no later step accepts the folder, is what makes it whole. A block that raises leaves
     nothing behind. While it is written, a file `OUTPUT.driver.json` beside it keeps a second one away; not where the
     output is a whole bucket.
@@ -53,6 +56,8 @@ def output_folder(output: str, *, marker: str, our_files: re.Pattern[str], overw
 @contextmanager
 def _written(output: str, *, marker: str, our_files: re.Pattern[str], overwrite: bool) -> Iterator[str]:
     """Do so as the only process that does."""
+    if not storage.is_uri(output):
+        _clear_earlier(output, marker, our_files)
     _check(output, marker, our_files, overwrite)  # again: another one may just have ended
     scratch = output if storage.is_uri(output) else f"{output}.partial"
     _check(scratch, marker, our_files, overwrite=True)
@@ -68,8 +73,34 @@ def _written(output: str, *, marker: str, our_files: re.Pattern[str], overwrite:
         storage.delete_folder(scratch)
         raise
     if scratch != output:
-        storage.delete_folder(output)
-        filesystem.move(scratch_path, output)
+        try:
+            _check(output, marker, our_files, overwrite)  # again: it may have taken hours
+        except UsageError as error:
+            raise UsageError(f"{error}. What has been written is whole, in {scratch}") from error
+        _put_in_place(scratch, output)
+
+
+def _put_in_place(scratch: str, output: str) -> None:
+    """Have a whole local folder take the place of another, if there is one, which is kept until it has."""
+    earlier = f"{output}{_EARLIER}"
+    try:
+        if os.path.lexists(output):
+            Path(output).rename(earlier)
+        Path(scratch).rename(output)
+    except BaseException:
+        if not os.path.lexists(output):
+            Path(earlier).rename(output)
+        raise
+    storage.delete_folder(earlier)
+
+
+def _clear_earlier(output: str, marker: str, our_files: re.Pattern[str]) -> None:
+    """Put back, or delete, the folder that `_put_in_place` was killed over."""
+    earlier = f"{output}{_EARLIER}"
+    _check(earlier, marker, our_files, overwrite=True)
+    if os.path.lexists(earlier) and not os.path.lexists(output):
+        Path(earlier).rename(output)
+    storage.delete_folder(earlier)
 
 
 def clear_parts(folder: Path, parts: Sequence[str], *, marker: str) -> None:
