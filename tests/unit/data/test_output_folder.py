@@ -115,22 +115,40 @@ def test_a_failed_replacement_keeps_the_old_output(tmp_path: Path) -> None:
     assert (tmp_path / "data" / "done").exists()
 
 
-@pytest.mark.parametrize("overwrite", [True, False])
-def test_a_file_that_somebody_puts_there_meanwhile_is_not_deleted(tmp_path: Path, overwrite: bool) -> None:
-    output = tmp_path / "data"
-    if overwrite:
-        fill(output, "1")
-    with (
-        pytest.raises(UsageError, match=r"holds thesis\.txt, .*What has been written is whole, in .*data\.partial"),
-        output_folder(str(output), marker="done", our_files=OURS, overwrite=overwrite) as folder,
-    ):
-        (Path(folder) / "done").write_text("2")
-        output.mkdir(exist_ok=True)
-        (output / "thesis.txt").write_text("mine")
+@pytest.mark.parametrize("folder", ["data", "data.partial", "data.earlier"])
+def test_a_file_that_a_kill_cut_off_is_no_strangers(tmp_path: Path, folder: str) -> None:
+    """`storage.write_bytes` was killed before it gave the file its name."""
+    (tmp_path / folder).mkdir()
+    (tmp_path / folder / "part.4711.partial").write_text("cut o")
 
-    assert (output / "thesis.txt").read_text() == "mine"
-    assert (output / "done").exists() == overwrite
-    assert (tmp_path / "data.partial" / "done").read_text() == "2"
+    fill(tmp_path / "data", "new")
+
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+    assert sorted(path.name for path in (tmp_path / "data").iterdir()) == ["done", "part"]
+
+
+def test_a_complete_output_is_kept_unless_told(tmp_path: Path) -> None:
+    fill(tmp_path / "data", "1")
+
+    with pytest.raises(UsageError, match=r"complete already .*--overwrite"):
+        fill(tmp_path / "data", "2")
+    assert (tmp_path / "data" / "part").read_text() == "1"
+
+    fill(tmp_path / "data", "2", overwrite=True)
+    assert (tmp_path / "data" / "part").read_text() == "2"
+
+
+def test_a_failed_replacement_keeps_the_old_output(tmp_path: Path) -> None:
+    fill(tmp_path / "data", "1")
+
+    with (
+        pytest.raises(ValueError),
+        output_folder(str(tmp_path / "data"), marker="done", our_files=OURS, overwrite=True),
+    ):
+        raise ValueError
+
+    assert (tmp_path / "data" / "part").read_text() == "1"
+    assert (tmp_path / "data" / "done").exists()
 
 
 @pytest.mark.parametrize("renames", [0, 1, 2])

@@ -22,13 +22,15 @@ def test_a_file_that_somebody_puts_there_meanwhile_is_not_deleted(tmp_path: Path
     output = tmp_path / "data"
     if overwrite:
         fill(output, "1")
-    with (
-        pytest.raises(UsageError, match=r"holds thesis\.txt, .*What has been written is whole, in .*data\.partial"),
-        output_folder(str(output), marker="done", our_files=OURS, overwrite=overwrite) as folder,
-    ):
-        (Path(folder) / "done").write_text("2")
-        output.mkdir(exist_ok=True)
-        (output / "thesis.txt").write_text("mine")
+
+    def fill_meanwhile() -> None:
+        with output_folder(str(output), marker="done", our_files=OURS, overwrite=overwrite) as folder:
+            (Path(folder) / "done").write_text("2")
+            output.mkdir(exist_ok=True)
+            (output / "thesis.txt").write_text("mine")
+
+    with pytest.raises(UsageError, match=r"holds thesis\.txt, .*What has been written is whole, in .*data\.partial"):
+        fill_meanwhile()
 
     assert (output / "thesis.txt").read_text() == "mine"
     assert (output / "done").exists() == overwrite
