@@ -79,7 +79,7 @@ def test_what_an_interrupted_run_left_is_replaced(tmp_path: Path) -> None:
     assert not (tmp_path / "data.partial").exists()
 
 
-@pytest.mark.parametrize("folder", ["data", "data.partial", "data.earlier"])
+@pytest.mark.parametrize("folder", ["data", "data.partial"])
 def test_a_file_that_a_kill_cut_off_is_no_strangers(tmp_path: Path, folder: str) -> None:
     """`storage.write_bytes` was killed before it gave the file its name."""
     (tmp_path / folder).mkdir()
@@ -113,90 +113,6 @@ def test_a_failed_replacement_keeps_the_old_output(tmp_path: Path) -> None:
 
     assert (tmp_path / "data" / "part").read_text() == "1"
     assert (tmp_path / "data" / "done").exists()
-
-
-@pytest.mark.parametrize("folder", ["data", "data.partial", "data.earlier"])
-def test_a_file_that_a_kill_cut_off_is_no_strangers(tmp_path: Path, folder: str) -> None:
-    """`storage.write_bytes` was killed before it gave the file its name."""
-    (tmp_path / folder).mkdir()
-    (tmp_path / folder / "part.4711.partial").write_text("cut o")
-
-    fill(tmp_path / "data", "new")
-
-    assert [path.name for path in tmp_path.iterdir()] == ["data"]
-    assert sorted(path.name for path in (tmp_path / "data").iterdir()) == ["done", "part"]
-
-
-def test_a_complete_output_is_kept_unless_told(tmp_path: Path) -> None:
-    fill(tmp_path / "data", "1")
-
-    with pytest.raises(UsageError, match=r"complete already .*--overwrite"):
-        fill(tmp_path / "data", "2")
-    assert (tmp_path / "data" / "part").read_text() == "1"
-
-    fill(tmp_path / "data", "2", overwrite=True)
-    assert (tmp_path / "data" / "part").read_text() == "2"
-
-
-def test_a_failed_replacement_keeps_the_old_output(tmp_path: Path) -> None:
-    fill(tmp_path / "data", "1")
-
-    with (
-        pytest.raises(ValueError),
-        output_folder(str(tmp_path / "data"), marker="done", our_files=OURS, overwrite=True),
-    ):
-        raise ValueError
-
-    assert (tmp_path / "data" / "part").read_text() == "1"
-    assert (tmp_path / "data" / "done").exists()
-
-
-@pytest.mark.parametrize("renames", [0, 1, 2])
-def test_an_output_outlives_an_end_while_it_is_replaced(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, renames: int
-) -> None:
-    output = tmp_path / "data"
-    fill(output, "1")
-    rename, done = Path.rename, list[Path]()
-
-    def cut(self: Path, target: str) -> Path:
-        if len(done) >= renames:
-            raise SystemExit  # and none of what would put things right is to work either: as if killed
-        done.append(rename(self, target))
-        return done[-1]
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Path, "rename", cut)
-        if renames < 2:
-            with pytest.raises(SystemExit):
-                fill(output, "2", overwrite=True)
-        else:
-            fill(output, "2", overwrite=True)
-
-    with pytest.raises(UsageError, match="is complete already"):
-        fill(output, "3")
-    assert (output / "part").read_text() == ("1" if renames < 2 else "2")
-    fill(output, "4", overwrite=True)
-    assert (output / "part").read_text() == "4"
-    assert [path.name for path in tmp_path.iterdir()] == ["data"]
-
-
-def test_an_output_is_put_back_where_another_cannot_take_its_place(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    output = tmp_path / "data"
-    fill(output, "1")
-    rename = Path.rename
-
-    def fail(self: Path, target: str) -> Path:
-        if self.name == "data.partial":
-            raise OSError("no space left")
-        return rename(self, target)
-
-    monkeypatch.setattr(Path, "rename", fail)
-    with pytest.raises(OSError, match="no space left"):
-        fill(output, "2", overwrite=True)
-    assert (output / "part").read_text() == "1"
 
 
 @pytest.mark.parametrize("folder", ["data", "data.partial", "data.earlier"])
