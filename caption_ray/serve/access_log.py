@@ -21,6 +21,8 @@ def configure_access_log() -> None:
     access_log.handlers[:] = [handler]
     access_log.setLevel(logging.INFO)
     access_log.propagate = False
+    for name in ("python_multipart", "PIL"):  # what they say is of what clients send, and the answer says it too
+        logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 @dataclass(slots=True)

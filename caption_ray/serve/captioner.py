@@ -8,6 +8,7 @@ seconds; and a replica whose `reconfigure` raises is stopped, so a bad bundle wo
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import replace
 from datetime import datetime, timezone
 from typing import ParamSpec, TypeVar
 
@@ -179,6 +180,8 @@ class CaptionerReplica:
             # By digest, not by name: a run trained anew leaves its bundle where the old one was.
             manifest = await _patiently(read_manifest, bundle)
             if (manifest.digest, config.precision) == (model_id(engine.captioner), self._precision):
+                # The same, but where it was before there may be another by and by.
+                engine.captioner.bundle = replace(engine.captioner.bundle, location=bundle)
                 return
             captioner = await _patiently(load_captioner, bundle, config.precision)
         except Exception as error:  # whatever is wrong with the new one, the old one goes on

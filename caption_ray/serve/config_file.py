@@ -61,9 +61,12 @@ def with_bundle(path: str, bundle: str, application: str | None = None) -> str:
 
 
 def http_address(path: str) -> tuple[str, int]:
-    """Return the host and port that the service listens on. Raises UsageError for a port that is none."""
+    """Return the host and port that the service listens on, by Ray's defaults where it names none.
+
+    Raises UsageError for a port that is none.
+    """
     options = _mapping(_read(path).get("http_options"), path, "http_options")
-    host, port = options.get("host", "127.0.0.1"), options.get("port", 8000)
+    host, port = options.get("host", "0.0.0.0"), options.get("port", 8000)
     try:
         return str(host), int(port)
     except (TypeError, ValueError) as error:

@@ -169,7 +169,8 @@ class ApiKeyMiddleware:
 def api_keys_from_environment() -> list[str]:
     """Return the keys in CAPTION_RAY_API_KEYS, separated by commas; for the processes that start an app.
 
-    Raises UsageError where the variable is set and has none: whoever set it did not mean to open the service to all.
+    Raises UsageError where the variable is set and has none, since whoever set it did not mean to open the service to
+    all, and for a key that clients would send in different bytes.
     """
     given = os.environ.get(KEYS_VARIABLE)
     if given is None:
@@ -177,4 +178,6 @@ def api_keys_from_environment() -> list[str]:
     keys = [key.strip() for key in given.split(",") if key.strip()]
     if not keys:
         raise UsageError(f"{KEYS_VARIABLE} is set and has no key; name keys in it, apart by commas, or unset it")
+    if not all(key.isascii() and key.isprintable() for key in keys):
+        raise UsageError(f"{KEYS_VARIABLE}: a key has characters beyond ASCII's printable ones; make it of those alone")
     return keys

@@ -49,6 +49,8 @@ class EventStream:
             while item is not None:
                 self.is_whole = not isinstance(item, StreamWord)  # as it is sent: whoever has it all may go at once
                 yield _event("caption" if self.is_whole else "word", item)
+                if self.is_whole:
+                    return  # what is left of the deadline no longer matters
                 item = await asyncio.wait_for(anext(self._source, None), max(end - loop.time(), 0.0))
         except asyncio.TimeoutError:
             self.is_whole = True

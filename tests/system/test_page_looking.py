@@ -1,15 +1,15 @@
-"""Looking at a word while the rest of its caption is still on its way."""
+"""Looking at a word while the rest of its caption is still on its way, or breaks off, and what the keys do there."""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 
 import numpy as np
 from browsing import Visit, served
-from playwright.sync_api import Browser
+from playwright.sync_api import Browser, expect
 
 from caption_ray.inference import Captioner
 from caption_ray.serve.app import create_app
-from caption_ray.serve.backend import CaptionedPicture, GreedyWord, Square
+from caption_ray.serve.backend import BackendUnavailableError, CaptionedPicture, GreedyWord, Square
 from caption_ray.serve.example_pictures import FOLDER as EXAMPLES
 from caption_ray.serve.local import LocalBackend
 from caption_ray.serve.schemas import ModelAnswer
@@ -32,6 +32,43 @@ class Slow:
 
     async def model(self) -> ModelAnswer:
         return await self._backend.model()
+
+
+class BreaksOff(Slow):
+    """A backend that is lost after three words."""
+
+    async def stream(self, picture: Square) -> AsyncIterator[GreedyWord | CaptionedPicture]:
+        num_words = 0
+        async for item in self._backend.stream(picture):
+            if num_words == 3:
+                raise BackendUnavailableError("gone")
+            yield item
+            num_words += 1
+
+
+def test_map_goes_with_the_words_of_a_caption_that_breaks_off(browser: Browser, captioner: Captioner) -> None:
+    with served(create_app(BreaksOff(LocalBackend(captioner)))) as address:
+        visit = Visit(browser, address).open()
+        visit.choose("dog.jpg", (EXAMPLES / "dog.jpg").read_bytes())
+        assert visit.problem()
+        assert visit.page.locator(".word").count() == 0
+        assert not np.array(visit.overlay()).any()
+        visit.context.close()
+
+
+def test_arrows_with_a_modifier_are_the_browsers(browser: Browser, captioner: Captioner) -> None:
+    with served(create_app(LocalBackend(captioner))) as address:
+        visit = Visit(browser, address).open()
+        visit.choose("dog.jpg", (EXAMPLES / "dog.jpg").read_bytes())
+        assert visit.caption()
+        words = visit.page.locator(".word")
+        words.first.focus()
+        visit.page.keyboard.press("ArrowRight")
+        expect(words.nth(1)).to_be_focused()
+        for keys in ("Control+ArrowLeft", "Alt+Home", "Meta+End"):
+            words.nth(1).press(keys)
+            expect(words.nth(1)).to_be_focused()
+        visit.context.close()
 
 
 def test_word_that_is_looked_at_keeps_its_map(browser: Browser, captioner: Captioner) -> None:

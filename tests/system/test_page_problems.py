@@ -152,6 +152,7 @@ def test_answer_to_a_body_that_is_stopped_amid_is_read(browser: Browser, caption
 def test_key_is_asked_for_and_kept_in_the_tab(browser: Browser, captioner: Captioner) -> None:
     with served(create_app(LocalBackend(captioner), api_keys=("open sesame",))) as address:
         visit = Visit(browser, address).open()
+        expect(visit.page.locator("#model")).to_have_text("The model is told to those who have an API key.")
         visit.choose("dog.jpg", PHOTO)
         assert visit.problem().startswith("This service asks for a key")
         visit.page.get_by_label("API key").fill("open sesame")

@@ -62,6 +62,24 @@ def heed_interrupts() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
+def deploy_as_the_readme_has_it(config: Path) -> None:
+    command = "RAY_AUTH_MODE=token serve deploy serve_config.yaml"
+    assert command in (ROOT / "README.md").read_text()
+    (dashboard,) = set(
+        re.findall(r"View the dashboard at \S*?(http://\S+:\d+)", config.with_suffix(".log").read_text())
+    )
+    environment = {**os.environ, "PATH": f"{SERVE.parent}:{os.environ['PATH']}", "RAY_AUTH_TOKEN": "5" * 64}
+    done = subprocess.run(
+        ["bash", "-c", f"{command} --address {dashboard}"],
+        cwd=config.parent,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
 def end(process: subprocess.Popen[bytes]) -> None:
     if process.poll() is None:
         os.killpg(process.pid, signal.SIGKILL)
@@ -109,6 +127,7 @@ def test_serve_run_answers_until_interrupted(config: Path, tiny_bundle: Path, tm
         assert captions["model_id"] == model["id"]
         assert len(captions["captions"]) == 2
         assert set(captions["captions"][0]["text"].split()) <= {"a", "dog", "runs", "on", "grass", "red", "ball"}
+        deploy_as_the_readme_has_it(config)
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 0
         log = config.with_suffix(".log").read_text()

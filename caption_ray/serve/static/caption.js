@@ -93,6 +93,7 @@ export class CaptionView {
   }
 
   #moveFocus(event) {
+    if (event.altKey || event.ctrlKey || event.metaKey) return; // the browser's own, such as Alt+Left
     const buttons = this.#buttons();
     const here = buttons.indexOf(document.activeElement);
     const next = { ArrowRight: here + 1, ArrowLeft: here - 1, Home: 0, End: buttons.length - 1 }[event.key];

@@ -15,8 +15,9 @@ export async function describeModel() {
   try {
     model = await fetchModel();
     byId("model").textContent = modelLine(model);
-  } catch {
-    byId("model").textContent = "The model cannot be asked about itself right now.";
+  } catch (error) {
+    byId("model").textContent =
+      error.status === 401 ? "The model is told to those who have an API key." : "The model cannot be asked about itself right now.";
   }
 }
 

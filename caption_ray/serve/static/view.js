@@ -113,7 +113,7 @@ function describeLook(word) {
 export function showProblem(error) {
   const { canRetry } = showProblemText(error);
   if (!said) {
-    keepFocus(() => caption.clear());
+    keepFocus(clearWords);
     byId("picture").alt = "Your picture, without a caption";
   }
   const { classList } = byId("frame");

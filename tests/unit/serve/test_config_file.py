@@ -1,4 +1,5 @@
 import difflib
+import re
 from pathlib import Path
 
 import pytest
@@ -93,7 +94,7 @@ def test_address_of_the_service(tmp_path: Path) -> None:
     file.write_text("http_options: {host: 0.0.0.0, port: 9000}")
     assert http_address(str(file)) == ("0.0.0.0", 9000)
     file.write_text("http_options: {port: '9001'}")
-    assert http_address(str(file)) == ("127.0.0.1", 9001)
+    assert http_address(str(file)) == ("0.0.0.0", 9001)  # as HTTPOptionsSchema of Ray has it
     file.write_text("http_options: {port: 80x}")
     with pytest.raises(UsageError, match=r"http_options\.port: '80x': must be a number"):
         http_address(str(file))
@@ -130,3 +131,17 @@ def test_file_that_is_no_config_of_the_service_is_refused(tmp_path: Path, text: 
         with_bundle(str(file), "/b")
     with pytest.raises(UsageError, match="no such Serve config"):
         bundle_in(str(tmp_path / "absent.yaml"))
+
+
+def test_what_the_clones_config_offers_in_comments_can_be_taken_out_of_them() -> None:
+    lines = CLONE.read_text().splitlines()
+    offered = [number for number, line in enumerate(lines) if re.match(r" +# \w+: ", line)]
+    assert len(offered) == 4  # limits, require_api_keys, bundle, num_gpus
+    for number in offered:
+        taken = lines[number].replace("# ", "", 1)
+        name, value = taken.split(" #")[0].strip().split(": ", 1)
+        content = yaml.safe_load("\n".join([*lines[:number], taken, *lines[number + 1 :]]))
+        (application,) = content["applications"]
+        captioner = application["deployments"][1]
+        places = (application["args"], captioner["user_config"], captioner["ray_actor_options"])
+        assert yaml.safe_load(value) in [place.get(name) for place in places]

@@ -66,6 +66,14 @@ def test_keys_that_are_none_do_not_open_the_service(monkeypatch: pytest.MonkeyPa
         api_keys_from_environment()
 
 
+@pytest.mark.parametrize("key", ["schl\u00fcssel", "key-\u20ac", "a\tb"])
+def test_keys_that_clients_would_send_in_different_bytes_are_refused(monkeypatch: pytest.MonkeyPatch, key: str) -> None:
+    monkeypatch.setenv("CAPTION_RAY_API_KEYS", f"fine,{key}")
+    with pytest.raises(UsageError, match="beyond ASCII's printable ones") as refused:
+        api_keys_from_environment()
+    assert key not in str(refused.value)
+
+
 @pytest.mark.parametrize("path", ["/", "/docs", "/static/docs.css", "/absent", "/v1/model"])
 def test_security_headers_are_everywhere(client: httpx.Client, path: str) -> None:
     headers = client.get(path).headers
