@@ -63,9 +63,11 @@ def promote(request: PromoteRequest) -> Promotion:
     """Make the candidate the bundle that the Serve config names, if its score is no lower than that of the one now.
 
     Raises QualityError, which carries the comparison, for a lower one unless `force`; UsageError, DatasetError and
-    BundleError where something is absent or damaged; RunError where a running service does not take it, and then the
-    config is as it was.
+    BundleError where something is absent, damaged, or would be gone with a Ray job's own folder; RunError where a
+    running service does not take it, and then the config is as it was.
     """
+    for option, location in (("--serve-config", request.serve_config), ("--models", request.models)):
+        storage.output_at(option, location)
     named = bundle_in(request.serve_config, request.application)  # also tells whether the config can be read at all
     candidate = load_bundle(request.candidate)
     location, model_id = kept_location(request.models, candidate.manifest), candidate.manifest.digest

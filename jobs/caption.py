@@ -95,6 +95,7 @@ def figure_paths(attention: str | None, pictures: Sequence[str]) -> list[str | N
     """
     if attention is None:
         return [None] * len(pictures)
+    storage.output_at("--attention", attention)
     path = storage.local_path("--attention", attention)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -36,6 +36,7 @@ class Arguments(Settings):
 
 def main(arguments: Arguments) -> dict[str, object]:
     """Run every step; each is what the job of that name does."""
+    storage.output_at("--output", arguments.output)
     folder = storage.local_path("--output", arguments.output).absolute()
     drawn = arguments.source is None
     source = folder / "source" if arguments.source is None else storage.local_path("--source", arguments.source)

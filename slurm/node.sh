@@ -9,10 +9,10 @@ set -uo pipefail
 role=$1
 
 disk=${CAPTION_RAY_TMP:-${TMPDIR:-/tmp}}
-own=$disk/cr-$SLURM_JOB_ID
+own=$disk/cr-$SLURM_JOB_ID-$SLURMD_NODENAME # $TMPDIR may be one that all nodes see
 # Ray puts sockets below its folder, whose paths may have 107 bytes; 66 of them are its own.
 short=$own
-((${#disk} <= 24)) || short=/tmp/cr-$SLURM_JOB_ID
+((${#own} <= 36)) || short=/tmp/cr-$SLURM_JOB_ID
 tidy_up() { rm -rf "$own" "$short"; }
 if [[ $role == sweep ]]; then
     tidy_up

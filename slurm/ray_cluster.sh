@@ -168,7 +168,7 @@ requeue() {
 requeue_fruitless() {
     local times
     times=$(($(cat "$fruitless" 2> /dev/null || echo 0) + 1))
-    ((times <= MAX_FRUITLESS)) || give_up "$*; put back $MAX_FRUITLESS times in a row without getting on: not again"
+    ((times <= MAX_FRUITLESS)) || give_up "$*; put back $MAX_FRUITLESS times in a row: not again"
     echo "$times" > "$fruitless"
     requeue "$* ($times of at most $MAX_FRUITLESS times in a row)"
 }

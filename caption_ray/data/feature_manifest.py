@@ -103,4 +103,6 @@ def load_feature_manifest(folder: str, data: DatasetManifest) -> FeatureManifest
         check_files(folder, [file for files in manifest.splits.values() for file in files])
     except DatasetError as error:
         raise FeatureCacheError(f"{error}; {_REMEDY}") from error
+    if not storage.exists(storage.join(folder, ENCODER_NAME)):
+        raise FeatureCacheError(f"{folder}: {ENCODER_NAME} is absent, the copy is incomplete; {_REMEDY}")
     return manifest

@@ -50,7 +50,7 @@ def find_encoder(
             )
     if manifest.encoder.backbone != asked.backbone:
         logger.info("the encoder is that of the features: %s", manifest.encoder.backbone)
-    remedy = "make the cache again with jobs/cache_features.py"
+    remedy = "make the cache again with jobs/cache_features.py --overwrite"
     encoder = load_encoder(features, manifest.encoder, manifest.weights_sha256, remedy)
     return EncoderSource(
         config=manifest.encoder, encoder=encoder, weights_sha256=manifest.weights_sha256, features=manifest

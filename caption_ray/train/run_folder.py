@@ -2,6 +2,7 @@
 
 import json
 import logging
+from urllib.parse import unquote
 
 from pydantic import Field, ValidationError
 
@@ -99,8 +100,8 @@ def check_place(run_folder: str) -> None:
     if is_finished(run_folder):
         return
     folder, _, name = run_folder.rpartition("/")
-    if not name.isascii():
-        raise UsageError(f"--name {name}: Ray takes a run's name in ASCII alone; write it without accents")
+    if not unquote(name).isascii():
+        raise UsageError(f"--name {unquote(name)}: Ray takes a run's name in ASCII alone; write it without accents")
     storage.check_writable(run_folder if is_begun(run_folder) else folder or "/")
 
 
@@ -109,7 +110,12 @@ def claim(run_folder: str, record: RunRecord) -> bool:
 
     Raises RunError naming each setting that differs.
     """
-    return claim_record(storage.join(run_folder, _RECORD_NAME), record, "run")
+    try:
+        return claim_record(storage.join(run_folder, _RECORD_NAME), record, "run")
+    except RunError as error:
+        if whole_checkpoints(run_folder) or stopped_checkpoint(run_folder):
+            raise
+        raise RunError(f"{error}\n(It has no checkpoint yet: without {run_folder} the name is free again.)") from error
 
 
 def claim_record(path: str, record: Settings, kind: str) -> bool:

@@ -220,6 +220,7 @@ class SweepWatch(ray.tune.Callback):  # type: ignore[misc]
         """Record how a trial ended: one that was stopped early has not written its bundle."""
         record = self._records[trial.config[NUMBER]]
         run = storage.join(trials_folder(self._folder), trial_name(record.number))
+        record = record.with_lacking(self._saved.pop(record.number, ()))  # the last may never have been reported
         self._end(record.model_copy(update={"status": "finished" if is_finished(run) else "stopped"}))
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:  # noqa: ARG002

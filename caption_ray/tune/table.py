@@ -58,11 +58,11 @@ def winner(standings: Sequence[Standing]) -> Standing | None:
 def summary(name: str, records: Sequence[TrialRecord], num_trials: int, metric: str) -> str:
     """Return one line on how far a sweep is."""
     counts = Counter(record.status for record in records)
-    best = max(((record.best(metric) or (float("-inf"), 0))[0] for record in records), default=float("-inf"))
+    scores = [best[0] for record in records if record.status != "failed" and (best := record.best(metric))]
     return (
         f"sweep {name}: {counts['finished']} finished, {counts['stopped']} stopped early, {counts['failed']} failed, "
         f"{counts['running']} running, of {num_trials} trials; "
-        + (f"best {metric} {best:.3f}" if best > float("-inf") else "no score yet")
+        + (f"best {metric} {max(scores):.3f}" if scores else "no score yet")
     )
 
 

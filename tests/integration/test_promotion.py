@@ -204,3 +204,12 @@ def test_absent_candidate_or_config_is_wrong_use(request_for: PromoteRequest, tr
     assert caught.value.exit_code == 2
     with pytest.raises(UsageError, match="no such Serve config"):
         promote(replace(request_for, candidate=trained, serve_config=str(tmp_path / "absent.yaml")))
+
+
+@pytest.mark.parametrize(("option", "setting"), [("--models", "models"), ("--serve-config", "serve_config")])
+def test_job_that_would_promote_within_its_own_folder_is_refused(
+    request_for: PromoteRequest, trained: str, monkeypatch: pytest.MonkeyPatch, option: str, setting: str
+) -> None:
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    with pytest.raises(UsageError, match=f"{option} here: in a Ray job, name an absolute folder"):
+        promote(replace(request_for, candidate=trained, **{setting: "here"}))

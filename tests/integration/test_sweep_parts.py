@@ -170,6 +170,22 @@ def test_epoch_that_was_saved_and_never_reported_is_put_back_when_the_trial_goes
     assert found.epochs[1] == saved
 
 
+def test_last_epoch_that_was_saved_and_never_reported_counts(tmp_path: Path) -> None:
+    """A run that has all its epochs reports nothing when it is started again."""
+    earlier = record(1, 0.1, 0.2, status="running")
+    run = tmp_path / "trials" / "0001"
+    saved = save_epoch(run, 3, 0.9)
+    (run / "bundle").mkdir()
+    (run / "bundle" / "manifest.json").write_text("{}")
+    trial = FakeTrial(earlier.settings)
+    watching = watch(tmp_path, {1: earlier})
+    watching.on_trial_start(0, [trial], trial)
+    watching.on_trial_complete(0, [trial], trial)
+    found = read_trials(str(tmp_path))[1]
+    assert found.status == "finished"
+    assert found.epochs == (*earlier.epochs, saved)
+
+
 def test_orderly_end_of_the_sweep_is_not_held_against_its_trials(tmp_path: Path) -> None:
     waiting = record(2, status="running").model_copy(update={"number": 2, "num_starts": 1})
     trial = FakeTrial(waiting.settings)

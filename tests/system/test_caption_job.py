@@ -78,3 +78,11 @@ def test_the_search_can_be_changed(tiny_bundle: Path, tmp_path: Path) -> None:
     (found,) = json.loads(done.stdout)["captions"]
     assert len(found["caption"].split()) <= 1
     assert len(found["runners_up"]) <= 1
+
+
+def test_a_ray_job_draws_no_figure_into_its_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    done = run("caption.py", "--bundle", "absent", "a.png", "--attention", "figures/out.png", folder=tmp_path)
+    assert done.returncode == 2
+    assert "--attention figures/out.png: in a Ray job, name an absolute folder" in done.stderr
+    assert not (tmp_path / "figures").exists()

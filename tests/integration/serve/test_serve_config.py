@@ -1,4 +1,5 @@
 import asyncio
+import shutil
 import copy
 from pathlib import Path
 from typing import Any
@@ -143,3 +144,20 @@ def test_bundle_is_asked_for_by_args_then_environment_then_quick_start(
     with pytest.raises(BundleError, match="not a bundle"):
         find_bundle(None)
     assert find_bundle(str(tiny_bundle)) == str(tiny_bundle)
+
+
+def test_bundle_that_was_moved_is_known_by_its_new_place(tiny_bundle: Path, tmp_path: Path) -> None:
+    """A replica that starts later asks the others where theirs is."""
+    moved = shutil.copytree(tiny_bundle, tmp_path / "moved")
+
+    async def swap() -> list[str]:
+        replica = CaptionerReplica.func_or_class(str(tiny_bundle))
+        await replica.reconfigure({})
+        before = await replica.model()
+        await replica.reconfigure({"bundle": str(moved)})
+        await replica._swap
+        after = await replica.model()
+        assert (after.id, after.loaded_at, after.refused) == (before.id, before.loaded_at, None)
+        return [before.location, after.location]
+
+    assert asyncio.run(swap()) == [str(tiny_bundle), str(moved)]

@@ -100,7 +100,8 @@ def test_clusters_of_two_users_on_the_same_nodes_do_not_see_each_other(alice: Us
     ours, theirs = alice.cluster(cluster), bob.cluster(other)
     assert ours["RAY_ADDRESS"].split(":")[0] == theirs["RAY_ADDRESS"].split(":")[0]
     assert ours["RAY_ADDRESS"] != theirs["RAY_ADDRESS"]
-    node1 = bob.lab.run("node1", "root", f"ls -d {BOBS_DISK}/cr-{other} /tmp/cr-{other}/ray /tmp/cr-{cluster}/ray")
+    folders = (f"{BOBS_DISK}/cr-{other}-node1", f"/tmp/cr-{other}/ray", f"/tmp/cr-{cluster}-node1/ray")
+    node1 = bob.lab.run("node1", "root", f"ls -d {' '.join(folders)}")
     assert node1.returncode == 0, node1.stderr
     for user, job, token in ((alice, cluster, bob.token(other)), (bob, other, alice.token(cluster))):
         assert user.status_code(job, "/api/jobs/", f"Authorization: Bearer {token}") == 403

@@ -6,6 +6,7 @@ import pytest
 
 from caption_ray.config import EncoderConfig
 from caption_ray.data.feature_manifest import (
+    ENCODER_NAME,
     MANIFEST_NAME,
     FeatureManifest,
     cache_key,
@@ -49,6 +50,7 @@ def write_cache(folder: Path, **changes: Any) -> FeatureManifest:
         **content,
     )
     (folder / shard.name).write_bytes(b"123456789")
+    (folder / ENCODER_NAME).write_bytes(b"weights")
     (folder / MANIFEST_NAME).write_text(manifest.model_dump_json())
     return manifest
 
@@ -86,6 +88,12 @@ def test_missing_and_cut_shards(tmp_path: Path) -> None:
     assert "train-00000.parquet is 4 bytes long" in refusal(tmp_path)
     (tmp_path / "train-00000.parquet").unlink()
     assert "train-00000.parquet is absent" in refusal(tmp_path)
+
+
+def test_missing_encoder(tmp_path: Path) -> None:
+    write_cache(tmp_path)
+    (tmp_path / ENCODER_NAME).unlink()
+    assert "encoder.safetensors is absent, the copy is incomplete" in refusal(tmp_path)
 
 
 def test_stale_preprocessing(tmp_path: Path) -> None:

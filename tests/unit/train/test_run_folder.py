@@ -42,6 +42,8 @@ def test_place_that_cannot_be_written_to_is_refused() -> None:
 def test_name_that_ray_cannot_take_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"--name café: .* write it without accents"):
         check_place(f"{tmp_path}/café")
+    with pytest.raises(UsageError, match=r"--name café: .* write it without accents"):
+        check_place(storage.join(f"file://{tmp_path}", "café"))
     check_place(f"{tmp_path}/é/cafe #1")  # further up there may be any letters
 
 
@@ -80,6 +82,7 @@ def test_other_settings_are_named(tmp_path: Path) -> None:
         "  features_key: None then, 'ef' now",
         "  encoder_sha256: '01' then, '23' now",
         "Use another --name, or the same settings to go on with it.",
+        f"(It has no checkpoint yet: without {tmp_path} the name is free again.)",
     ]
 
 

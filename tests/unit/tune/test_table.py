@@ -24,6 +24,8 @@ def test_summary_counts() -> None:
         "sweep s: 2 finished, 2 stopped early, 1 failed, 1 running, of 12 trials; best cider 0.410"
     )
     assert summary("s", [], 12, "cider").endswith("of 12 trials; no score yet")
+    failed = trial(9, 0.9, status="failed")  # it cannot win
+    assert summary("s", [*TRIALS, failed], 12, "cider").endswith("; best cider 0.410")
 
 
 def test_table_in_the_terminal() -> None:
