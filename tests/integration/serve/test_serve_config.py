@@ -1,6 +1,6 @@
 import asyncio
-import shutil
 import copy
+import shutil
 from pathlib import Path
 from typing import Any
 
