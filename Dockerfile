@@ -74,4 +74,4 @@ EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=3 \
     CMD ["python", "-c", "import http.client as h; c = h.HTTPConnection('127.0.0.1', 8000, 4); c.request('GET', '/readyz'); exit(c.getresponse().status != 200)"]
 ENTRYPOINT ["tini", "--"]
-CMD ["python", "-m", "caption_ray.serve.local", "--bundle", "/bundle", "--host", "0.0.0.0"]
+CMD ["python", "-m", "caption_ray.serve.local", "--host", "0.0.0.0"]

@@ -31,6 +31,8 @@ from caption_ray.weights import to_safetensors
 
 MANIFEST_NAME = "manifest.json"
 LINEAGE_NAME = "lineage.json"
+BUNDLE_VARIABLE = "CAPTION_RAY_BUNDLE"
+"""Environment variable that names the bundle of a service that is not told another."""
 
 _FILES = ("model.safetensors", "config.json", "vocabulary.json", "metrics.json", "README.md")
 

@@ -88,7 +88,7 @@ def _put_in_place(scratch: str, output: str) -> None:
             Path(output).rename(earlier)
         Path(scratch).rename(output)
     except BaseException:
-        if not os.path.lexists(output):
+        if os.path.lexists(earlier) and not os.path.lexists(output):
             Path(earlier).rename(output)
         raise
     storage.delete_folder(earlier)

@@ -11,15 +11,13 @@ from pydantic import Field
 from ray.serve import Application
 
 from caption_ray import storage
-from caption_ray.bundle import read_manifest
+from caption_ray.bundle import BUNDLE_VARIABLE, read_manifest
 from caption_ray.config import Settings
 from caption_ray.errors import BundleError
 from caption_ray.serve.captioner import CaptionerConfig, CaptionerReplica
 from caption_ray.serve.ingress import Ingress
 from caption_ray.serve.middleware import KEYS_VARIABLE
 from caption_ray.serve.schemas import Limits
-
-BUNDLE_VARIABLE = "CAPTION_RAY_BUNDLE"
 
 _QUICKSTART_BUNDLE = Path(__file__).parents[2] / "runs" / "quickstart" / "bundle"
 

@@ -1,6 +1,7 @@
 """Captions computed in this process, without Ray: `python -m caption_ray.serve.local --bundle B`."""
 
 import logging
+import os
 import socket
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import suppress
@@ -10,6 +11,7 @@ from typing import Any
 import uvicorn
 from pydantic import Field
 
+from caption_ray.bundle import BUNDLE_VARIABLE
 from caption_ray.config import AskedPrecision, Settings
 from caption_ray.entry import run_job
 from caption_ray.errors import UsageError
@@ -82,7 +84,10 @@ CONNECTION_OPTIONS: dict[str, Any] = {
 class Arguments(Settings):
     """Serve captions over HTTP, and a page, from this process alone."""
 
-    bundle: str = Field(description="Bundle to caption with: a folder, or a URI such as gs://bucket/bundle.")
+    bundle: str | None = Field(
+        None,
+        description=f"Bundle to caption with, a folder or a URI such as gs://bucket/b; by default {BUNDLE_VARIABLE}.",
+    )
     host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 for all.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 for any that is free.")
     max_batch_size: BatchSize = Field(16, description="Pictures computed together.")
@@ -97,11 +102,14 @@ class Arguments(Settings):
 
 def main(arguments: Arguments) -> dict[str, object]:
     """Serve until interrupted. API keys are read from CAPTION_RAY_API_KEYS, separated by commas."""
+    bundle = arguments.bundle or os.environ.get(BUNDLE_VARIABLE)
+    if not bundle:
+        raise UsageError(f"no bundle is named: name one by --bundle, or by {BUNDLE_VARIABLE}")
     configure_access_log()
     metrics, limits = ServiceMetrics(), Limits()
     batches = BatchMetrics(metrics.exporter)
     backend = LocalBackend(
-        load_captioner(arguments.bundle, arguments.precision),
+        load_captioner(bundle, arguments.precision),
         BatchOptions(max_batch_size=arguments.max_batch_size, num_threads=arguments.num_threads),
         max_queued=arguments.max_queued,
         retry_after_s=limits.retry_after_s,
@@ -117,7 +125,7 @@ def main(arguments: Arguments) -> dict[str, object]:
             server.run([listener])
     finally:
         backend.close()  # a thread that still computed when Python ends would have the process abort
-    return {"served": arguments.bundle}
+    return {"served": bundle}
 
 
 def _listening(host: str, port: int) -> socket.socket:

@@ -17,7 +17,9 @@ export async function describeModel() {
     byId("model").textContent = modelLine(model);
   } catch (error) {
     byId("model").textContent =
-      error.status === 401 ? "The model is told to those who have an API key." : "The model cannot be asked about itself right now.";
+      error.status === 401
+        ? "The model is told to those who have an API key."
+        : "The model cannot be asked about itself right now.";
   }
 }
 

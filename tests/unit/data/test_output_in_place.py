@@ -67,11 +67,13 @@ def test_an_output_outlives_an_end_while_it_is_replaced(
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
 
 
+@pytest.mark.parametrize("is_there", [True, False])
 def test_an_output_is_put_back_where_another_cannot_take_its_place(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_there: bool
 ) -> None:
     output = tmp_path / "data"
-    fill(output, "1")
+    if is_there:
+        fill(output, "1")
     rename = Path.rename
 
     def fail(self: Path, target: str) -> Path:
@@ -82,4 +84,5 @@ def test_an_output_is_put_back_where_another_cannot_take_its_place(
     monkeypatch.setattr(Path, "rename", fail)
     with pytest.raises(OSError, match="no space left"):
         fill(output, "2", overwrite=True)
-    assert (output / "part").read_text() == "1"
+    assert output.exists() == is_there
+    assert not is_there or (output / "part").read_text() == "1"

@@ -12,11 +12,11 @@ from odd_pictures import png
 from pydantic import ValidationError
 
 from caption_ray.config import DecodeOptions
-from caption_ray.errors import UsageError
+from caption_ray.errors import BundleError, UsageError
 from caption_ray.inference import Captioner
 from caption_ray.serve.backend import CaptionedPicture, GreedyWord, OverloadedError, Square
 from caption_ray.serve.engine import BatchRecord
-from caption_ray.serve.local import Arguments, LocalBackend, _listening
+from caption_ray.serve.local import Arguments, LocalBackend, _listening, main
 from caption_ray.serve.schemas import Limits
 
 
@@ -101,3 +101,15 @@ def test_it_tells_where_it_listens_and_what_is_taken(caplog: pytest.LogCaptureFi
             _listening("127.0.0.1", port)
     with pytest.raises(UsageError, match=r"--host nowhere\.invalid"):
         _listening("nowhere.invalid", 0)
+
+
+def test_bundle_is_that_of_the_environment_where_none_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("caption_ray.serve.local.configure_access_log", lambda: None)  # that of all tests
+    monkeypatch.delenv("CAPTION_RAY_BUNDLE", raising=False)
+    with pytest.raises(UsageError, match="name one by --bundle, or by CAPTION_RAY_BUNDLE"):
+        main(Arguments())
+    monkeypatch.setenv("CAPTION_RAY_BUNDLE", str(tmp_path / "of-the-environment"))
+    with pytest.raises(BundleError, match="of-the-environment: no manifest"):
+        main(Arguments())
+    with pytest.raises(BundleError, match="named: no manifest"):
+        main(Arguments(bundle=str(tmp_path / "named")))
