@@ -6,7 +6,6 @@ import os
 import secrets
 import signal
 import socket
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -102,19 +101,16 @@ def connect(num_cpus: int | None = None, *, dashboard: bool = False) -> Iterator
 
 @contextmanager
 def _deaf_children(number: signal.Signals) -> Iterator[None]:
-    """Have what starts in a `with` block ignore a signal, which may be sent to this process's whole group.
+    """Have what starts in a `with` block not hear a signal, which may be sent to this process's whole group.
 
-    Ray's processes would end of it, before a run that it asks to stop has saved. (It keeps SIGINT from them itself;
-    SIGTERM they need, to end in order.) Outside the main thread, which alone can set that, nothing changes.
+    Ray's processes would end of it, before a run that it asks to stop has saved. (It keeps SIGINT from them itself, as
+    this is done; SIGTERM they need, to end in order.) This process hears it after the block.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    earlier = signal.signal(number, signal.SIG_IGN)
+    earlier = signal.pthread_sigmask(signal.SIG_BLOCK, {number})
     try:
         yield
     finally:
-        signal.signal(number, earlier)
+        signal.pthread_sigmask(signal.SIG_SETMASK, earlier)
 
 
 def _check_answers(address: str) -> None:

@@ -16,6 +16,7 @@ short=$own
 tidy_up() { rm -rf "$own" "$short"; }
 if [[ $role == sweep ]]; then
     tidy_up
+    rm -rf "$disk/cr-$SLURM_JOB_ID"-* # where all nodes see it, what those that are gone have left
     exit
 fi
 

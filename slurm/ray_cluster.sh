@@ -49,7 +49,7 @@ source "$here/common.sh"
 read_site "$here"
 
 WORK_IS_LEFT=75      # training's exit code after it was asked to stop, and has saved
-MAX_FRUITLESS=5      # times in a row that the job is put back without having got on
+MAX_FRUITLESS=5      # times in a row that the job is put back though it may not have got on
 TIME_TO_GET_ON_S=120 # a shorter time to work in counts as such
 TIME_TO_GO_S=40      # what is needed of the time limit to end everything and put the job back
 start_timeout_s=${CAPTION_RAY_START_TIMEOUT_S:-300}

@@ -1,6 +1,7 @@
 """Output folders that appear whole or not at all, and never at the cost of a stranger's files."""
 
 import contextlib
+import logging
 import os
 import re
 import shutil
@@ -9,10 +10,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from caption_ray import storage
-from caption_ray.errors import UsageError
+from caption_ray.errors import RunError, UsageError
 from caption_ray.lock import LOCK_NAME, sole_driver
 
-_EARLIER = ".earlier"
+logger = logging.getLogger(__name__)
+
+_REPLACED = ".replaced.partial"
 """What is appended to an output's name while another takes its place."""
 
 _SCRATCH = re.compile(r"\.\d+\.partial$")
@@ -26,13 +29,13 @@ def output_folder(output: str, *, marker: str, our_files: re.Pattern[str], overw
     A local output is written to `OUTPUT.partial`, which takes its place when the block ends well, unless somebody has
     put a file of theirs there meanwhile; what an interrupted run left is removed first. A URI is written to directly:
     there `marker`, the file without which no later step accepts the folder, is what makes it whole. A block that raises
-    leaves nothing behind. While it is written, a file `OUTPUT.driver.json` beside it keeps a second one away; not where
+    leaves nothing behind. What a kill leaves in `OUTPUT.replaced.partial` is put back. While it is written, a file `OUTPUT.driver.json` beside it keeps a second one away; not where
     the output is a whole bucket.
 
     `our_files` matches the relative path of every file that may be deleted; what a killed `storage.write_bytes`
     left of one may be too. Raises UsageError where the output is a mount point or a file, holds any file that is not
     ours, or holds `marker` or, locally, any whole file, and `overwrite` is not set, or where the folder above it cannot
-    be written to; RunError where another process is writing it.
+    be written to; RunError where another process is writing it, or it cannot be put in its place.
     """
     if not storage.is_uri(output):
         output = str(Path(output).resolve())  # so that a link stays a link and its target is replaced
@@ -57,7 +60,7 @@ def output_folder(output: str, *, marker: str, our_files: re.Pattern[str], overw
 def _written(output: str, *, marker: str, our_files: re.Pattern[str], overwrite: bool) -> Iterator[str]:
     """Do so as the only process that does."""
     if not storage.is_uri(output):
-        _clear_earlier(output, marker, our_files)
+        _clear_replaced(output, marker, our_files)
     _check(output, marker, our_files, overwrite)  # again: another one may just have ended
     scratch = output if storage.is_uri(output) else f"{output}.partial"
     _check(scratch, marker, our_files, overwrite=True)
@@ -75,32 +78,39 @@ def _written(output: str, *, marker: str, our_files: re.Pattern[str], overwrite:
     if scratch != output:
         try:
             _check(output, marker, our_files, overwrite)  # again: it may have taken hours
-        except UsageError as error:
-            raise UsageError(f"{error}. What has been written is whole, in {scratch}") from error
-        _put_in_place(scratch, output)
+            _put_in_place(scratch, output, marker)
+        except (UsageError, OSError) as error:
+            kind = UsageError if isinstance(error, UsageError) else RunError
+            raise kind(f"{error}. What has been written is whole, in {scratch}") from error
 
 
-def _put_in_place(scratch: str, output: str) -> None:
+def _put_in_place(scratch: str, output: str, marker: str) -> None:
     """Have a whole local folder take the place of another, if there is one, which is kept until it has."""
-    earlier = f"{output}{_EARLIER}"
+    replaced = Path(f"{output}{_REPLACED}")
+    if os.path.lexists(replaced):
+        raise UsageError(f"{replaced}: has come to be meanwhile, and is in the way")
+    has_any = os.path.lexists(output)
     try:
-        if os.path.lexists(output):
-            Path(output).rename(earlier)
+        if has_any:
+            Path(output).rename(replaced)
         Path(scratch).rename(output)
     except BaseException:
-        if os.path.lexists(earlier) and not os.path.lexists(output):
-            Path(earlier).rename(output)
+        if has_any and not os.path.lexists(output):
+            replaced.rename(output)
         raise
-    storage.delete_folder(earlier)
+    if has_any:
+        (replaced / marker).unlink(missing_ok=True)  # first of all: from here on, it is no longer whole
+        storage.delete_folder(str(replaced))
 
 
-def _clear_earlier(output: str, marker: str, our_files: re.Pattern[str]) -> None:
+def _clear_replaced(output: str, marker: str, our_files: re.Pattern[str]) -> None:
     """Put back, or delete, the folder that `_put_in_place` was killed over."""
-    earlier = f"{output}{_EARLIER}"
-    _check(earlier, marker, our_files, overwrite=True)
-    if os.path.lexists(earlier) and not os.path.lexists(output):
-        Path(earlier).rename(output)
-    storage.delete_folder(earlier)
+    replaced = Path(f"{output}{_REPLACED}")
+    _check(str(replaced), marker, our_files, overwrite=True)
+    if (replaced / marker).exists() and not os.path.lexists(output):
+        logger.info("%s was about to be replaced and is put back", output)
+        replaced.rename(output)
+    storage.delete_folder(str(replaced))
 
 
 def clear_parts(folder: Path, parts: Sequence[str], *, marker: str) -> None:

@@ -16,7 +16,7 @@ from pydantic import Field, ValidationError
 from ray import serve
 
 from caption_ray import storage
-from caption_ray.bundle import read_manifest
+from caption_ray.bundle import load_bundle, read_manifest
 from caption_ray.config import AskedPrecision
 from caption_ray.errors import BundleError
 from caption_ray.inference import Captioner
@@ -180,8 +180,10 @@ class CaptionerReplica:
             # By digest, not by name: a run trained anew leaves its bundle where the old one was.
             manifest = await _patiently(read_manifest, bundle)
             if (manifest.digest, config.precision) == (model_id(engine.captioner), self._precision):
-                # The same, but where it was before there may be another by and by.
-                engine.captioner.bundle = replace(engine.captioner.bundle, location=bundle)
+                if bundle != engine.captioner.bundle.location:
+                    # The same, but where it was before there may be another by and by.
+                    await _patiently(load_bundle, bundle)
+                    engine.captioner.bundle = replace(engine.captioner.bundle, location=bundle)
                 return
             captioner = await _patiently(load_captioner, bundle, config.precision)
         except Exception as error:  # whatever is wrong with the new one, the old one goes on

@@ -110,12 +110,7 @@ def claim(run_folder: str, record: RunRecord) -> bool:
 
     Raises RunError naming each setting that differs.
     """
-    try:
-        return claim_record(storage.join(run_folder, _RECORD_NAME), record, "run")
-    except RunError as error:
-        if whole_checkpoints(run_folder) or stopped_checkpoint(run_folder):
-            raise
-        raise RunError(f"{error}\n(It has no checkpoint yet: without {run_folder} the name is free again.)") from error
+    return claim_record(storage.join(run_folder, _RECORD_NAME), record, "run")
 
 
 def claim_record(path: str, record: Settings, kind: str) -> bool:

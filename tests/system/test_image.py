@@ -82,6 +82,7 @@ def test_image_says_what_it_is(config: dict[str, Any]) -> None:
     assert list(config["ExposedPorts"]) == ["8000/tcp"]
     assert config["Entrypoint"] == ["tini", "--"]
     assert config["Cmd"][:3] == ["python", "-m", "caption_ray.serve.local"]
+    assert "--bundle" not in config["Cmd"]  # the variable names it
     assert config["Labels"]["org.opencontainers.image.revision"] == "0123abc"
     assert "/readyz" in " ".join(config["Healthcheck"]["Test"])
     environment = dict(variable.split("=", 1) for variable in config["Env"])

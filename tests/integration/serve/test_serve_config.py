@@ -149,6 +149,8 @@ def test_bundle_is_asked_for_by_args_then_environment_then_quick_start(
 def test_bundle_that_was_moved_is_known_by_its_new_place(tiny_bundle: Path, tmp_path: Path) -> None:
     """A replica that starts later asks the others where theirs is."""
     moved = shutil.copytree(tiny_bundle, tmp_path / "moved")
+    spoilt = shutil.copytree(tiny_bundle, tmp_path / "spoilt")
+    (spoilt / "model.safetensors").write_bytes(b"")
 
     async def swap() -> list[str]:
         replica = CaptionerReplica.func_or_class(str(tiny_bundle))
@@ -158,6 +160,10 @@ def test_bundle_that_was_moved_is_known_by_its_new_place(tiny_bundle: Path, tmp_
         await replica._swap
         after = await replica.model()
         assert (after.id, after.loaded_at, after.refused) == (before.id, before.loaded_at, None)
-        return [before.location, after.location]
+        await replica.reconfigure({"bundle": str(spoilt)})
+        await replica._swap
+        last = await replica.model()
+        assert "spoilt" in str(last.refused)
+        return [before.location, after.location, last.location]
 
-    assert asyncio.run(swap()) == [str(tiny_bundle), str(moved)]
+    assert asyncio.run(swap()) == [str(tiny_bundle), str(moved), str(moved)]

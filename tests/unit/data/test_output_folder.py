@@ -115,7 +115,7 @@ def test_a_failed_replacement_keeps_the_old_output(tmp_path: Path) -> None:
     assert (tmp_path / "data" / "done").exists()
 
 
-@pytest.mark.parametrize("folder", ["data", "data.partial", "data.earlier"])
+@pytest.mark.parametrize("folder", ["data", "data.partial", "data.replaced.partial"])
 @pytest.mark.parametrize("stranger", ["holiday.jpg", "deeper/part", "holiday.jpg.4711.partial"])
 def test_a_strangers_files_are_never_deleted(tmp_path: Path, folder: str, stranger: str) -> None:
     file = tmp_path / folder / stranger

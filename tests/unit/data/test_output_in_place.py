@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from caption_ray.data.output_folder import output_folder
-from caption_ray.errors import UsageError
+from caption_ray.errors import RunError, UsageError
 
 OURS = re.compile("part|done")
 
@@ -82,7 +82,33 @@ def test_an_output_is_put_back_where_another_cannot_take_its_place(
         return rename(self, target)
 
     monkeypatch.setattr(Path, "rename", fail)
-    with pytest.raises(OSError, match="no space left"):
+    with pytest.raises(RunError, match=r"no space left. What has been written is whole, in .*data\.partial"):
         fill(output, "2", overwrite=True)
     assert output.exists() == is_there
     assert not is_there or (output / "part").read_text() == "1"
+
+
+def test_what_has_the_replaced_ones_name_is_not_deleted(tmp_path: Path) -> None:
+    output, other = tmp_path / "data", tmp_path / "data.replaced.partial"
+
+    def fill_meanwhile() -> None:
+        with output_folder(str(output), marker="done", our_files=OURS, overwrite=True) as folder:
+            (Path(folder) / "done").write_text("2")
+            output.rename(other)
+            (other / "thesis.txt").write_text("mine")
+
+    fill(output, "1")
+    with pytest.raises(UsageError, match=r"is in the way. What has been written is whole"):
+        fill_meanwhile()
+    assert (other / "thesis.txt").read_text() == "mine"
+    with pytest.raises(UsageError, match=r"holds thesis\.txt"):
+        fill(output, "3")
+    assert (other / "thesis.txt").read_text() == "mine"
+
+
+def test_half_of_what_was_replaced_is_not_put_back(tmp_path: Path) -> None:
+    (tmp_path / "data.replaced.partial").mkdir()
+    (tmp_path / "data.replaced.partial" / "part").write_text("1")
+    fill(tmp_path / "data", "2")
+    assert (tmp_path / "data" / "part").read_text() == "2"
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
