@@ -27,10 +27,10 @@ def output_folder(output: str, *, marker: str, our_files: re.Pattern[str], overw
     """Yield the folder to write to, for the length of a `with` block that must write `marker` last.
 
     A local output is written to `OUTPUT.partial`, which takes its place when the block ends well, unless somebody has
-    put a file of theirs there meanwhile; what an interrupted run left is removed first. A URI is written to directly:
-    there `marker`, the file without which no later step accepts the folder, is what makes it whole. A block that raises
-    leaves nothing behind. What a kill leaves in `OUTPUT.replaced.partial` is put back. While it is written, a file `OUTPUT.driver.json` beside it keeps a second one away; not where
-    the output is a whole bucket.
+    put a file of theirs there meanwhile; what an interrupted run left is removed first, and an output that a kill left
+    in `OUTPUT.replaced.partial` put back. A URI is written to directly: there `marker`, the file without which no later
+    step accepts the folder, is what makes it whole. A block that raises leaves nothing behind. While it is written, a
+    file `OUTPUT.driver.json` beside it keeps a second one away; not where the output is a whole bucket.
 
     `our_files` matches the relative path of every file that may be deleted; what a killed `storage.write_bytes`
     left of one may be too. Raises UsageError where the output is a mount point or a file, holds any file that is not
