@@ -78,14 +78,15 @@ def _written(output: str, *, marker: str, our_files: re.Pattern[str], overwrite:
     if scratch != output:
         try:
             _check(output, marker, our_files, overwrite)  # again: it may have taken hours
-            _put_in_place(scratch, output, marker)
+            _put_in_place(scratch, output)
         except (UsageError, OSError) as error:
             kind = UsageError if isinstance(error, UsageError) else RunError
             raise kind(f"{error}. What has been written is whole, in {scratch}") from error
+        _clear_replaced(output, marker, our_files)
 
 
-def _put_in_place(scratch: str, output: str, marker: str) -> None:
-    """Have a whole local folder take the place of another, if there is one, which is kept until it has."""
+def _put_in_place(scratch: str, output: str) -> None:
+    """Have a whole local folder take the place of another, if there is one, which is kept for `_clear_replaced`."""
     replaced = Path(f"{output}{_REPLACED}")
     if os.path.lexists(replaced):
         raise UsageError(f"{replaced}: has come to be meanwhile, and is in the way")
@@ -98,18 +99,16 @@ def _put_in_place(scratch: str, output: str, marker: str) -> None:
         if has_any and not os.path.lexists(output):
             replaced.rename(output)
         raise
-    if has_any:
-        (replaced / marker).unlink(missing_ok=True)  # first of all: from here on, it is no longer whole
-        storage.delete_folder(str(replaced))
 
 
 def _clear_replaced(output: str, marker: str, our_files: re.Pattern[str]) -> None:
-    """Put back, or delete, the folder that `_put_in_place` was killed over."""
+    """Delete the folder that another has taken the place of; put it back where `_put_in_place` was killed over it."""
     replaced = Path(f"{output}{_REPLACED}")
     _check(str(replaced), marker, our_files, overwrite=True)
     if (replaced / marker).exists() and not os.path.lexists(output):
         logger.info("%s was about to be replaced and is put back", output)
         replaced.rename(output)
+    (replaced / marker).unlink(missing_ok=True)  # first of all: from here on, it is no longer whole
     storage.delete_folder(str(replaced))
 
 

@@ -1,23 +1,15 @@
 import itertools
 import os
-import re
 import threading
 from pathlib import Path
 
 import pytest
+from filling import OURS, fill
 
 from caption_ray import storage
 from caption_ray.data.output_folder import clear_parts, output_folder
 from caption_ray.errors import RunError, UsageError
 from caption_ray.lock import Driver
-
-OURS = re.compile("part|done")
-
-
-def fill(output: Path, text: str, *, overwrite: bool = False) -> None:
-    with output_folder(str(output), marker="done", our_files=OURS, overwrite=overwrite) as folder:
-        (Path(folder) / "part").write_text(text)
-        (Path(folder) / "done").write_text("")
 
 
 def test_the_output_appears_at_the_end_and_whole(tmp_path: Path) -> None:

@@ -1,20 +1,12 @@
 """How a finished output takes its place, and what becomes of the one that was there."""
 
-import re
 from pathlib import Path
 
 import pytest
+from filling import OURS, fill
 
 from caption_ray.data.output_folder import output_folder
 from caption_ray.errors import RunError, UsageError
-
-OURS = re.compile("part|done")
-
-
-def fill(output: Path, text: str, *, overwrite: bool = False) -> None:
-    with output_folder(str(output), marker="done", our_files=OURS, overwrite=overwrite) as folder:
-        (Path(folder) / "part").write_text(text)
-        (Path(folder) / "done").write_text("")
 
 
 @pytest.mark.parametrize("overwrite", [True, False])
