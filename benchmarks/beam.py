@@ -14,7 +14,7 @@ from textbook import textbook_beam_search
 
 from caption_ray.bundle import load_bundle
 from caption_ray.device import pick_device
-from caption_ray.model.decoding import beam_search
+from caption_ray.model.recorded_search import RecordedSearch
 
 
 @torch.inference_mode()
@@ -35,20 +35,21 @@ def main() -> None:
     model = bundle.model.to(device)
     _, _, pictures = next(dev_batches(arguments.data, bundle.config.encoder.image_size, arguments.pictures))
     features = torch.cat([model.features(part.to(device)) for part in pictures.split(16)])
+    search = RecordedSearch(model.decoder, bundle.config.vocabulary_size, device)
     options = bundle.config.decode.changed(beam_width=arguments.beam_width)
 
     def textbook() -> list[tuple[int, ...]]:
         return [textbook_beam_search(model.decoder, picture, options)[0] for picture in features.split(1)]
 
     def one_by_one() -> list[tuple[int, ...]]:
-        return [beam_search(model.decoder, picture, options)[0][0].ids for picture in features.split(1)]
+        return [search(picture, options)[0][0].ids for picture in features.split(1)]
 
     def together() -> list[tuple[int, ...]]:
         parts = features.split(arguments.batch)
-        return [best[0].ids for part in parts for best in beam_search(model.decoder, part, options)]
+        return [best[0].ids for part in parts for best in search(part, options)]
 
     ways = {"textbook": textbook, "one_by_one": one_by_one, "together": together}
-    found = {name: search() for name, search in ways.items()}
+    found = {name: run() for name, run in ways.items()}
     taken = seconds_in_turn(ways, arguments.rounds)
     report(
         {

@@ -16,9 +16,10 @@ from caption_ray.data import images
 from caption_ray.data.batches import stack_pictures
 from caption_ray.device import pick_device, resolve_precision
 from caption_ray.errors import BundleError
-from caption_ray.model.decoding import Hypothesis, beam_search, greedy_steps
+from caption_ray.model.decoding import Hypothesis, greedy_steps
 from caption_ray.model.frozen_decoder import FrozenDecoder
 from caption_ray.model.frozen_encoder import FrozenEncoder, encoder_precision
+from caption_ray.model.recorded_search import RecordedSearch
 from caption_ray.special_ids import END_ID
 from caption_ray.text.vocabulary import Vocabulary
 
@@ -56,6 +57,7 @@ class Captioner:
         self._encoder = FrozenEncoder(bundle.model.encoder).on(self.device, self.precision)
         decoder = copy.deepcopy(bundle.model.decoder).to(self.device).eval()
         self._searched = FrozenDecoder(decoder, resolve_precision(precision, self.device) == "bf16")
+        self._search = RecordedSearch(self._searched, bundle.config.vocabulary_size, self.device)
 
     @classmethod
     def load(cls, location: str, device: torch.device | None = None, precision: AskedPrecision = "fp32") -> "Captioner":
@@ -89,7 +91,7 @@ class Captioner:
         captions: dict[int, list[Caption]] = {}
         for asked, members in groups.items():
             chosen = features if len(groups) == 1 else features[torch.tensor(members, device=self.device)]
-            found = beam_search(self._searched, chosen, asked)
+            found = self._search(chosen, asked)
             for index, hypotheses in zip(members, found, strict=True):
                 if not hypotheses:
                     where = self.bundle.location

@@ -57,7 +57,7 @@ def _never(first: bool) -> tuple[int, ...]:
     return (*_NEVER_WRITTEN, END_ID) if first else _NEVER_WRITTEN
 
 
-def _best_continuations(logits: Tensor, scores: Tensor, count: int, first: bool) -> tuple[Tensor, Tensor, Tensor]:
+def best_continuations(logits: Tensor, scores: Tensor, count: int, first: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Return the best `count` of each picture's: log p of all their words, their rows and words, (P, count) each.
 
     logits: (B, V).  scores: (P, K), log p of the words so far.
@@ -129,7 +129,7 @@ def beam_search(decoder: StepDecoder, features: Tensor, options: DecodeOptions) 
         logits, state, attention = decoder.step(ids, state, context)
         # Of 2K candidates at most K are <end>, one per row, so K remain to go on with.
         count = min(2 * width, scores.shape[1] * logits.shape[1])
-        total, origin, chosen = _best_continuations(logits, scores, count, first=step == 0)  # (P, 2K)
+        total, origin, chosen = best_continuations(logits, scores, count, first=step == 0)  # (P, 2K)
         ends = chosen == END_ID
         _collect_ended(searched, total[:, :width], origin[:, :width], ends[:, :width], words, attended)
         going_on = ends.int().sort(dim=-1, stable=True).indices[:, :width]

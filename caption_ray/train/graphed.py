@@ -8,10 +8,8 @@ computes along and counts nothing.
 Shape letters: P pictures, K captions of each, T steps, R regions, F features.
 """
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -24,22 +22,17 @@ from caption_ray.errors import RunError
 from caption_ray.model.caption_layout import CaptionLayout
 from caption_ray.model.caption_model import CaptionModel
 from caption_ray.model.loss import attention_penalty
+from caption_ray.model.recording import Recorder, records_on
 from caption_ray.special_ids import PAD_ID
 
 _SHORT = 32
-_WARM_UPS = 3
-"""Passes before the recording, in which libraries choose their kernels and take their memory."""
 _ALIGNMENT = 64
 """Of each weight's gradient among all, in numbers."""
 
 
 def may_record(model: CaptionModel, device: torch.device) -> bool:
-    """Tell whether steps of this model can be graphs: those of a decoder alone, on a GPU.
-
-    CAPTION_RAY_GRAPHS=off turns graphs off.
-    """
-    switched_off = os.environ.get("CAPTION_RAY_GRAPHS", "").lower() in ("off", "0")
-    return device.type == "cuda" and model.encoder is None and not switched_off
+    """Tell whether steps of this model can be graphs: those of a decoder alone, where anything is recorded."""
+    return model.encoder is None and records_on(device)
 
 
 def fill_up(batch: CaptionBatch, num_pictures: int, per_picture: int) -> Tensor:
@@ -127,8 +120,7 @@ class GraphedLoss:
         self._weighting = torch.zeros(2, device=device)
         self._features: Tensor | None = None
         self._recorded: dict[int, _Recorded] = {}
-        self._pool: Any = None
-        self._beside: torch.cuda.Stream | None = None
+        self._recorder = Recorder(device)
         scale(torch.zeros((), device=device))  # a scaler makes its scale at the first call, which cannot be recorded
 
     def __call__(self, batch: CaptionBatch, by_word: float, by_caption: float) -> Tensor:
@@ -152,7 +144,7 @@ class GraphedLoss:
             recorded = self._recorded[ids.shape[1]] = self._try_to_record(ids)
         else:
             recorded.ids.copy_(ids)
-        recorded.graph.replay()
+        recorded.replay()
         return recorded.loss_sum.clone()
 
     def _layout(self, ids: Tensor) -> CaptionLayout:
@@ -176,21 +168,11 @@ class GraphedLoss:
 
     def _record(self, ids: Tensor) -> "_Recorded":
         """Record the step for ids of this shape."""
-        if self._pool is None or self._beside is None:  # the same for all: libraries keep memory for every stream
-            self._pool, self._beside = torch.cuda.graph_pool_handle(), torch.cuda.Stream(self._device)
         layout = self._layout(ids)
         random = torch.cuda.get_rng_state(self._device)
-        self._beside.wait_stream(torch.cuda.current_stream(self._device))
-        with torch.cuda.stream(self._beside):
-            for _ in range(_WARM_UPS):
-                self._step(ids, layout)
-        torch.cuda.current_stream(self._device).wait_stream(self._beside)
-        graph = torch.cuda.CUDAGraph()
-        # Other threads, such as NCCL's, go on with what a recording must not do.
-        with torch.cuda.graph(graph, pool=self._pool, stream=self._beside, capture_error_mode="thread_local"):
-            loss_sum = self._step(ids, layout)
+        replay, loss_sum = self._recorder.record(lambda: self._step(ids, layout))
         torch.cuda.set_rng_state(random, self._device)  # dropout is the same whenever a graph is recorded
-        return _Recorded(graph=graph, ids=ids, loss_sum=loss_sum, layout=layout)
+        return _Recorded(replay=replay, ids=ids, loss_sum=loss_sum, layout=layout)
 
     def _step(self, ids: Tensor, layout: CaptionLayout) -> Tensor:
         assert self._features is not None
@@ -204,9 +186,9 @@ class GraphedLoss:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Recorded:
-    """A graph, and what it reads and writes."""
+    """A step that is launched as a whole, and what it reads and writes."""
 
-    graph: torch.cuda.CUDAGraph
+    replay: Callable[[], None]
     ids: Tensor
     loss_sum: Tensor
     layout: CaptionLayout
