@@ -175,7 +175,7 @@ class Decoder(nn.Module):
             word_gates = products.word(self.embedding(words))
 
         # What does not depend on the word: once for all words that a search goes on with from the same state.
-        hidden, first, state_of = state.hidden, torch.arange(len(ids), device=ids.device), None
+        hidden, first, state_of = state.hidden, None, None
         if kernel is not None and (shared := state.shared_by_rows()):
             first, state_of = shared
             hidden = hidden.index_select(0, first)
@@ -185,7 +185,7 @@ class Decoder(nn.Module):
             weights = self.attention.attend(query.unflatten(0, (num_pictures, -1)), context.keys)  # (P, K, R)
             attention, attended = weights.flatten(0, 1), torch.matmul(weights, context.values).flatten(0, 1)
         else:
-            picture_of = first // (len(ids) // num_pictures)
+            picture_of = (torch.arange(len(ids)) if first is None else first) // (len(ids) // num_pictures)
             if context.pictures is not None:
                 picture_of = context.pictures.index_select(0, picture_of)
             score = self.attention.score.weight[0]

@@ -3,6 +3,7 @@
 Shape letters: P pictures, K beams, B = P * K rows (picture-major), T words so far, R regions, V vocabulary.
 """
 
+import functools
 import math
 from bisect import insort
 from collections.abc import Iterator
@@ -47,14 +48,18 @@ class Hypothesis:
 def _log_probabilities(logits: Tensor, first: bool) -> Tensor:
     """Return log p (B, V), with words that are never written at minus infinity (not renormalised)."""
     log_p = torch.log_softmax(logits.float(), dim=-1)
-    for word in _never(first):
-        log_p[:, word] = -torch.inf
-    return log_p
+    return log_p.index_fill_(1, _never_on(logits.device, first), -torch.inf)
 
 
 def _never(first: bool) -> tuple[int, ...]:
     """Return the words that are not written. A caption has at least one, so `<end>` is not the first."""
     return (*_NEVER_WRITTEN, END_ID) if first else _NEVER_WRITTEN
+
+
+@functools.cache
+def _never_on(device: torch.device, first: bool) -> Tensor:
+    """Return the same on a device."""
+    return torch.tensor(_never(first), device=device)
 
 
 def best_continuations(logits: Tensor, scores: Tensor, count: int, first: bool) -> tuple[Tensor, Tensor, Tensor]:

@@ -4,7 +4,8 @@
 ended is kept on the device, so that a step can be a CUDA graph (see recording.py), and is read once, at the end.
 Pictures that are done stay in the batch, and what they do there counts nothing.
 
-Shape letters as in decoding.py. A row's place is the step at which it stood times B, plus the row.
+Shape letters as in decoding.py, N hypotheses. A row's place is the step at which it stood times B, plus the row; what
+comes before the first step has a negative one.
 """
 
 import math
@@ -105,8 +106,8 @@ class FixedSearch:
         divisor = self._divisors.index_select(0, self._step)
         self._collect_ended(total, origin, chosen, divisor)
         rows, scores, ids = self._going_on(total, origin, chosen)
-        worst = self._ended.score[:, -1]
-        self._closed |= (worst > -torch.inf) & (scores[:, 0] / divisor <= worst)
+        # Where fewer than K have ended the worst is at -inf, where only what nothing can come of is, too.
+        self._closed |= scores[:, 0] / divisor <= self._ended.score[:, -1]
         torch.all(self._closed, dim=0, out=self._is_over)
         for kept, new in ((self._scores, scores), (self._ids, ids)):
             kept.copy_(new)
@@ -133,9 +134,9 @@ class FixedSearch:
             kept.copy_(torch.cat((kept, new), dim=1).gather(1, order))
 
     def _note(self, rows: Tensor, attention: Tensor) -> None:
-        """Write down where the rows of this step come from, what their words are, and where these looked."""
+        """Write down the places that the rows of this step come from, what their words are, and where these looked."""
         for trace, new in (
-            (self._origins, rows),
+            (self._origins, rows + (self._step - 1) * self._num_rows),
             (self._words, self._ids),
             (self._attended, attention.float().index_select(0, rows)),
         ):
@@ -161,21 +162,30 @@ class FixedSearch:
 
     def _traced(self, found: list[list[tuple[float, float, int]]], num_steps: int) -> list[list[Hypothesis]]:
         """Return hypotheses of scores, log p and the places of the last words."""
-        origins, words = self._origins[:num_steps].tolist(), self._words[:num_steps].tolist()
-        attended = self._attended[:num_steps].flatten(0, 1).cpu()
+        place = torch.tensor([place for entries in found for _, _, place in entries], dtype=torch.long)
+        origins = self._origins[:num_steps].flatten().cpu()
+        walked = []
+        for _ in range(num_steps):
+            walked.append(place)
+            place = place.where(place < 0, origins[place])
+        places = torch.stack(walked[::-1], dim=1)  # (N, T), negative before the first word
+        lengths = (places >= 0).sum(1).tolist()
+        places.clamp_(min=0)
+        words = self._words[:num_steps].flatten().cpu()[places].tolist()
+        attended = self._attended[:num_steps].flatten(0, 1).cpu()[places]
+        traces = iter(zip(lengths, words, attended, strict=True))
         hypotheses: list[list[Hypothesis]] = []
         for entries in found:
             hypotheses.append([])
-            for score, log_probability, place in entries:
-                step, row = divmod(place, self._num_rows)
-                ids, places = [], []
-                for before in range(step, -1, -1):
-                    ids.append(words[before][row])
-                    places.append(before * self._num_rows + row)
-                    row = origins[before][row]
-                attention = attended[torch.tensor(places[::-1])]
+            for score, log_probability, _ in entries:
+                length, ids, attention = next(traces)
                 hypotheses[-1].append(
-                    Hypothesis(ids=tuple(ids[::-1]), log_probability=log_probability, score=score, attention=attention)
+                    Hypothesis(
+                        ids=tuple(ids[-length:]),
+                        log_probability=log_probability,
+                        score=score,
+                        attention=attention[-length:],
+                    )
                 )
         return hypotheses
 

@@ -15,11 +15,15 @@ from caption_ray.inference import Captioner
 from caption_ray.serve.backend import CaptionedPicture, GreedyWord, Square
 from caption_ray.serve.schemas import ModelAnswer
 
+_WARM_UPS = (1, 2, 4, 8, 16)
+"""Pictures of a batch, up to those that `BatchOptions` takes by default (see model/recording.py)."""
+
 
 def load_captioner(location: str, precision: AskedPrecision = "auto") -> Captioner:
     """Load a bundle, verify it, and caption a grey picture with it, so that the first request finds it warmed up.
 
-    On a CPU the first batch of each size still takes some tens of milliseconds more (see model/fused_convolution.py).
+    On a GPU batches of several, too: the first of each size is recorded, which takes some 0.15 s. On a CPU the first
+    batch of each size still takes some tens of milliseconds more (see model/fused_convolution.py).
     Raises BundleError where it is absent or damaged, or its numbers are no numbers.
     """
     # In a thread that ends, and with it the pool that OpenMP keeps for each that has computed (see engine.py).
@@ -30,7 +34,9 @@ def load_captioner(location: str, precision: AskedPrecision = "auto") -> Caption
 def _load(location: str, precision: AskedPrecision) -> Captioner:
     captioner = Captioner.load(location, precision=precision)
     side = captioner.bundle.config.encoder.image_size
-    (captions,) = captioner.caption([np.full((3, side, side), 127, dtype=np.uint8)])
+    grey = np.full((3, side, side), 127, dtype=np.uint8)
+    for number in _WARM_UPS if captioner.device.type == "cuda" else _WARM_UPS[:1]:
+        captions = captioner.caption([grey] * number)[0]
     if not math.isfinite(captions[0].log_probability):
         raise BundleError(f"{location}: a trial caption has no finite probability; the weights are spoilt: train again")
     return captioner

@@ -23,6 +23,18 @@ def test_frozen_encoder_gives_each_picture_its_features(num_pictures: int) -> No
     assert torch.allclose(found, exact, atol=1e-3 * float(exact.abs().max()))
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("num_pictures", [1, 3, 70])
+def test_recorded_pass_gives_each_picture_its_features(num_pictures: int) -> None:
+    encoder = livened(random_encoder("resnet18", image_size=64))
+    run = FrozenEncoder(encoder).on(torch.device("cuda"), "fp32")
+    for seed in range(3):  # recorded once, and launched again on other pictures
+        pictures = noise(num_pictures, 64) if not seed else noise(num_pictures, 64).flip(0, seed)
+        with torch.no_grad():
+            exact = encoder(pictures)
+        assert torch.allclose(run(pictures).cpu(), exact, atol=1e-2 * float(exact.abs().max()))
+
+
 def test_frozen_encoder_in_bf16_comes_near() -> None:
     encoder = livened(random_encoder("resnet18", image_size=64))
     found = FrozenEncoder(encoder).on(torch.device("cpu"), "bf16")(noise(5, 64))

@@ -1,5 +1,8 @@
 """The search that asks nothing of the host finds what `beam_search` finds; on a GPU also as a recording."""
 
+from collections.abc import Callable
+from typing import TypeVar
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -7,12 +10,17 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from caption_ray.config import DecodeOptions, ModelConfig
+from caption_ray.model import recorded_search
 from caption_ray.model.decoder import Decoder
-from caption_ray.model.decoding import Hypothesis, beam_search
+from caption_ray.model.decoder_state import DecoderState, PictureContext
+from caption_ray.model.decoding import Hypothesis, StepDecoder, beam_search
 from caption_ray.model.recorded_search import FixedSearch, RecordedSearch
+from caption_ray.model.recording import Recorder
 from caption_ray.special_ids import END_ID
 
 R, F, V = 3, 7, 12
+CPU = torch.device("cpu")
+Result = TypeVar("Result")
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
@@ -27,7 +35,7 @@ def build_decoder(seed: int, end_bias: float = 1.0) -> Decoder:
     return decoder
 
 
-def fixed(decoder: Decoder, room: int, features: Tensor, options: DecodeOptions) -> list[list[Hypothesis]]:
+def fixed(decoder: StepDecoder, room: int, features: Tensor, options: DecodeOptions) -> list[list[Hypothesis]]:
     with torch.no_grad():
         search = FixedSearch(decoder, torch.zeros(room, R, F), options)
         search.run(torch.randn(room, R, F), search.begin, search.go_on)  # what it leaves behind must not matter
@@ -68,12 +76,127 @@ def test_spoilt_weights_find_nothing() -> None:
     assert fixed(decoder, 2, features, options) == beam_search(decoder, features, options) == [[], []]
 
 
+class Spoilt:
+    """A decoder whose third step gives no numbers, nor do those that come after it."""
+
+    def __init__(self, decoder: Decoder) -> None:
+        self.decoder, self.count = decoder, 0
+
+    def start(self, features: Tensor) -> tuple[PictureContext, DecoderState]:
+        self.count = 0
+        return self.decoder.start(features)
+
+    def step(self, ids: Tensor, state: DecoderState, context: PictureContext) -> tuple[Tensor, DecoderState, Tensor]:
+        self.count += 1
+        logits, state, attention = self.decoder.step(ids, state, context)
+        return logits if self.count < 3 else logits.fill_(torch.nan), state, attention
+
+
+def test_what_ended_before_numbers_were_lost_is_kept() -> None:
+    decoder, features = Spoilt(build_decoder(0)), torch.randn(2, R, F)
+    options = DecodeOptions(beam_width=5, max_words=6)
+    expected = beam_search(decoder, features, options)
+    assert all(0 < len(found) < 5 for found in expected)
+    check_equal(fixed(decoder, 2, features, options), expected)
+
+
+def count_steps(decoder: Decoder, room: int, *searched: Tensor) -> int:
+    """Return how many steps the last of some searches takes, pictures (1, R, F) each."""
+    options, count = DecodeOptions(beam_width=2, max_words=30), 0
+    with torch.no_grad():
+        search = FixedSearch(decoder, torch.zeros(room, R, F), options)
+
+        def go_on() -> None:
+            nonlocal count
+            count += 1
+            search.go_on()
+
+        for features in searched:
+            count = 0
+            search.run(features, search.begin, go_on)
+    return count
+
+
+def test_a_search_is_over_when_its_own_pictures_are_done() -> None:
+    decoder, pictures = build_decoder(5), torch.randn(12, R, F, generator=torch.Generator().manual_seed(0)).split(1)
+    steps = [count_steps(decoder, 1, picture) for picture in pictures]
+    early, late = (pictures[steps.index(number)] for number in (min(steps), max(steps)))
+    assert 1 < min(steps) < max(steps) < 29
+    assert count_steps(decoder, 2, torch.cat((late, late)), early) == min(steps)
+    assert count_steps(decoder, 2, torch.cat((late, early))) == max(steps)
+
+
+class Unrecorded(Recorder):
+    """Does the same again instead, and notes how often something was to be recorded."""
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__(device)
+        self.count = 0
+
+    def record(self, compute: Callable[[], Result]) -> tuple[Callable[[], object], Result]:
+        self.count += 1
+        return compute, compute()
+
+
+@pytest.fixture
+def recorder(monkeypatch: pytest.MonkeyPatch) -> Unrecorded:
+    found = Unrecorded(CPU)
+    monkeypatch.setattr(recorded_search, "records_on", lambda _: True)
+    monkeypatch.setattr(recorded_search, "Recorder", lambda _: found)
+    return found
+
+
 def test_cpu_searches_as_ever() -> None:
     decoder, features = build_decoder(3), torch.randn(70, R, F)
     options = DecodeOptions(beam_width=2, max_words=4)
-    search = RecordedSearch(decoder, V, torch.device("cpu"))
+    search = RecordedSearch(decoder, V, CPU)
     check_equal(search(features, options), beam_search(decoder, features, options))
     assert search(features[:0], options) == []
+
+
+def test_one_recording_serves_batches_of_about_a_size(recorder: Unrecorded) -> None:
+    decoder, options = build_decoder(3), DecodeOptions(beam_width=2, max_words=4)
+    search = RecordedSearch(decoder, V, CPU)
+    for num_pictures, recorded in ((3, 1), (4, 1), (2, 2), (70, 4), (6, 4), (3, 4)):  # 4; 2; 64 and 8; 8; 4
+        features = torch.randn(num_pictures, R, F)
+        check_equal(search(features, options), beam_search(decoder, features, options))
+        assert recorder.count == 2 * recorded  # the first step, and the others
+
+
+def test_few_searches_are_kept(recorder: Unrecorded, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recorded_search, "_MOST_SEARCHES", 2)
+    decoder, features = build_decoder(3), torch.randn(2, R, F)
+    search = RecordedSearch(decoder, V, CPU)
+    for width, recorded in ((1, 1), (2, 2), (1, 2), (3, 3), (1, 3), (2, 4)):
+        options = DecodeOptions(beam_width=width, max_words=4)
+        check_equal(search(features, options), beam_search(decoder, features, options))
+        assert recorder.count == 2 * recorded
+
+
+def test_width_of_more_than_half_the_vocabulary_is_not_recorded(recorder: Unrecorded) -> None:
+    decoder, features = build_decoder(3), torch.randn(2, R, F)
+    options = DecodeOptions(beam_width=V // 2 + 1, max_words=3)
+    check_equal(RecordedSearch(decoder, V, CPU)(features, options), beam_search(decoder, features, options))
+    assert recorder.count == 0
+
+
+def test_searches_without_a_recording_where_there_can_be_none(
+    recorder: Unrecorded, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    decoder, features, options = build_decoder(3), torch.randn(70, R, F), DecodeOptions(beam_width=2, max_words=4)
+    search = RecordedSearch(decoder, V, CPU)
+    expected = beam_search(decoder, features, options)
+    record = recorder.record
+
+    def fail_later(compute: Callable[[], Result]) -> tuple[Callable[[], object], Result]:
+        if recorder.count == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return record(compute)
+
+    monkeypatch.setattr(recorder, "record", fail_later)
+    for _ in range(2):  # after the first 64; then not tried again
+        check_equal(search(features, options), expected)
+    assert [entry.message.rpartition(": ")[2] for entry in caplog.records] == ["CUDA out of memory"]
 
 
 @needs_gpu
