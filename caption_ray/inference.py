@@ -20,6 +20,7 @@ from caption_ray.model.decoding import Hypothesis, greedy_steps
 from caption_ray.model.frozen_decoder import FrozenDecoder
 from caption_ray.model.frozen_encoder import FrozenEncoder, encoder_precision
 from caption_ray.model.recorded_search import RecordedSearch
+from caption_ray.model.recording import undisturbed
 from caption_ray.special_ids import END_ID
 from caption_ray.text.vocabulary import Vocabulary
 
@@ -54,9 +55,10 @@ class Captioner:
         self.device = device or pick_device()
         self.precision = _encoder_precision(precision, bundle.config.encoder.backbone, self.device)
         assert bundle.model.encoder is not None, "a bundle has its encoder"
-        self._encoder = FrozenEncoder(bundle.model.encoder).on(self.device, self.precision)
-        decoder = copy.deepcopy(bundle.model.decoder).to(self.device).eval()
-        self._searched = FrozenDecoder(decoder, resolve_precision(precision, self.device) == "bf16")
+        with undisturbed(self.device):
+            self._encoder = FrozenEncoder(bundle.model.encoder).on(self.device, self.precision)
+            decoder = copy.deepcopy(bundle.model.decoder).to(self.device).eval()
+            self._searched = FrozenDecoder(decoder, resolve_precision(precision, self.device) == "bf16")
         self._search = RecordedSearch(self._searched, bundle.config.vocabulary_size, self.device)
 
     @classmethod
@@ -115,14 +117,20 @@ class Captioner:
         ids: list[int] = []
         attended: list[Tensor] = []
         total = 0.0
-        for word in greedy_steps(self._searched, self._encode([picture]), max_words):
-            found, log_probability = int(word.ids[0]), float(word.log_probability[0])
+        steps = greedy_steps(self._searched, self._encode([picture]), max_words)
+        while True:
+            with undisturbed(self.device):
+                word = next(steps, None)
+                if word is None:
+                    break
+                found, log_probability = int(word.ids[0]), float(word.log_probability[0])
+                attention = word.attention[0].float().cpu()
             total += log_probability
             if found == END_ID:
                 break
             ids.append(found)
-            attended.append(word.attention[0].float().cpu())
-            yield self.bundle.vocabulary.words[found], log_probability, attended[-1]
+            attended.append(attention)
+            yield self.bundle.vocabulary.words[found], log_probability, attention
         whole = Hypothesis(ids=tuple(ids), log_probability=total, score=total, attention=torch.stack(attended))
         return to_captions([whole], self.bundle.vocabulary)[0]
 

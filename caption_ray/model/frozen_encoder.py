@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -10,7 +11,7 @@ from caption_ray.config import AskedPrecision, Precision
 from caption_ray.device import autocast
 from caption_ray.model.encoder import Encoder, fold_batch_norm
 from caption_ray.model.fused_convolution import fuse_convolutions
-from caption_ray.model.recording import Recorder, records_on, room_for, told_why_not
+from caption_ray.model.recording import Recorder, records_on, room_for, undisturbed, warn_unrecorded
 
 AT_A_TIME = 4
 """Pictures that go through the network together in single precision on a CPU, or two a thread if that is more.
@@ -61,34 +62,46 @@ class EncoderPass:
             # What autocast would round anew in every pass: on a GPU two of three operations of a small batch's.
             self._encoder.stages.to(dtype)
         self._recorder = Recorder(device) if records_on(device) else None
-        self._recorded: dict[int, tuple[Tensor, Callable[[], None], Tensor]] = {}
+        self._recorded: dict[int, _Recorded | None] = {}
 
     @torch.inference_mode()
     def __call__(self, pictures: Tensor) -> Tensor:
         """Return the features."""
-        if self._recorder is not None and 0 < len(pictures) <= _MOST_RECORDED:
-            try:
-                with self._recorder.lock:
-                    return self._by_recording(self._recorder, pictures)
-            except RuntimeError as error:  # out of memory is one; within a recording it may go by other names
-                told_why_not(error)
-                self._recorder = None
-                self._recorded.clear()
-        return self._compute(pictures.to(self._device))
+        with undisturbed(self._device):
+            recorded = self._find(pictures)
+            return recorded(pictures) if recorded else self._compute(pictures.to(self._device))
 
-    def _by_recording(self, recorder: Recorder, pictures: Tensor) -> Tensor:
-        """Return the features by a pass recorded for as many pictures, or a few more that count nothing."""
+    def _find(self, pictures: Tensor) -> "_Recorded | None":
+        """Return the pass that is recorded for so many pictures, or a few more; None where there is none."""
+        if self._recorder is None or not 0 < len(pictures) <= _MOST_RECORDED:
+            return None
         room = room_for(len(pictures))
         if room not in self._recorded:
+            self._recorded[room] = None
             place = pictures.new_zeros((room, *pictures.shape[1:]), device=self._device)
-            self._recorded[room] = (place, *recorder.record(lambda: self._compute(place)))
-        place, replay, features = self._recorded[room]
-        place[: len(pictures)] = pictures
-        replay()
-        return features[: len(pictures)].clone()
+            try:
+                self._recorded[room] = _Recorded(place, *self._recorder.record(lambda: self._compute(place)))
+            except RuntimeError as error:
+                warn_unrecorded(f"passes of the encoder with {room} pictures", error)
+        return self._recorded[room]
 
     def _compute(self, pictures: Tensor) -> Tensor:
         size = max(AT_A_TIME, 2 * torch.get_num_threads()) if self._in_parts else len(pictures)
         with autocast(self._precision, self._device):
             found = [self._encoder(part) for part in pictures.split(size)]
         return (found[0] if len(found) == 1 else torch.cat(found)).float()
+
+
+@dataclass(frozen=True, slots=True)
+class _Recorded:
+    """A pass that is launched as a whole, and what it reads and writes: pictures and features, (B, ...) each."""
+
+    pictures: Tensor
+    replay: Callable[[], None]
+    features: Tensor
+
+    def __call__(self, pictures: Tensor) -> Tensor:
+        """Return the features of pictures, B or fewer."""
+        self.pictures[: len(pictures)] = pictures
+        self.replay()
+        return self.features[: len(pictures)].clone()

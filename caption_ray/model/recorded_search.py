@@ -1,7 +1,8 @@
-"""Beam search on a GPU without a word from the host: every step the same kernels, in the same shapes and places.
+"""Beam search on a GPU by steps that are all alike: the same kernels, in the same shapes and places.
 
-`decoding.beam_search` asks the device at every step what has ended, and has it launch some sixty kernels. Here what has
-ended is kept on the device, so that a step can be a CUDA graph (see recording.py), and is read once, at the end.
+`decoding.beam_search` fetches at every step what has ended, and has the device launch some sixty kernels. Here what has
+ended stays on the device, so that a step can be a CUDA graph (see recording.py), and is fetched at the end; after each
+step the device is asked whether that was the last.
 Pictures that are done stay in the batch, and what they do there counts nothing.
 
 Shape letters as in decoding.py, N hypotheses. A row's place is the step at which it stood times B, plus the row; what
@@ -20,7 +21,7 @@ from torch import Tensor
 from caption_ray.config import DecodeOptions
 from caption_ray.model.decoder_state import DecoderState
 from caption_ray.model.decoding import Hypothesis, StepDecoder, beam_search, best_continuations, rank_score
-from caption_ray.model.recording import WARM_UPS, Recorder, records_on, room_for, told_why_not
+from caption_ray.model.recording import WARM_UPS, Recorder, records_on, room_for, undisturbed, warn_unrecorded
 from caption_ray.special_ids import END_ID, START_ID
 
 _MOST_PICTURES = 64
@@ -57,7 +58,7 @@ class FixedSearch:
         self._is_none = torch.zeros_like(self._closed)
         self._order = torch.arange(num_pictures, device=device)
         # What stood at each place. While it is recorded a search goes on for some steps more.
-        steps = options.max_words + WARM_UPS
+        steps = options.max_words + WARM_UPS + 1
         self._origins, self._words = (
             torch.zeros((steps, self._num_rows), dtype=torch.long, device=device) for _ in range(2)
         )
@@ -206,40 +207,39 @@ class _Recorded:
 class RecordedSearch:
     """Beam search by a decoder on one device: by CUDA graphs where it is a GPU, else by `decoding.beam_search`.
 
-    The decoder's weights may change between searches where its `start` lays them out anew.
+    The decoder's weights may change between searches, in place, where its `start` lays them out anew.
     """
 
     def __init__(self, decoder: StepDecoder, vocabulary_size: int, device: torch.device) -> None:
         self._decoder, self._vocabulary_size = decoder, vocabulary_size
         self._recorder = Recorder(device) if records_on(device) else None
-        self._recorded: OrderedDict[tuple[torch.Size, DecodeOptions], _Recorded] = OrderedDict()
+        self._recorded: OrderedDict[tuple[torch.Size, DecodeOptions], _Recorded | None] = OrderedDict()
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def __call__(self, features: Tensor, options: DecodeOptions) -> list[list[Hypothesis]]:
         """Do as `decoding.beam_search`. features: (P, R, F)."""
+        # With fewer words than candidates, beams are narrower at first than later on.
+        if self._recorder is None or not len(features) or self._vocabulary_size < 2 * options.beam_width:
+            return beam_search(self._decoder, features, options)
         found: list[list[Hypothesis]] = []
-        while self._recorder is not None and len(found) < len(features) and self._fits(options):
-            part = features[len(found) :][:_MOST_PICTURES]
-            try:
-                with self._recorder.lock:
-                    found += self._find(self._recorder, part, options)(part)
-            except RuntimeError as error:  # out of memory is one; within a recording it may go by other names
-                told_why_not(error)
-                self._recorder = None
-                self._recorded.clear()
-        return found + beam_search(self._decoder, features[len(found) :], options)
+        for part in features.split(_MOST_PICTURES):
+            with undisturbed(part.device):
+                recorded = self._find(self._recorder, part, options)
+                found += recorded(part) if recorded else beam_search(self._decoder, part, options)
+        return found
 
-    def _fits(self, options: DecodeOptions) -> bool:
-        """Tell whether there are enough words: with fewer than candidates, beams are narrower at first than later."""
-        return self._vocabulary_size >= 2 * options.beam_width
-
-    def _find(self, recorder: Recorder, features: Tensor, options: DecodeOptions) -> "_Recorded":
-        """Return the search that is recorded for so many pictures, or a few more."""
+    def _find(self, recorder: Recorder, features: Tensor, options: DecodeOptions) -> _Recorded | None:
+        """Return the search that is recorded for so many pictures, or a few more; None where it could not be."""
         shape = torch.Size((room_for(len(features)), *features.shape[1:]))
         if (shape, options) not in self._recorded:
             while len(self._recorded) >= _MOST_SEARCHES:
                 self._recorded.popitem(last=False)
-            self._recorded[shape, options] = self._record(recorder, features.new_zeros(shape), options)
+            try:
+                recorded = self._record(recorder, features.new_zeros(shape), options)
+            except RuntimeError as error:
+                warn_unrecorded(f"searches for {shape[0]} pictures by width {options.beam_width}", error)
+                recorded = None
+            self._recorded[shape, options] = recorded
         self._recorded.move_to_end((shape, options))
         return self._recorded[shape, options]
 

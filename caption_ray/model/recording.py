@@ -8,6 +8,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
 import torch
@@ -39,14 +40,22 @@ def room_for(number: int) -> int:
     return room
 
 
-class Recorder:
-    """Records on one device. What it has recorded shares memory, and must not run at the same time.
+_alone = threading.RLock()
 
-    lock: to be held from putting in what a recording reads to taking away what it has written.
+
+def undisturbed(device: torch.device) -> AbstractContextManager[object]:
+    """Return the context in which to compute on a device where other threads of the process may be recording.
+
+    A recording may fail if anything else is done on the GPU meanwhile ("CUDA Graphs" in PyTorch's documentation). It is
+    also to be held from putting in what a recording reads to taking away what it has written. For GPUs alone.
     """
+    return _alone if device.type == "cuda" else nullcontext()
+
+
+class Recorder:
+    """Records on one device. What it has recorded shares memory, and must not run at the same time."""
 
     def __init__(self, device: torch.device) -> None:
-        self.lock = threading.Lock()
         self._device = device
         # The same for all: libraries keep memory for every stream.
         self._pool: Any = None
@@ -59,23 +68,30 @@ class Recorder:
         what it returns has no meaning before the first call.
         Raises RuntimeError where it cannot be recorded, as when there is too little memory.
         """
-        if self._beside is None:
-            self._pool, self._beside = torch.cuda.graph_pool_handle(), torch.cuda.Stream(self._device)
-        current = torch.cuda.current_stream(self._device)
-        self._beside.wait_stream(current)
-        with torch.cuda.stream(self._beside):
-            for _ in range(WARM_UPS):
-                compute()
-        current.wait_stream(self._beside)
-        graph = torch.cuda.CUDAGraph()
-        # Other threads, such as NCCL's, go on with what a recording must not do.
-        with torch.cuda.graph(graph, pool=self._pool, stream=self._beside, capture_error_mode="thread_local"):
-            result = compute()
+        with undisturbed(self._device):
+            if self._beside is None:
+                self._pool, self._beside = torch.cuda.graph_pool_handle(), torch.cuda.Stream(self._device)
+            current = torch.cuda.current_stream(self._device)
+            self._beside.wait_stream(current)
+            with torch.cuda.stream(self._beside):
+                for _ in range(WARM_UPS):
+                    compute()
+            current.wait_stream(self._beside)
+            graph = torch.cuda.CUDAGraph()
+            with (
+                torch.cuda.stream(current),  # which a recording that fails does not return to
+                # Other threads, such as NCCL's, go on with what a recording must not do.
+                torch.cuda.graph(graph, pool=self._pool, stream=self._beside, capture_error_mode="thread_local"),
+            ):
+                result = compute()
         return graph.replay, result
 
 
-def told_why_not(error: RuntimeError) -> str:
-    """Return why something could not be recorded, in a line, having logged that it goes more slowly without."""
-    reason = str(error).partition("\n")[0]
-    logger.warning("computed without CUDA graphs, more slowly, since one could not be recorded: %s", reason)
-    return reason
+def reason_of(error: RuntimeError) -> str:
+    """Return in a line why something could not be recorded: too little memory, mostly, by whatever name."""
+    return str(error).partition("\n")[0]
+
+
+def warn_unrecorded(what: str, error: RuntimeError) -> None:
+    """Log that something could not be recorded, and is computed without."""
+    logger.warning("%s: computed more slowly, since no CUDA graph could be recorded: %s", what, reason_of(error))

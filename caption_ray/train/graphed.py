@@ -22,7 +22,7 @@ from caption_ray.errors import RunError
 from caption_ray.model.caption_layout import CaptionLayout
 from caption_ray.model.caption_model import CaptionModel
 from caption_ray.model.loss import attention_penalty
-from caption_ray.model.recording import Recorder, records_on
+from caption_ray.model.recording import Recorder, reason_of, records_on
 from caption_ray.special_ids import PAD_ID
 
 _SHORT = 32
@@ -158,12 +158,12 @@ class GraphedLoss:
     def _try_to_record(self, ids: Tensor) -> "_Recorded":
         try:
             return self._record(ids)
-        except RuntimeError as error:  # out of memory is one; within a recording it may go by other names
-            reason = str(error).partition("\n")[0]
+        except RuntimeError as error:
             # Raised, not returned as what the user did wrong is: the other workers would be left waiting.
             raise RunError(
-                f"a step with captions of {ids.shape[1] - 1} words cannot be recorded as a CUDA graph ({reason}); if "
-                "the GPU's memory is too small for it lower training.batch_size, or set CAPTION_RAY_GRAPHS=off"
+                f"a step with captions of {ids.shape[1] - 1} words cannot be recorded as a CUDA graph "
+                f"({reason_of(error)}); if the GPU's memory is too small for it lower training.batch_size, or set "
+                "CAPTION_RAY_GRAPHS=off"
             ) from error
 
     def _record(self, ids: Tensor) -> "_Recorded":

@@ -3,6 +3,7 @@ import pickle
 import pytest
 import torch
 from encoders import livened, noise, random_encoder
+from unrecorded import Unrecorded
 
 from caption_ray.config import AskedPrecision, Precision
 from caption_ray.model import frozen_encoder
@@ -21,6 +22,26 @@ def test_frozen_encoder_gives_each_picture_its_features(num_pictures: int) -> No
     found = pickle.loads(pickle.dumps(frozen)).on(torch.device("cpu"), "fp32")(pictures)  # as it comes to an actor
     assert found.shape == (num_pictures, 4, 1280)
     assert torch.allclose(found, exact, atol=1e-3 * float(exact.abs().max()))
+
+
+def test_pass_recorded_for_several_numbers_of_pictures(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    recorder = Unrecorded(failing=frozenset({3}))
+    monkeypatch.setattr(frozen_encoder, "records_on", lambda _: True)
+    monkeypatch.setattr(frozen_encoder, "Recorder", lambda _: recorder)
+    encoder = livened(random_encoder("resnet18", image_size=64))
+    run, pictures = FrozenEncoder(encoder).on(torch.device("cpu"), "fp32"), noise(70, 64)
+    with torch.no_grad():
+        exact = encoder(pictures)
+    found = []
+    for first, last, recorded in ((0, 4, 1), (4, 7, 1), (7, 8, 2), (8, 10, 3), (10, 12, 3), (0, 70, 3), (0, 0, 3)):
+        found.append((run(pictures[first:last]), exact[first:last]))  # none for two; more than 64 never
+        assert recorder.count == recorded
+    for mine, expected in found:  # the later ones have not been written over the earlier
+        assert mine.shape == expected.shape
+        assert torch.allclose(mine, expected, atol=1e-3 * float(exact.abs().max()))
+    assert [entry.message.partition(":")[0] for entry in caplog.records] == ["passes of the encoder with 2 pictures"]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -1,13 +1,11 @@
-"""The search that asks nothing of the host finds what `beam_search` finds; on a GPU also as a recording."""
-
-from collections.abc import Callable
-from typing import TypeVar
+"""The search of steps that are all alike finds what `beam_search` finds; on a GPU also as a recording."""
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from unrecorded import Unrecorded
 
 from caption_ray.config import DecodeOptions, ModelConfig
 from caption_ray.model import recorded_search
@@ -15,12 +13,10 @@ from caption_ray.model.decoder import Decoder
 from caption_ray.model.decoder_state import DecoderState, PictureContext
 from caption_ray.model.decoding import Hypothesis, StepDecoder, beam_search
 from caption_ray.model.recorded_search import FixedSearch, RecordedSearch
-from caption_ray.model.recording import Recorder
 from caption_ray.special_ids import END_ID
 
 R, F, V = 3, 7, 12
 CPU = torch.device("cpu")
-Result = TypeVar("Result")
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
@@ -126,21 +122,25 @@ def test_a_search_is_over_when_its_own_pictures_are_done() -> None:
     assert count_steps(decoder, 2, torch.cat((late, early))) == max(steps)
 
 
-class Unrecorded(Recorder):
-    """Does the same again instead, and notes how often something was to be recorded."""
+def test_what_a_recording_writes_stays_in_its_place() -> None:
+    with torch.no_grad():
+        search = FixedSearch(build_decoder(3), torch.zeros(2, R, F), DecodeOptions(beam_width=2, max_words=4))
+        search.begin()
+        before = {name: value.data_ptr() for name, value in tensors(search).items()}
+        assert len(before) > 12
+        search.go_on()
+    assert {name: value.data_ptr() for name, value in tensors(search).items()} == before
 
-    def __init__(self, device: torch.device) -> None:
-        super().__init__(device)
-        self.count = 0
 
-    def record(self, compute: Callable[[], Result]) -> tuple[Callable[[], object], Result]:
-        self.count += 1
-        return compute, compute()
+def tensors(search: FixedSearch) -> dict[str, Tensor]:
+    """Return all that a search holds."""
+    found = {name: value for name, value in vars(search).items() if isinstance(value, Tensor)}
+    return found | search._ended._asdict() | {"keys": search._context.keys, "values": search._context.values}
 
 
 @pytest.fixture
 def recorder(monkeypatch: pytest.MonkeyPatch) -> Unrecorded:
-    found = Unrecorded(CPU)
+    found = Unrecorded()
     monkeypatch.setattr(recorded_search, "records_on", lambda _: True)
     monkeypatch.setattr(recorded_search, "Recorder", lambda _: found)
     return found
@@ -181,22 +181,35 @@ def test_width_of_more_than_half_the_vocabulary_is_not_recorded(recorder: Unreco
 
 
 def test_searches_without_a_recording_where_there_can_be_none(
-    recorder: Unrecorded, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    recorder: Unrecorded, caplog: pytest.LogCaptureFixture
 ) -> None:
+    recorder.failing = frozenset({3})
     decoder, features, options = build_decoder(3), torch.randn(70, R, F), DecodeOptions(beam_width=2, max_words=4)
     search = RecordedSearch(decoder, V, CPU)
-    expected = beam_search(decoder, features, options)
-    record = recorder.record
+    for _ in range(2):  # the search for 64, and none for 8, which is not tried again
+        check_equal(search(features, options), beam_search(decoder, features, options))
+        assert recorder.count == 3
+    (entry,) = caplog.records
+    assert entry.message == (
+        "searches for 8 pictures by width 2: computed more slowly, since no CUDA graph could be recorded: "
+        "CUDA out of memory"
+    )
 
-    def fail_later(compute: Callable[[], Result]) -> tuple[Callable[[], object], Result]:
-        if recorder.count == 2:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return record(compute)
 
-    monkeypatch.setattr(recorder, "record", fail_later)
-    for _ in range(2):  # after the first 64; then not tried again
-        check_equal(search(features, options), expected)
-    assert [entry.message.rpartition(": ")[2] for entry in caplog.records] == ["CUDA out of memory"]
+@pytest.mark.parametrize("max_words", [1, 2])
+def test_shortest_searches_have_room_to_be_recorded(recorder: Unrecorded, max_words: int) -> None:
+    decoder, features, options = build_decoder(3), torch.randn(2, R, F), DecodeOptions(max_words=max_words)
+    check_equal(RecordedSearch(decoder, V, CPU)(features, options), beam_search(decoder, features, options))
+    assert recorder.count == 2
+
+
+def test_search_outside_inference_mode_after_one_inside(recorder: Unrecorded) -> None:
+    decoder, features, options = build_decoder(3), torch.randn(2, R, F), DecodeOptions(beam_width=2, max_words=4)
+    search = RecordedSearch(decoder, V, CPU)
+    with torch.inference_mode():
+        inside = search(features, options)
+    check_equal(search(features, options), inside)
+    assert recorder.count == 2
 
 
 @needs_gpu
