@@ -4,6 +4,7 @@ Exit codes: 0 done, 1 failed, 2 wrong use, 75 stopped as asked with work left, 1
 ended by SIGTERM.
 """
 
+import errno
 import json
 import logging
 import os
@@ -27,6 +28,8 @@ PresetArguments = TypeVar("PresetArguments", bound=Settings)
 _EXTRA = frozenset({"optuna", "ruamel"})
 """Packages of the extra `tune`, for sweeps and promotion."""
 
+_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
 logger = logging.getLogger(__name__)
 
 
@@ -38,8 +41,8 @@ def run_job(main: Callable[[Arguments], Mapping[str, object]], arguments: type[A
 
     What `main` returns is printed as one JSON object, the last line of stdout; everything else that this
     process or its children write to stdout goes to stderr. A CaptionRayError ends the job with its message
-    alone (and its result, if it carries one) and its exit code, a PermissionError likewise with 2; any other exception
-    with a traceback and 1.
+    alone (and its result, if it carries one) and its exit code, a PermissionError likewise with 2 and a full disk with
+    1; any other exception with a traceback and 1.
     `--help` ends it with 0, a wrong command line with 2.
     """
     parsed = _parse(arguments)
@@ -67,6 +70,9 @@ def run_job(main: Callable[[Arguments], Mapping[str, object]], arguments: type[A
         if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] in _EXTRA:
             logger.error("%s is not installed: pip install -e '.[tune]'", error.name)
             _leave(UsageError.exit_code)
+        if isinstance(error, OSError) and error.errno in _NO_ROOM:
+            logger.error("%s; make room, or choose another place, and give the same command again", error)
+            _leave(1)
         traceback.print_exc()
         _leave(1)
     _leave(0)

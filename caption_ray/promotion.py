@@ -2,6 +2,8 @@
 
 import json
 import logging
+import os
+import posixpath
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Literal
@@ -52,8 +54,10 @@ class Promotion:
 
     bundle: str
     model_id: str
-    replaced: str | None
-    comparison: Comparison | None
+    replaced: str | None = None
+    """What the config named; where it named none, what served."""
+    compared_with: str | None = None
+    comparison: Comparison | None = None
     """None where there was nothing to compare with."""
     was_serving: bool
     """The config named it already, in the place where it is kept; nothing but a roll-out was done."""
@@ -66,16 +70,22 @@ def promote(request: PromoteRequest) -> Promotion:
     BundleError where something is absent, damaged, or would be gone with a Ray job's own folder; RunError where a
     running service does not take it, and then the config is as it was.
     """
-    for option, location in (("--serve-config", request.serve_config), ("--models", request.models)):
+    config, models = (
         storage.output_at(option, location)
+        for option, location in (("--serve-config", request.serve_config), ("--models", request.models))
+    )
     named = bundle_in(request.serve_config, request.application)  # also tells whether the config can be read at all
     candidate = load_bundle(request.candidate)
     location, model_id = kept_location(request.models, candidate.manifest), candidate.manifest.digest
-    if named is not None and storage.absolute(named) == location and _is_whole(location):
+    if named is not None and storage.absolute(named) == location and _is_whole(location, model_id):
         logger.info("%s is what %s names already", location, request.serve_config)
         if request.dashboard is not None:
             roll_out(request.serve_config, request.dashboard, model_id, request.application)
-        return Promotion(bundle=location, model_id=model_id, replaced=None, comparison=None, was_serving=True)
+        return Promotion(bundle=location, model_id=model_id, was_serving=True)
+    # What would refuse it, before anything is captioned.
+    with_bundle(request.serve_config, location, request.application)
+    storage.check_writable(_there(models))
+    storage.check_writable(posixpath.dirname(config if storage.is_uri(config) else os.path.realpath(config)))
     serving = _load_serving(request.serving or named, force=request.force)
     comparison = None
     if serving is not None and serving.manifest.digest != model_id:
@@ -85,13 +95,21 @@ def promote(request: PromoteRequest) -> Promotion:
     promoted = Promotion(
         bundle=location,
         model_id=model_id,
-        replaced=None if serving is None else serving.location,
+        replaced=storage.absolute(named) if named else None if serving is None else serving.location,
+        compared_with=None if comparison is None or serving is None else serving.location,
         comparison=comparison,
         was_serving=False,
     )
     _put_into_service(promoted, request)
     _note(promoted, request)
     return promoted
+
+
+def _there(folder: str) -> str:
+    """Return the local folder, or where it is not there that in which it will be made; a URI as it is."""
+    while not storage.is_uri(folder) and not storage.exists(folder):
+        folder = posixpath.dirname(folder)
+    return folder
 
 
 def _judge(comparison: Comparison, candidate: Bundle, serving: Bundle, request: PromoteRequest) -> None:
@@ -194,20 +212,22 @@ def _keep(candidate: Bundle, location: str) -> None:
     """Copy the bundle to where nothing replaces it, under its name and digest.
 
     The sweep's own place has another bundle as soon as the sweep goes on. A copy that a kill cut off is made again.
+    Raises BundleError where another one is there by now, which has not been compared.
     """
-    if location != candidate.location and not _is_whole(location):
+    if location != candidate.location and not _is_whole(location, candidate.manifest.digest):
         storage.delete_folder(location)
         storage.copy_folder(candidate.location, location)
-        load_bundle(location)
+        if load_bundle(location).manifest.digest != candidate.manifest.digest:
+            storage.delete_folder(location)
+            raise BundleError(f"{candidate.location}: has been replaced while it was being promoted; promote again")
 
 
-def _is_whole(location: str) -> bool:
-    """Tell whether a bundle is there, all of it."""
+def _is_whole(location: str, digest: str) -> bool:
+    """Tell whether the bundle of this digest is there, all of it."""
     try:
-        load_bundle(location)
+        return load_bundle(location).manifest.digest == digest
     except BundleError:
         return False
-    return True
 
 
 def _note(promoted: Promotion, request: PromoteRequest) -> None:
@@ -216,6 +236,7 @@ def _note(promoted: Promotion, request: PromoteRequest) -> None:
         "promoted_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "from": storage.absolute(request.candidate),
         "replaced": promoted.replaced,
+        "compared_with": promoted.compared_with,
         "forced": request.force,
         "split": request.split,
         "data": storage.absolute(request.data),

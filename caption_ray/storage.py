@@ -135,7 +135,7 @@ def write_bytes(location: str, content: bytes) -> None:
     filesystem, path = open_location(location)
     make_folder(filesystem, posixpath.dirname(path))
     if isinstance(filesystem, fs.LocalFileSystem):
-        with _scratch(path) as scratch:
+        with naming(path), _scratch(path) as scratch:
             scratch.write_bytes(content)
             scratch.replace(path)
         return
@@ -158,6 +158,17 @@ def rewrite_text(location: str, content: str) -> None:
         scratch.write_text(content, encoding="utf-8")
         scratch.chmod(stat.S_IMODE(path.stat().st_mode))
         scratch.replace(path)
+
+
+@contextlib.contextmanager
+def naming(location: str) -> Iterator[None]:
+    """Have an OSError that names no file, as that of a full disk does not, name this one."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = location
+        raise
 
 
 def check_writable(folder: str) -> None:

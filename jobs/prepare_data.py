@@ -1,5 +1,6 @@
 """Turn a folder of captioned pictures into a data set for training."""
 
+import json
 from typing import Annotated
 
 from pydantic import Field
@@ -43,13 +44,15 @@ def main(arguments: Arguments) -> dict[str, object]:
         vocabulary=arguments.vocabulary,
     )
     output = storage.absolute(arguments.output)
+    report = storage.join(output, REPORT_NAME)
     return {
         "output": output,
         "pictures": {name: split.num_pictures for name, split in manifest.splits.items()},
         "captions": {name: split.num_captions for name, split in manifest.splits.items()},
         "vocabulary_size": manifest.vocabulary_size,
         "left_out": manifest.num_left_out,
-        "report": storage.join(output, REPORT_NAME),
+        "unlisted": len(json.loads(storage.read_text(report))["unlisted_pictures"]),
+        "report": report,
     }
 
 

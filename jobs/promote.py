@@ -48,6 +48,7 @@ def main(arguments: Arguments) -> dict[str, object]:
         "bundle": promoted.bundle,
         "model_id": promoted.model_id,
         "replaced": promoted.replaced,
+        "compared_with": promoted.compared_with,
         "was_serving": promoted.was_serving,
         **comparison,
     }

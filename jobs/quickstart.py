@@ -3,6 +3,7 @@
 import json
 import logging
 import shutil
+from contextlib import ExitStack
 from pathlib import Path
 
 from pydantic import Field
@@ -46,6 +47,7 @@ def main(arguments: Arguments) -> dict[str, object]:
     from caption_ray.attention_figure import draw_attention
     from caption_ray.bundle import load_bundle
     from caption_ray.cluster import connect
+    from caption_ray.data.captions import read_source
     from caption_ray.data.feature_cache import cache_features
     from caption_ray.data.images import load_picture
     from caption_ray.data.output_folder import clear_parts
@@ -54,6 +56,7 @@ def main(arguments: Arguments) -> dict[str, object]:
     from caption_ray.evaluation.evaluate import evaluate
     from caption_ray.evaluation.pictures import prepared_pictures
     from caption_ray.inference import Captioner
+    from caption_ray.lock import LOCK_NAME, sole_driver
     from caption_ray.model.encoder import build_encoder, weights_digest
     from caption_ray.model.frozen_encoder import FrozenEncoder
     from caption_ray.train.steps import groups_per_worker
@@ -68,11 +71,14 @@ def main(arguments: Arguments) -> dict[str, object]:
             f"--num-workers {arguments.num_workers}: cannot share {num_groups} pictures a step evenly; choose one of "
             + ", ".join(fitting)
         )
-    clear_parts(folder, ("source", *PARTS) if drawn else PARTS, marker=MARKER)
-    if drawn:
-        logger.info("1/6 drawing %d pictures", arguments.num_pictures)
-        write_synthetic_flickr8k(source, arguments.num_pictures, arguments.seed)
-    with connect():
+    storage.check_writable(str(folder.parent))
+    with ExitStack() as held:
+        held.enter_context(sole_driver(str(folder.parent), "quick start", name=f"{folder.name}.{LOCK_NAME}"))
+        clear_parts(folder, ("source", *PARTS) if drawn else PARTS, marker=MARKER)
+        if drawn:
+            logger.info("1/6 drawing %d pictures", arguments.num_pictures)
+            write_synthetic_flickr8k(source, arguments.num_pictures, arguments.seed)
+        held.enter_context(connect())
         logger.info("2/6 preparing the data set")
         prepare_dataset(
             str(source),
@@ -111,8 +117,8 @@ def main(arguments: Arguments) -> dict[str, object]:
         evaluation = evaluate(bundle, prepared_pictures(data, "test"), str(folder / "evaluation"))
     logger.info("6/6 captioning one of them")
     name = min(json.loads(Path(data, "captions_test.json").read_text()))
-    path = next(source.rglob(Path(name).name))
-    picture = load_picture(str(path))
+    path = next(record.path for record in read_source(str(source), CaptionRules()).records if record.name == name)
+    picture = load_picture(path)
     best = Captioner(bundle).caption_picture(picture)[0]
     figure = str(folder / "attention.png")
     draw_attention(picture, best.words, best.attention).save(figure)
@@ -120,13 +126,13 @@ def main(arguments: Arguments) -> dict[str, object]:
     result: dict[str, object] = {
         **scores,
         "caption": best.text,
-        "picture": str(path),
+        "picture": path,
         "attention": figure,
         "bundle": bundle_folder,
         "report": evaluation.report,
     }
     logger.info("%s", "  ".join(f"BLEU-{n} {scores[f'bleu_{n}']:.3f}" for n in (1, 2, 3, 4)))
-    logger.info("%s: %s", path.name, best.text)
+    logger.info("%s: %s", name, best.text)
     if evaluation.scores.bleu_4 < MIN_BLEU_4:
         raise QualityError(
             f"BLEU-4 on unseen pictures is {evaluation.scores.bleu_4:.3f}, under {MIN_BLEU_4}: the model has not "

@@ -111,7 +111,7 @@ def _kaggle_row(lines: list[str], start: int, file: str) -> tuple[Row | Problem,
     named = _LOOKS_LIKE_A_ROW.match(lines[start])
     name = _name_or_none((named["name"] if named else lines[start].partition(",")[0]).strip(' "').replace('""', '"'))
     try:
-        columns = next(csv.reader(supply()))
+        columns = next(csv.reader(supply(), skipinitialspace=True))
     except csv.Error as error:
         return Problem(kind="malformed_row", where=where, message=f"not CSV ({error})", name=name), end
     for index in range(start, end):

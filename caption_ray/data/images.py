@@ -74,7 +74,9 @@ def open_picture(data: bytes, *, max_pixels: int = MAX_PIXELS, formats: tuple[st
     except PictureError:
         raise
     except Image.DecompressionBombError as error:
-        raise TooManyPixelsError(str(error)) from error
+        raise TooManyPixelsError(
+            f"pixels over the limit of {2 * (Image.MAX_IMAGE_PIXELS or 0):,}; save it smaller"
+        ) from error
     except Exception as error:  # Pillow's plugins raise many kinds on broken files; all mean the same here
         unknown = isinstance(error, UnidentifiedImageError) and not _has_signature(data, formats)
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__

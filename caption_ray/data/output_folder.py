@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NoReturn
 
 from caption_ray import storage
 from caption_ray.errors import RunError, UsageError
@@ -51,6 +52,7 @@ def output_folder(output: str, *, marker: str, our_files: re.Pattern[str], overw
         storage.check_writable(beside or "/")
     with (
         sole_driver(beside or "/", "folder", name=f"{name}.{LOCK_NAME}") if has_beside else contextlib.nullcontext(),
+        storage.naming(output),
         _written(output, marker=marker, our_files=our_files, overwrite=overwrite) as scratch,
     ):
         yield scratch
@@ -135,9 +137,27 @@ def clear_parts(folder: Path, parts: Sequence[str], *, marker: str) -> None:
             path.unlink()
 
 
+def _files(folder: str) -> list[str]:
+    """Return the paths of all below it, relative to it, but for folders; locally with links, wherever these lead.
+
+    Raises NotADirectoryError, OSError.
+    """
+    if storage.is_uri(folder) or not os.path.lexists(folder):
+        return storage.list_files(folder)
+    found = []
+    for path, folders, files in os.walk(folder, onerror=_raise):
+        links = [name for name in folders if Path(path, name).is_symlink()]
+        found += [str(Path(path, name).relative_to(folder)) for name in (*files, *links)]
+    return sorted(found)
+
+
+def _raise(error: OSError) -> NoReturn:
+    raise error
+
+
 def _check(folder: str, marker: str, our_files: re.Pattern[str], overwrite: bool) -> None:
     try:
-        files = storage.list_files(folder)
+        files = _files(folder)
     except NotADirectoryError as error:
         raise UsageError(f"{folder}: a file, not a folder; choose another output") from error
     stranger = next((file for file in files if not our_files.fullmatch(_SCRATCH.sub("", file))), None)

@@ -33,7 +33,7 @@ _END_OF_IMAGE = 0xD9
 def check_pixels(width: int, height: int, max_pixels: int) -> None:
     """Raise TooManyPixelsError where there are more."""
     if width * height > max_pixels:
-        raise TooManyPixelsError(f"{width}x{height} pixels are over the limit of {max_pixels:,}")
+        raise TooManyPixelsError(f"{width}x{height} pixels are over the limit of {max_pixels:,}; save it smaller")
 
 
 def check_parts(image: Image.Image, data: bytes, max_pixels: int) -> None:

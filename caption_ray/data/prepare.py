@@ -69,6 +69,13 @@ def prepare_dataset(
     splits, split_problems = assign_splits(found.records, read_split_lists(source))
     problems = [*found.problems, *split_problems]
     records = [record for record in found.records if record.name in splits]
+    unlisted = [record.name for record in found.records if record.name not in splits]
+    if unlisted:
+        logger.warning(
+            "%d picture(s), such as %s, are in none of the three lists and are left out; name them in one to have them",
+            len(unlisted),
+            unlisted[0],
+        )
     with (
         output_folder(output, marker=MANIFEST_NAME, our_files=_OUR_FILES, overwrite=overwrite) as folder,
         connect(),
@@ -111,7 +118,7 @@ def prepare_dataset(
             "layout": found.layout,
             "splits": {split: _count(captions[split], words) for split in SPLITS},
             "vocabulary_size": len(words),
-            "unlisted_pictures": [record.name for record in found.records if record.name not in splits],
+            "unlisted_pictures": unlisted,
             "left_out": [asdict(problem) for problem in problems],
         }
         _write_json(folder, REPORT_NAME, report)

@@ -106,6 +106,8 @@ def evaluate(
         )
         for p in predictions
     ]
+    if not overwrite:
+        _check_results(output, settings, scores.model_dump())  # again: another one may have ended meanwhile
     # First, since it says whose results these are: an evaluation that is killed here is to be repeated.
     metrics = {**scores.model_dump(), **settings, "left_out": sorted(bad)}
     storage.write_text(storage.join(output, "metrics.json"), json.dumps(metrics, indent=1) + "\n")
@@ -129,8 +131,11 @@ def _check_is_no_bundle(output: str) -> None:
         raise UsageError(f"{output}: holds a bundle, whose metrics.json is part of it; name another --output")
 
 
-def _check_results(output: str, settings: Mapping[str, str]) -> None:
-    """Raise UsageError where the results of an evaluation with other settings are there, which would be lost."""
+def _check_results(output: str, settings: Mapping[str, str], scores: Mapping[str, object] | None = None) -> None:
+    """Raise UsageError where the results of an evaluation with other settings are there, which would be lost.
+
+    scores: what the error is to carry.
+    """
     try:
         found = json.loads(storage.read_bytes(storage.join(output, "metrics.json")))
         differing = [name for name, value in settings.items() if found[name] != value]
@@ -143,7 +148,8 @@ def _check_results(output: str, settings: Mapping[str, str]) -> None:
         told = ", ".join(f"{name} {found[name]}" for name in differing if name in found)
         raise UsageError(
             f"{output}: holds other results ({told or f'a {differing[0]} of something else'}); name another --output, "
-            "or replace them with --overwrite"
+            "or replace them with --overwrite",
+            result=scores,
         )
 
 

@@ -137,6 +137,12 @@ class TestPrepare:
         with pytest.raises(UsageError, match="--overwrite"):
             prepare(source, tmp_path / "data")
 
+    def test_pictures_that_no_list_names_are_told(
+        self, source: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        prepare(source, tmp_path / "data")
+        assert "1 picture(s), such as 11.jpg, are in none of the three lists and are left out" in caplog.text
+
     def test_all_that_is_wrong_is_told_in_one_run(self, source: Path, tmp_path: Path) -> None:
         spoil(source)
 
@@ -224,6 +230,7 @@ def test_the_job_prints_json_and_keeps_its_token_private(source: Path, tmp_path:
         "captions": {"train": 16, "dev": 4, "test": 2},
         "vocabulary_size": 9,
         "left_out": 0,
+        "unlisted": 1,
         "report": str(tmp_path / "data" / "report.json"),
     }
     assert "11 of 11 pictures" in stderr

@@ -10,6 +10,7 @@ import pytest
 import torch
 from sweep_lineage import LINEAGE
 
+from caption_ray import storage
 from caption_ray.bundle import build_model, load_bundle, read_manifest, save_bundle
 from caption_ray.errors import BundleError, QualityError, RunError, UsageError
 from caption_ray.promotion import PromoteRequest, promote
@@ -174,6 +175,7 @@ def test_bundle_without_a_clear_difference_is_promoted_with_all_that_speaks_agai
     assert re.findall(r"(\S+) was trained on another data set", caplog.text) == [str(tmp_path / "old")]
     note = json.loads(Path(promoted.bundle, "promotion.json").read_text())
     assert note["comparison"]["verdict"] == "no clear difference"
+    assert note["compared_with"] == note["replaced"] == str(tmp_path / "old")
 
 
 def test_damaged_bundle_that_the_service_would_find_is_not_absent(
@@ -185,6 +187,47 @@ def test_damaged_bundle_that_the_service_would_find_is_not_absent(
     with pytest.raises(BundleError, match=r"(?s)cannot be compared with: .*--force does without"):
         promote(replace(request_for, candidate=trained))
     assert promote(replace(request_for, candidate=trained, force=True)).comparison is None
+
+
+def test_what_would_refuse_the_bundle_is_found_before_anything_is_captioned(
+    request_for: PromoteRequest, trained: str, untrained: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("caption_ray.promotion._compare", lambda *_: pytest.fail("captioned"))
+    (tmp_path / "file").touch()
+    request = replace(request_for, candidate=trained, serving=untrained)
+    with pytest.raises(UsageError, match="file: cannot be written to"):
+        promote(replace(request, models=str(tmp_path / "file")))
+    assert not (tmp_path / "models").exists()
+
+
+def test_candidate_that_is_replaced_meanwhile_is_not_promoted(
+    request_for: PromoteRequest, trained: str, untrained: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The sweep whose best it is may go on while both are captioned."""
+    monkeypatch.setenv("CAPTION_RAY_BUNDLE", str(tmp_path / "absent"))
+    best = Path(shutil.copytree(trained, tmp_path / "best"))
+    copy = storage.copy_folder
+
+    def replaced_first(source: str, target: str) -> None:
+        shutil.rmtree(best)
+        shutil.copytree(untrained, best)
+        copy(source, target)
+
+    monkeypatch.setattr("caption_ray.promotion.storage.copy_folder", replaced_first)
+    with pytest.raises(BundleError, match="best: has been replaced while it was being promoted; promote again"):
+        promote(replace(request_for, candidate=str(best)))
+    assert not any((tmp_path / "models").iterdir())
+    assert Path(request_for.serve_config).read_text() == CONFIG.read_text()
+
+
+def test_what_the_config_named_is_what_was_replaced_whatever_it_was_compared_with(
+    request_for: PromoteRequest, trained: str, untrained: str, tmp_path: Path
+) -> None:
+    config = Path(request_for.serve_config)
+    config.write_text(with_bundle(str(config), str(tmp_path / "named")))
+    promoted = promote(replace(request_for, candidate=trained, serving=untrained))
+    note = json.loads(Path(promoted.bundle, "promotion.json").read_text())
+    assert (note["replaced"], note["compared_with"]) == (str(tmp_path / "named"), untrained)
 
 
 def test_damaged_serving_bundle_takes_force(

@@ -52,6 +52,8 @@ def main(arguments: Arguments) -> Mapping[str, object]:
             raise KeyboardInterrupt
         case "forbidden":
             raise PermissionError(13, "Permission denied", "runs/x")
+        case "full":
+            raise OSError(28, "No space left on device", "runs/x")
         case "terminate":
             raise SystemExit(15)
         case "extra":
@@ -99,6 +101,12 @@ def test_stdout_is_one_json_object_whatever_else_is_printed(job: Path) -> None:
             "forbidden",
             2,
             "[Errno 13] Permission denied: 'runs/x'; choose a place that you may read and write",
+        ),
+        (
+            "full",
+            1,
+            "[Errno 28] No space left on device: 'runs/x'; make room, or choose another place, and give the same "
+            "command again",
         ),
         ("extra", 2, "ruamel.yaml is not installed: pip install -e '.[tune]'"),
     ],

@@ -100,6 +100,10 @@ def test_kaggle_bytes_that_are_not_utf8_are_reported_by_their_own_line() -> None
     ]
 
 
+def test_kaggle_space_before_a_quote_is_no_part_of_the_caption() -> None:
+    assert kaggle('a.jpg, "A dog, running ."\n') == [("2", "a.jpg", "A dog, running .")]
+
+
 def test_kaggle_unterminated_quote_swallows_no_other_row() -> None:
     text = 'a.jpg,"A dog\nb.jpg,A cat\nc.jpg,"A bird\nsings\nd.PNG,"A cow, eating"\ne.jpg,"A hen\n'
     assert kaggle(text) == [

@@ -47,6 +47,22 @@ def test_a_second_one_at_work_is_refused_and_spoils_nothing(tmp_path: Path) -> N
     assert not output.exists()
 
 
+@pytest.mark.parametrize("target", ["absent", "folder"])
+def test_a_link_wherever_it_leads_is_a_strangers_file(tmp_path: Path, target: str) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "data").mkdir()
+    link = tmp_path / "data" / "pictures"
+    link.symlink_to(tmp_path / target)
+    with pytest.raises(UsageError, match="holds pictures, which was not written here"):
+        fill(tmp_path / "data", "new", overwrite=True)
+    assert link.is_symlink()
+
+
+def test_a_full_disk_is_told_with_the_place() -> None:
+    with pytest.raises(OSError, match=r"No space left on device: '/dev/full/part'"), storage.naming("/dev/full/part"):
+        storage.open_location("/dev/full")[0].open_output_stream("/dev/full").write(bytes(2**20))
+
+
 def test_an_exception_leaves_nothing(tmp_path: Path) -> None:
     def fail(folder: str) -> None:
         (Path(folder) / "part").write_text("1")

@@ -34,6 +34,13 @@ def test_other_results_are_not_lost(there: object, told: str, tmp_path: Path) ->
         _check_results(write(tmp_path, there), DEV)
 
 
+def test_what_was_scored_meanwhile_is_told(tmp_path: Path) -> None:
+    """Another evaluation may have ended since this one began."""
+    with pytest.raises(UsageError) as caught:
+        _check_results(write(tmp_path, {**DEV, "split": "test"}), DEV, {"bleu_4": 0.3})
+    assert caught.value.result == {"bleu_4": 0.3}
+
+
 @pytest.mark.parametrize("name", ["report.html", "predictions_dev.json"])
 def test_a_sweeps_page_is_not_lost_either(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text("of a sweep")
