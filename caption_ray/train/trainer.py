@@ -185,7 +185,9 @@ def _finished(request: TrainRequest) -> TrainOutcome:
 def _run(request: TrainRequest, inputs: RunInputs, surroundings: Surroundings) -> TrainOutcome:
     _fit(request, inputs, surroundings)
     location = bundle_location(request.run_folder)
-    return TrainOutcome(bundle=location, metrics=write_bundle(request, inputs, location), was_finished=False)
+    metrics = write_bundle(request, inputs, location)
+    logger.info("wrote %s (epoch %s)", location, metrics["epoch"])
+    return TrainOutcome(bundle=location, metrics=metrics, was_finished=False)
 
 
 def _fit(request: TrainRequest, inputs: RunInputs, surroundings: Surroundings) -> None:
@@ -280,8 +282,7 @@ def write_bundle(
         num_features=source.encoder.num_features,
         vocabulary_size=len(vocabulary),
     )
-    decoder = Decoder(experiment.model, config.num_features, config.vocabulary_size)
-    model = CaptionModel(source.encoder, decoder)
+    model = CaptionModel(source.encoder, Decoder(experiment.model, config.num_features, config.vocabulary_size))
     with ray.train.Checkpoint(best).as_directory() as folder:
         load_best_weights(Path(folder), model)
     described: dict[str, object] = {**metrics, "epoch": checkpoints[best].progress.epochs_done}
@@ -296,5 +297,4 @@ def write_bundle(
         metrics=described,
         lineage=lineage,
     )
-    logger.info("wrote %s (epoch %s)", location, described["epoch"])
     return described

@@ -57,8 +57,9 @@ def finish(request: SweepRequest, record: SweepRecord, records: Mapping[int, Tri
     bundle = storage.join(request.folder, "best")
     if not _is_written(bundle, lineage):
         new = f"{bundle}.new"
-        write_bundle(run, inputs, new, name=f"{request.name}-{run.name}", lineage=lineage)
+        metrics = write_bundle(run, inputs, new, name=f"{request.name}-{run.name}", lineage=lineage)
         storage.replace_folder(new, bundle)
+        logger.info("wrote %s (epoch %s)", bundle, metrics["epoch"])
     report = write_report(request, records)
     leaderboard = markdown(standings, request.metric, request.space.searched)
     location = storage.join(request.folder, "leaderboard.md")

@@ -4,6 +4,7 @@ Each suggestion is drawn with a seed of its own, from the sweep's seed and the t
 goes on with the trials that it would have had.
 """
 
+import itertools
 import logging
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,6 +22,9 @@ from caption_ray.tune.space import LOGARITHMIC, SearchSpace, Value
 _STARTUP_TRIALS = 6
 """Trials at random before Optuna's sampler builds on them; ten, its default, is most of a small sweep."""
 
+_MAX_DRAWS = 20
+"""Draws of the sampler's for settings that no trial has had; after them, by lot among those that are left."""
+
 MIN_TRIALS_FOR_IMPORTANCE = 4
 _NUM_LOTS = 50
 
@@ -37,17 +41,23 @@ class TrialSearch:
         self._distributions = distributions(space)
         self._study = optuna.create_study(direction="maximize")
         self._running: dict[int, optuna.trial.Trial] = {}
+        self._suggested: set[tuple[Value, ...]] = set()
 
     def suggest(self, number: int, settings: Mapping[str, Value] | None = None) -> dict[str, Value]:
-        """Return the settings of trial `number`; those given, where it is known what they are."""
+        """Return the settings of trial `number`; those given, where it is known what they are.
+
+        Where only choices are searched, none are suggested twice before all have been.
+        """
         self._study.sampler = self._sampler(number)
-        if settings is not None:
-            self._study.enqueue_trial({path: settings[path] for path in self._distributions})
-        trial = self._running[number] = self._study.ask(self._distributions)
-        if settings is not None:
-            return dict(settings)
-        found = {path: _tidy(value, self._space.ranges.get(path)) for path, value in trial.params.items()}
-        return {**self._space.fixed, **found}
+        if settings is None:
+            trial = self._draw(number)
+            found = {path: _tidy(value, self._space.ranges.get(path)) for path, value in trial.params.items()}
+            settings = {**self._space.fixed, **found}
+        else:
+            trial = self._ask_for(settings)
+        self._running[number] = trial
+        self._suggested.add(tuple(settings[path] for path in self._distributions))
+        return dict(settings)
 
     def tell(self, record: TrialRecord) -> None:
         """Take in how a trial ended, whether it was suggested here or in an earlier life of the sweep."""
@@ -68,6 +78,30 @@ class TrialSearch:
             self._study.tell(trial, state=optuna.trial.TrialState.PRUNED)
         else:
             self._study.tell(trial, best[0])
+
+    def _draw(self, number: int) -> optuna.trial.Trial:
+        """Return a trial with settings of the sampler's, or by lot where it keeps to those that have been suggested."""
+        left = self._combinations_left()
+        for _ in range(_MAX_DRAWS):
+            trial = self._study.ask(self._distributions)
+            if not left or trial.params in left:
+                return trial
+            # To the sampler it is then as if it had never been drawn, as it is after the sweep was cut off.
+            self._study.tell(trial, state=optuna.trial.TrialState.FAIL)
+        return self._ask_for(left[np.random.default_rng((self._seed, number)).integers(len(left))])
+
+    def _ask_for(self, settings: Mapping[str, Value]) -> optuna.trial.Trial:
+        """Return a trial with these settings."""
+        self._study.enqueue_trial({path: settings[path] for path in self._distributions})
+        return self._study.ask(self._distributions)
+
+    def _combinations_left(self) -> list[dict[str, Value]]:
+        """Return what is searched of those settings that no trial has had; none where a range is searched."""
+        if self._space.num_combinations is None:
+            return []
+        combinations = itertools.product(*(self._space.choices[path] for path in self._distributions))
+        left = [values for values in combinations if values not in self._suggested]
+        return [dict(zip(self._distributions, values, strict=True)) for values in left]
 
     def _sampler(self, number: int) -> optuna.samplers.BaseSampler:
         seed = int(np.random.SeedSequence((self._seed, number)).generate_state(1)[0])

@@ -1,6 +1,7 @@
 """Which settings a sweep tries, and an experiment with the settings of one trial put in."""
 
 import itertools
+import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Annotated
 
@@ -71,6 +72,13 @@ class SearchSpace(Settings):
     def searched(self) -> tuple[str, ...]:
         """The paths of all others, in order."""
         return tuple(path for path in PATHS.values() if path not in self.fixed)
+
+    @property
+    def num_combinations(self) -> int | None:
+        """How many different trials there can be; None where a range is searched, of which there is no end."""
+        if any(path in self.ranges for path in self.searched):
+            return None
+        return math.prod(len(values) for values in self.choices.values())
 
     def has(self, settings: Mapping[str, Value]) -> bool:
         """Tell whether a trial's settings lie within the space."""
@@ -145,6 +153,19 @@ def check_space(space: SearchSpace, experiment: Experiment) -> None:
         except ValidationError as error:
             reason = "; ".join(problem["msg"].removeprefix("Value error, ") for problem in error.errors())
             raise UsageError(f"--space: a trial could have {settings}, but {reason}; narrow the space") from error
+
+
+def check_num_trials(space: SearchSpace, num_trials: int) -> None:
+    """Raise UsageError where there cannot be so many different trials.
+
+    All train from one seed: a copy of a trial would tell nothing, and count once more in what mattered.
+    """
+    most = space.num_combinations
+    if most is not None and num_trials > most:
+        raise UsageError(
+            f"--num-trials {num_trials}: each trial has settings of its own, and --space makes no more than {most}; "
+            f"ask for at most {most}, or widen the space"
+        )
 
 
 def _around(size: int) -> tuple[int, ...]:

@@ -33,7 +33,7 @@ from caption_ray.tune.records import (
 )
 from caption_ray.tune.request import SweepRequest
 from caption_ray.tune.search import TrialSearch
-from caption_ray.tune.space import check_space, settings_of
+from caption_ray.tune.space import check_num_trials, check_space, settings_of
 from caption_ray.tune.trial import run_trial
 
 logger = logging.getLogger(__name__)
@@ -51,6 +51,7 @@ def sweep(request: SweepRequest) -> SweepOutcome:
     """
     storage.output_at("--storage", request.storage)
     check_space(request.space, request.experiment)
+    check_num_trials(request.space, request.num_trials)
     inputs = inputs_of(request.base)
     assert inputs.source.features is not None
     record = SweepRecord(
