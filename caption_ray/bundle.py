@@ -117,7 +117,8 @@ def read_manifest(location: str) -> BundleManifest:
     """Return a bundle's manifest. Raises BundleError where there is none, or one of another version."""
     path = storage.join(location, MANIFEST_NAME)
     try:
-        return BundleManifest.model_validate_json(storage.read_bytes(path))
+        with storage.naming(path):
+            return BundleManifest.model_validate_json(storage.read_bytes(path))
     except (FileNotFoundError, NotADirectoryError) as error:
         raise BundleError(
             f"{location}: no {MANIFEST_NAME}: not a bundle; training leaves one in RUNS/NAME/bundle, "
@@ -158,6 +159,8 @@ def load_bundle(location: str) -> Bundle:
         )
         lineage = Lineage.model_validate_json(contents[LINEAGE_NAME]) if LINEAGE_NAME in contents else None
         metrics = json.loads(contents["metrics.json"])
+        if not isinstance(metrics, dict):
+            raise ValueError("metrics.json holds no object")
     except (ValueError, CaptionRayError) as error:  # pydantic's and json's errors are ValueErrors
         raise BundleError(f"{location}: cannot be read by caption_ray {caption_ray.__version__}: {error}") from error
     if config.preprocessing != PREPROCESSING:
@@ -165,7 +168,10 @@ def load_bundle(location: str) -> Bundle:
             f"{location}: trained on pictures prepared by {config.preprocessing!r}, this version does "
             f"{PREPROCESSING!r}; use the version of caption_ray that wrote it ({manifest.caption_ray_version})"
         )
-    model = build_model(config)
+    try:
+        model = build_model(config)
+    except UsageError as error:  # a backbone that another version has
+        raise BundleError(f"{location}: cannot be built by caption_ray {caption_ray.__version__}: {error}") from error
     assert model.encoder is not None
     described = f"{config.vocabulary_size} words and {config.num_features} features"
     found = f"{len(vocabulary)} words and {model.encoder.num_features} features"
@@ -198,7 +204,8 @@ def build_model(config: BundleConfig) -> CaptionModel:
 def _read_verified(location: str, file: str, manifest: BundleManifest) -> bytes:
     path = storage.join(location, file)
     try:
-        content = storage.read_bytes(path)
+        with storage.naming(path):
+            content = storage.read_bytes(path)
     except FileNotFoundError as error:
         raise BundleError(f"{path}: missing; copy the bundle again, whole") from error
     if hashlib.sha256(content).hexdigest() != manifest.files.get(file):
@@ -206,9 +213,13 @@ def _read_verified(location: str, file: str, manifest: BundleManifest) -> bytes:
     return content
 
 
+_DEV_SCORES = ("dev_loss", "bleu_1", "bleu_2", "bleu_3", "bleu_4", "cider", "rouge_l", "mean_words")
+"""What of an epoch's figures is of the dev split."""
+
+
 def model_card(name: str, config: BundleConfig, metrics: dict[str, object]) -> str:
     """Return the bundle's README, in Markdown."""
-    scores = "\n".join(f"| {key} | {value:.4f} |" for key, value in metrics.items() if isinstance(value, float))
+    scores = "\n".join(f"| {key} | {value:.4f} |" for key, value in metrics.items() if key in _DEV_SCORES)
     return f"""# Captioning model {name}
 
 Describes a picture in one English sentence. {config.encoder.backbone} encoder, additive attention, LSTM decoder,

@@ -10,6 +10,7 @@ from caption_ray import storage
 from caption_ray.bundle import MANIFEST_NAME, kept_location, load_bundle
 from caption_ray.config import Settings
 from caption_ray.entry import run_job
+from caption_ray.errors import BundleError
 
 
 class Arguments(Settings):
@@ -20,19 +21,28 @@ class Arguments(Settings):
 
 
 def main(arguments: Arguments) -> dict[str, object]:
-    """Copy the bundle if it is not there yet, the manifest last.
+    """Copy the bundle if it is not there yet, or not whole, the manifest last.
 
     Raises BundleError where it is damaged, here or there.
     """
     source = storage.absolute(arguments.bundle)
     manifest = load_bundle(source).manifest
     target = kept_location(arguments.destination, manifest)
-    is_new = not storage.exists(storage.join(target, MANIFEST_NAME))
-    if is_new:
+    is_there = _is_whole(target)
+    if not is_there:
         for file in (*manifest.files, MANIFEST_NAME):
             storage.write_bytes(storage.join(target, file), storage.read_bytes(storage.join(source, file)))
-    load_bundle(target)
-    return {"bundle": target, "digest": manifest.digest, "copied": is_new}
+        load_bundle(target)
+    return {"bundle": target, "digest": manifest.digest, "copied": not is_there}
+
+
+def _is_whole(location: str) -> bool:
+    """Tell whether a bundle is there, all of it; its place says which."""
+    try:
+        load_bundle(location)
+    except BundleError:
+        return False
+    return True
 
 
 if __name__ == "__main__":

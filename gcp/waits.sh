@@ -49,7 +49,8 @@ certificate() {
 # two or of ten, is then overlooked at most once in 30,000 times. URI [UNDO]: UNDO URI is run where it is refused, and
 # not where it only does not answer, when it may still come.
 await_bundle() {
-    local digest=${1##*-} answers=0 model='' key='' needed workers
+    local digest=${1##*-} answers=0 model='' key='' needed workers remedy=''
+    [[ -n ${2:-} ]] || remedy="; \`deploy\` the bundle before it again if this one cannot be read"
     say "waiting until $ANSWERS answers in a row for each worker come from $digest${2:+; a refusal is undone}"
     [[ -z $dry_run ]] || return 0
     workers=$(kubectl get pods --namespace="$namespace" --selector=caption-ray/role=worker --output=name | wc -l)
@@ -62,13 +63,13 @@ await_bundle() {
         elif [[ $model == *'"refused":"'*"$digest"* ]]; then
             [[ -z ${2:-} ]] || "$2" "$1" ||
                 say "the RayService still names $1: \`gcp/gke.sh roll-back\` before all else"
-            fail "$1 was refused, and the one before goes on: $model"
+            fail "$1 was refused, and the one before goes on$remedy: $model"
         else
             answers=0
             sleep "$SECONDS_BETWEEN"
         fi
     done
-    ((answers == needed)) || fail "$HOST does not answer with $1; its last word was: ${model:-none}"
+    ((answers == needed)) || fail "$HOST does not answer with $1$remedy; its last word was: ${model:-none}"
 }
 
 must_end_in_digest() {

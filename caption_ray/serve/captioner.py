@@ -170,13 +170,13 @@ class CaptionerReplica:
                 if self._absence is None:
                     raise
                 raise error from None  # there is nothing else to answer with, and nothing else was asked for
-            self._refuse(f"{str(error) or type(error).__name__}; started with {captioner.bundle.location} instead")
+            self._refuse(f"{_told(config.bundle, error)}; started with {captioner.bundle.location} instead")
             return captioner
 
     async def _replace(self, config: CaptionerConfig) -> None:
-        engine = self._running()
+        engine, bundle = self._running(), config.bundle or self._default_bundle
         try:
-            bundle = storage.absolute(config.bundle or self._default_bundle)
+            bundle = storage.absolute(bundle)
             # By digest, not by name: a run trained anew leaves its bundle where the old one was.
             manifest = await _patiently(read_manifest, bundle)
             if (manifest.digest, config.precision) == (model_id(engine.captioner), self._precision):
@@ -187,7 +187,7 @@ class CaptionerReplica:
                 return
             captioner = await _patiently(load_captioner, bundle, config.precision)
         except Exception as error:  # whatever is wrong with the new one, the old one goes on
-            self._refuse(str(error) or type(error).__name__)
+            self._refuse(_told(bundle, error))
             return
         engine.captioner, self._precision, self._loaded_at = captioner, config.precision, _now()
         logger.info("now answering with %s (%s)", captioner.bundle.location, model_id(captioner))
@@ -199,6 +199,12 @@ class CaptionerReplica:
     def __del__(self) -> None:
         if getattr(self, "_engine", None) is not None:
             self._running().close()
+
+
+def _told(bundle: str, error: Exception) -> str:
+    """Return what is wrong with a bundle, which is named: storage, for one, says what it refuses and not to whom."""
+    reason = str(error) or type(error).__name__
+    return reason if bundle in reason else f"{bundle}: {reason}"
 
 
 async def _patiently(call: Callable[P, Result], *args: P.args, **kwargs: P.kwargs) -> Result:

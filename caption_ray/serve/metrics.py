@@ -115,7 +115,7 @@ class ServiceMetrics:
         self.picture_pixels = made.histogram(
             "caption_ray_picture_pixels", "Width times height.", (1e4, 1e5, 5e5, 1e6, 2e6, 5e6, 1e7, 2e7, 5e7)
         )
-        self.retries = made.counter("caption_ray_retries", "Requests sent again since their replica had died.")
+        self.retries = made.counter("caption_ray_retries", "Calls made again since no replica had answered them.")
 
     def observe_caption(self, best: Caption) -> None:
         """Take in a picture's best caption."""

@@ -1,16 +1,23 @@
 """Which model answers: asked of the backend, which may be another process, once at a time however many want to know."""
 
 import asyncio
+import contextlib
 import time
 from contextvars import Context
 
-from caption_ray.serve.backend import CaptionBackend, OverloadedError
+from caption_ray.serve.backend import BackendUnavailableError, CaptionBackend, OverloadedError
 from caption_ray.serve.metrics import Counts
 from caption_ray.serve.retrying import twice
 from caption_ray.serve.schemas import ModelAnswer
 
 _MAX_AGE_S = 1.0
 """How old a description may be before it is asked for anew."""
+
+_STALE_S = 10.0
+"""From which age on the new one is waited for: another model may have come in a quiet time."""
+
+_PATIENCE_S = 2.0
+"""For how long, at most: whatever has too much to do tells of itself late."""
 
 
 class ModelLookup:
@@ -20,7 +27,7 @@ class ModelLookup:
         self._backend, self._retries = backend, retries
         self._known: ModelAnswer | None = None
         self._asking: asyncio.Task[ModelAnswer] | None = None
-        self._asked_at = 0.0
+        self._asked_at = self._known_at = 0.0
 
     async def now(self) -> ModelAnswer:
         """Describe the model as the backend does now or, where it has too much to do, as it did last.
@@ -35,11 +42,14 @@ class ModelLookup:
             return self._known
 
     async def recently(self) -> ModelAnswer:
-        """Describe the model as it was a moment ago, without waiting for the backend but for the first time."""
+        """Describe the model as it was a moment ago; the backend is waited for when nobody has asked it for a while."""
         if self._known is None:
             return await self.now()
         if time.monotonic() - self._asked_at > _MAX_AGE_S:
             self._ask()
+        if self._asking and not self._asking.done() and time.monotonic() - self._known_at > _STALE_S:
+            with contextlib.suppress(BackendUnavailableError, OverloadedError, asyncio.TimeoutError):
+                await asyncio.wait_for(asyncio.shield(self._asking), _PATIENCE_S)
         return self._known
 
     def _ask(self) -> "asyncio.Task[ModelAnswer]":
@@ -52,7 +62,7 @@ class ModelLookup:
         return self._asking
 
     async def _answer(self) -> ModelAnswer:
-        self._known = await twice(self._backend.model, self._retries)
+        self._known, self._known_at = await twice(self._backend.model, self._retries), time.monotonic()
         return self._known
 
 

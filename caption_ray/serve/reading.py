@@ -82,7 +82,7 @@ def parse_query(request: Request, limits: Limits, allowed: frozenset[str]) -> Ca
             raise QueryError(f"query parameter {name[:40]!r}: not one of {', '.join(sorted(allowed)) or 'any here'}")
         # Numbers and truth values as JSON writes them, nothing else that Python would take for one.
         given[name] = value == "true" if value in ("true", "false") else value
-        if re.fullmatch(r"-?[0-9]{1,6}", value, re.ASCII):
+        if re.fullmatch(r"-?[0-9]{1,18}", value, re.ASCII):
             given[name] = int(value)
     width = given.get("beam_width")
     if isinstance(width, int) and width > limits.max_beam_width:  # which may be less than any service's
@@ -92,7 +92,8 @@ def parse_query(request: Request, limits: Limits, allowed: frozenset[str]) -> Ca
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         bound = first.get("ctx", {}).get("le", first.get("ctx", {}).get("ge"))
-        raise QueryError(f"query parameter {first['loc'][0]!r}: {first['msg']}", bound) from error
+        rule = "should be true or false" if first["type"].startswith("bool") else first["msg"]
+        raise QueryError(f"query parameter {first['loc'][0]!r}: {rule}", bound) from error
     if query.beam_width is not None and query.num_captions > query.beam_width:
         raise QueryError(
             f"query parameter 'num_captions': at most the beam_width of {query.beam_width}", query.beam_width

@@ -12,6 +12,7 @@ from caption_ray.bundle import (
     build_model,
     kept_location,
     load_bundle,
+    model_card,
     read_manifest,
     save_bundle,
 )
@@ -180,6 +181,30 @@ def test_sealed_rubbish_is_refused(copied: Path, file: str) -> None:
     seal(copied, file)
     with pytest.raises(BundleError, match=str(copied)):
         load_bundle(str(copied))
+
+
+def test_scores_that_are_no_object_are_refused(copied: Path) -> None:
+    (copied / "metrics.json").write_text("[]")
+    seal(copied, "metrics.json")
+    with pytest.raises(BundleError, match=r"metrics\.json holds no object"):
+        load_bundle(str(copied))
+
+
+def test_backbone_of_another_version_is_refused_by_the_bundles_name(copied: Path) -> None:
+    config = json.loads((copied / "config.json").read_text())
+    config["encoder"]["backbone"] = "efficientnet_b0"
+    (copied / "config.json").write_text(json.dumps(config))
+    seal(copied, "config.json")
+    with pytest.raises(BundleError, match=f"^{copied}: .*efficientnet_b0"):
+        load_bundle(str(copied))
+
+
+def test_card_tells_scores_on_dev_alone(tiny_bundle: Path) -> None:
+    metrics: dict[str, object] = {"bleu_4": 0.25, "dev_loss": 3.5, "train_loss": 2.5, "words_per_s": 9000.0}
+    card = model_card("small", load_bundle(str(tiny_bundle)).config, metrics)
+    assert "| bleu_4 | 0.2500 |\n| dev_loss | 3.5000 |\n\n" in card
+    assert "train_loss" not in card
+    assert "words_per_s" not in card
 
 
 def test_damaged_vocabulary_is_refused(copied: Path) -> None:

@@ -13,9 +13,15 @@ from caption_ray.serve.schemas import ModelAnswer
 class Slow(StandIn):
     """Takes a moment to describe the model."""
 
+    described = MODEL
+
     async def model(self) -> ModelAnswer:
         await asyncio.sleep(0.1)
-        return await super().model()
+        await super().model()
+        return self.described
+
+
+NEXT = MODEL.model_copy(update={"beam_width": MODEL.beam_width + 1})
 
 
 def lookup_of(backend: StandIn) -> ModelLookup:
@@ -70,6 +76,25 @@ def test_a_replica_that_dies_is_asked_once_more() -> None:
     backend.failing_model = [BackendUnavailableError("died")] * 2
     with pytest.raises(BackendUnavailableError):
         asyncio.run(lookup_of(backend).now())
+
+
+def test_model_of_long_ago_is_asked_for_before_it_judges_anything() -> None:
+    """Another one may have been rolled out in a quiet time; one that cannot be asked is taken as it was."""
+    backend = Slow()
+
+    async def ask() -> None:
+        lookup = lookup_of(backend)
+        await lookup.recently()
+        backend.described = NEXT
+        none: list[Exception] = []
+        for failing in (none, [OverloadedError(1)], [BackendUnavailableError("died")] * 2):
+            lookup._asked_at -= 60
+            lookup._known_at -= 60
+            backend.failing_model = list(failing)
+            assert await lookup.recently() == NEXT
+        assert backend.num_questions == 5
+
+    asyncio.run(ask())
 
 
 def test_nobody_waits_for_a_model_that_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
