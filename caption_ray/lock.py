@@ -106,7 +106,8 @@ def sole_driver(
     own, ended = Driver(host=socket.gethostname(), pid=os.getpid()), threading.Event()
     can_be_made = other is None and not storage.is_uri(path)
     if not (can_be_made and storage.create_text(path, own.model_dump_json())):
-        if other is None and (now := _read(path)) is not None:
+        # On NFS a link that has been made may be reported as one that was there.
+        if other is None and (now := _read(path)) is not None and not now.is_same(own):
             raise _taken(folder, kind, now)
         storage.write_text(path, own.model_dump_json())
         time.sleep(beat_s / 5)  # two that found no file, or a silent one's, both write it, and the last one's stays

@@ -50,13 +50,30 @@ def local_path(option: str, path: str) -> Path:
     return with_home(path)
 
 
+def input_at(option: str, location: str) -> str:
+    """Return where an input is, as `absolute` does; `option` has named it.
+
+    Raises UsageError for a relative folder that a Ray job does not have: its own is a copy of the code.
+    """
+    if _is_of_job(location) and not exists(location):
+        raise UsageError(
+            f"{option} {location}: not in the job's copy of the code; in a Ray job, name an absolute folder that all "
+            "nodes see, or a URI"
+        )
+    return absolute(location)
+
+
+def _is_of_job(location: str) -> bool:
+    """Tell whether a location is relative to the folder of a Ray job, in which this process runs."""
+    return _JOB_VARIABLE in os.environ and not is_uri(location) and not with_home(location).is_absolute()
+
+
 def output_at(option: str, location: str) -> str:
     """Return where an output is to be, as `absolute` does; `option` has named it.
 
     Raises UsageError for a relative folder in a Ray job, whose own folder is a copy that Ray throws away.
     """
-    is_relative = not is_uri(location) and not with_home(location).is_absolute()
-    if is_relative and _JOB_VARIABLE in os.environ:
+    if _is_of_job(location):
         raise UsageError(
             f"{option} {location}: in a Ray job, name an absolute folder that all nodes see, or a URI; what lies in "
             "the job's own folder is gone with the job"

@@ -28,7 +28,8 @@ class Arguments(Settings):
     min_workers: int | None = Field(
         None,
         ge=1,
-        description="With how few of them training goes on where nodes are lost; by default it waits for all.",
+        description="With how few of them training goes on where nodes are lost; by default it waits some minutes for "
+        "all, and fails.",
     )
     device: Literal["auto", "cpu", "gpu"] = Field("auto", description="What the workers compute on.")
     cpus_per_worker: float | None = Field(

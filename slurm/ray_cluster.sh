@@ -42,8 +42,11 @@ if [[ -e $here/common.sh ]]; then # typed; a job runs SLURM's copy of this file
     # shellcheck disable=SC2086 # several options, apart by spaces
     exec sbatch ${SBATCH_OPTIONS:-} "${asked[@]}" "$here/ray_cluster.sh" "$@"
 fi
-here=$(dirname "$(scontrol show job "$SLURM_JOB_ID" | sed -n 's/^ *Command=\([^ ]*\).*/\1/p')")
+# Its path, with spaces perhaps, and its arguments; under another name, up to the first space.
+here=$(dirname "$(scontrol show job "$SLURM_JOB_ID" |
+    sed -n -e 's/^ *Command=\(.*ray_cluster\.sh\).*/\1/p;t' -e 's/^ *Command=\([^ ]*\).*/\1/p')")
 [[ -e $here/common.sh ]] || here=$SLURM_SUBMIT_DIR/slurm
+[[ -e $here/common.sh ]] || { echo "$0: no common.sh in $here: submit it from the clone that it is in" >&2 && exit 2; }
 # shellcheck source=slurm/common.sh
 source "$here/common.sh"
 read_site "$here"
@@ -238,7 +241,7 @@ CAPTION_RAY_COMMAND=${1:-}
 RAY_ADDRESS=$ip:$gcs
 RAY_API_SERVER_ADDRESS=http://$ip:$dashboard
 RAY_AUTH_MODE=token
-RAY_AUTH_TOKEN_PATH=$token
+RAY_AUTH_TOKEN_PATH=$(printf %q "$token")
 no_proxy=$ip\${no_proxy:+,\$no_proxy}
 ENV
     mv "$CLUSTER.env.partial" "$CLUSTER.env"

@@ -100,7 +100,7 @@ def _load(gcc: str, openmp: Path, definitions: tuple[str, ...]) -> ctypes.CDLL:
                 return ctypes.CDLL(str(kept))
             made.replace(kept)  # what is there is spoilt, or there are no links here
         return ctypes.CDLL(str(kept))
-    except OSError:  # no home, or one that cannot be written to: compiled for this process alone
+    except (OSError, subprocess.CalledProcessError):  # no home, or a full one: compiled for this process alone
         with tempfile.TemporaryDirectory() as folder:
             return ctypes.CDLL(str(compiler.compile_library(gcc, openmp, flags, Path(folder) / name)))
 

@@ -92,9 +92,7 @@ class FixedSearch:
         self._step = torch.zeros(1, dtype=torch.long, device=ids.device)
         self._closed.copy_(self._is_none)
         none = torch.full((len(ids), self._width), -torch.inf, dtype=torch.double, device=ids.device)
-        self._ended = _Ended(
-            score=none, log_probability=none.float(), place=none.new_zeros(none.shape, dtype=torch.long)
-        )
+        self._ended = _Ended(none, none.float(), torch.zeros_like(none, dtype=torch.long))
         rows, self._scores, self._ids = self._going_on(*found)
         self._hidden, self._cell = (part.index_select(0, rows) for part in (state.hidden, state.cell))
         self._note(rows, attention)

@@ -8,6 +8,8 @@ import ray.train
 
 from caption_ray.logs import configure_logging
 
+_NO_ROOM = "worker group startup timed out"
+
 logger = logging.getLogger(__name__)
 
 
@@ -27,4 +29,10 @@ class FailureLog(ray.train.UserCallback):  # type: ignore[misc]
 def last_line(error: BaseException) -> str:
     """Return what an error says in the end: Ray's begin with where it was met, and with tracebacks."""
     lines = [line for line in str(error).splitlines() if line.strip()]
-    return lines[-1].strip() if lines else type(error).__name__
+    last = lines[-1].strip() if lines else type(error).__name__
+    if _NO_ROOM in last:  # Ray's advice is a longer time for each of four tries
+        return (
+            "there was no room for its workers for minutes: other work has the cluster's CPUs or GPUs, or a node is "
+            "lost; try again when it is free, or ask for fewer workers (--num-workers, --min-workers)"
+        )
+    return last

@@ -34,7 +34,7 @@ class RunInputs:
 
 def find_inputs(experiment: Experiment, preset: Experiment, data: str, features: str | None) -> RunInputs:
     """Return what an experiment trains on. Raises UsageError, DatasetError, FeatureCacheError."""
-    data = storage.absolute(data)
+    data = storage.input_at("--data", data)
     manifest = load_manifest(data)
     for split in ("train", "dev"):
         if manifest.splits[split].num_pictures == 0:
@@ -53,7 +53,7 @@ def find_inputs(experiment: Experiment, preset: Experiment, data: str, features:
             training.batch_size // training.captions_per_picture,
             each,
         )
-    features = None if features is None else storage.absolute(features)
+    features = None if features is None else storage.input_at("--features", features)
     source = find_encoder(experiment.encoder, preset.encoder, manifest, features)
     experiment = experiment.model_copy(update={"encoder": source.config})
     return RunInputs(data=data, features=features, manifest=manifest, source=source, experiment=experiment)

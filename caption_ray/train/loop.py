@@ -170,15 +170,15 @@ class _Worker:
         stopped = from_first(stopped_checkpoint(self.plan.run_folder) if self.rank == 0 else None)
         if stopped is not None and stopped.position and stopped.progress.epochs_done == progress.epochs_done:
             epoch, position = progress.epochs_done + 1, stopped.position
-            if (position.num_workers, position.device) == (self.num_workers, self.device.type):
+            then = (position.num_workers, position.device, position.precision or self.stepper.precision)
+            if then == (self.num_workers, self.device.type, self.stepper.precision):
                 with ray.train.Checkpoint(stopped_location(self.plan.run_folder)).as_directory() as folder:
                     progress = load_state(Path(folder), self.stepper)
                     self.own_state = load_worker_state(Path(folder), self.rank)
                 self.position = position
                 self._say("going on after step %d of epoch %d of run %s", position.num_steps, epoch, self.plan.name)
                 return progress
-            then = (position.num_workers, position.device)
-            self._say("epoch %d is begun again: it was stopped with %d worker(s) on %s", epoch, *then)
+            self._say("epoch %d is begun again: it was stopped with %d worker(s) on %s, %s", epoch, *then)
         if checkpoint is not None:
             self._say("going on after epoch %d of run %s", progress.epochs_done, self.plan.name)
         return progress
@@ -267,7 +267,7 @@ class _Worker:
         if self.rank != 0:
             return
         progress = progress.model_copy(update={"train_seconds": progress.train_seconds + time.monotonic() - started})
-        position = meter.position(self.num_workers, self.device.type)
+        position = meter.position(self.num_workers, self.device.type, self.stepper.precision)
         with tempfile.TemporaryDirectory() as folder:
             save_state(Path(folder), self.stepper, progress, {}, position, states)
             keep_stopped(self.plan.run_folder, folder)

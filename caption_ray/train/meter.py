@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Mapping
 
+from caption_ray.config import Precision
 from caption_ray.train.dev import DevResult
 from caption_ray.train.gradients import NonFiniteLossError
 from caption_ray.train.setup import RunPlan
@@ -36,7 +37,7 @@ class Meter:
         self.num_words += counts.num_words
         self.num_captions += counts.num_captions
 
-    def position(self, num_workers: int, device: str) -> Position:
+    def position(self, num_workers: int, device: str, precision: Precision | None = None) -> Position:
         """Return where in the epoch its workers are."""
         return Position(
             num_steps=self.num_steps,
@@ -44,6 +45,7 @@ class Meter:
             num_captions=self.num_captions,
             num_workers=num_workers,
             device=device,
+            precision=precision,
         )
 
     @property

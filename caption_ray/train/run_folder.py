@@ -143,15 +143,18 @@ def _differences(prefix: str, earlier: object, now: object) -> list[str]:
 def mend_snapshot(run_folder: str) -> str | None:
     """Put Ray's list of checkpoints aside where a kill cut it off, and return the newest whole checkpoint.
 
-    One of an earlier version, which ranked checkpoints otherwise, is put aside, too.
+    So are one that names a checkpoint that is cut off or not there any more, and one of an earlier version, which
+    ranked checkpoints otherwise.
     Ray writes that list in place, and refuses to start on a broken one. Returns None where the list is sound, or there
     is no checkpoint; without a list the checkpoints count too, since an earlier mending may have been cut off itself.
     """
     path = storage.join(run_folder, _SNAPSHOT_NAME)
     try:
-        if all(RANK in one["metrics"] for one in json.loads(storage.read_bytes(path))["checkpoint_results"]):
+        listed = json.loads(storage.read_bytes(path))["checkpoint_results"]
+        folders = [storage.join(run_folder, one["checkpoint_dir_name"]) for one in listed if RANK in one["metrics"]]
+        if len(folders) == len(listed) and all(map(_read_record, folders)):
             return None
-        raise ValueError("ranked otherwise")
+        raise ValueError("of other checkpoints than there are")
     except FileNotFoundError:
         pass
     except (ValueError, TypeError, LookupError):
@@ -161,7 +164,7 @@ def mend_snapshot(run_folder: str) -> str | None:
     if not checkpoints:
         return None
     newest = max(checkpoints, key=lambda location: checkpoints[location].progress.epochs_done)
-    logger.warning("%s was cut off, lost, or an earlier version's; going on from %s", path, newest)
+    logger.warning("%s was cut off, lost, an earlier version's or of what is not whole; going on from %s", path, newest)
     return newest
 
 

@@ -12,7 +12,7 @@ import torch
 from pydantic import Field
 from torch.optim.swa_utils import AveragedModel
 
-from caption_ray.config import Settings
+from caption_ray.config import Precision, Settings
 from caption_ray.errors import RunError
 from caption_ray.model.caption_model import CaptionModel
 from caption_ray.train.steps import Stepper
@@ -57,7 +57,7 @@ class Progress(Settings):
 
 
 class Position(Settings):
-    """How far a run has come in an epoch; it goes on from there with as many workers of the same kind alone."""
+    """How far a run has come in an epoch; it goes on from there with as many workers that compute alike alone."""
 
     num_steps: int = Field(0, ge=0, description="Optimiser steps done.")
     num_words: int = Field(0, ge=0, description="Words trained on, over all workers.")
@@ -66,6 +66,7 @@ class Position(Settings):
     device: str | None = Field(
         None, description="Kind of device that they compute on; another one draws other numbers."
     )
+    precision: Precision | None = Field(None, description="Number format that they compute in; None as it was untold.")
 
 
 class CheckpointRecord(Settings):

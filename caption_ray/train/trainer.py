@@ -127,16 +127,17 @@ def train(request: TrainRequest, surroundings: Surroundings | None = None) -> Tr
     with connect():
         workers = surroundings.workers if surroundings is not None else _plan_workers(request)
         _check(inputs.experiment, workers)
-        if not is_begun(request.run_folder):
+        if is_begun(request.run_folder):
+            claim(request.run_folder, record)  # compares alone: refused at once
+        else:
             check_selection(inputs)
-        existed = claim(request.run_folder, record)
         if is_finished(request.run_folder):
             return _finished(request)
-        if existed:
-            logger.info("going on with run %s in %s", request.name, request.run_folder)
         # Whoever hands surroundings in sees to it that the run has no other driver.
         alone = sole_driver(request.run_folder, "run") if surroundings is None else contextlib.nullcontext()
         with alone, stop_on_signal(request.run_folder):
+            if claim(request.run_folder, record):
+                logger.info("going on with run %s in %s", request.name, request.run_folder)
             if is_finished(request.run_folder):  # while another driver was waited for
                 return _finished(request)
             return _run(request, inputs, surroundings or _own_surroundings(request, inputs, workers))
@@ -150,8 +151,7 @@ def inputs_of(request: TrainRequest) -> RunInputs:
 def _own_surroundings(request: TrainRequest, inputs: RunInputs, workers: WorkerResources) -> Surroundings:
     feeds, statistics = build_feeds(inputs, request.stage), measure(inputs)
     # What is read once needs nobody that deals it out to a single worker: two processes less to wait for.
-    undivided = workers.num_workers == 1 and all(feed.resident for feed in feeds.values())
-    split = Undivided() if undivided else ExactSplit()
+    split = Undivided() if workers.num_workers == 1 and all(f.resident for f in feeds.values()) else ExactSplit()
     return Surroundings(workers=workers, feeds=feeds, statistics=statistics, split=split)
 
 

@@ -103,6 +103,20 @@ def test_driver_of_an_earlier_version_is_watched(tmp_path: Path, caplog: pytest.
         assert "seeing whether it is" in caplog.text
 
 
+def test_link_that_nfs_reports_as_there_is_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was made, the answer was lost, and the call repeated."""
+    link = os.link
+
+    def twice(source: Path, target: Path) -> None:
+        link(source, target)
+        raise FileExistsError(17, "File exists")
+
+    monkeypatch.setattr(os, "link", twice)
+    with sole_driver(str(tmp_path), "run", beat_s=0.1):
+        assert (tmp_path / LOCK_NAME).exists()
+    assert not (tmp_path / LOCK_NAME).exists()
+
+
 @pytest.mark.parametrize("writing", ["create_text", "write_text"])
 def test_of_two_that_start_at_once_one_is_refused(
     writing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

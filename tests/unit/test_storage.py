@@ -189,6 +189,17 @@ def test_relative_output_is_refused_in_a_job(monkeypatch: pytest.MonkeyPatch, tm
         assert storage.output_at("--output", fine) == fine
 
 
+def test_relative_input_that_a_job_has_not_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert storage.input_at("--data", "data") == str(tmp_path / "data")  # whoever reads it says what is wrong
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    with pytest.raises(UsageError, match=r"--data data: not in the job's copy of the code; .* name an absolute folder"):
+        storage.input_at("--data", "data")
+    (tmp_path / "data").mkdir()
+    for fine in ("data", str(tmp_path / "absent"), "gs://bucket/data"):
+        assert storage.input_at("--data", fine) == storage.absolute(fine)
+
+
 def test_home_of_nobody_is_told_and_a_path_that_must_be_local_is_no_uri(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

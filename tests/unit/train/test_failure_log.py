@@ -1,4 +1,5 @@
 import pytest
+from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 
 from caption_ray.train.failure_log import FailureLog, last_line
 
@@ -13,3 +14,9 @@ def test_workers_that_failed_alike_are_named_together(capsys: pytest.CaptureFixt
 def test_last_line() -> None:
     assert last_line(ValueError("a\n  b  \n\n")) == "b"
     assert last_line(KeyError()) == "KeyError"
+
+
+def test_cluster_without_room_is_told_with_what_to_do() -> None:
+    told = last_line(WorkerGroupStartupTimeoutError(num_workers=2))
+    assert told.startswith("there was no room for its workers for minutes: ")
+    assert "(--num-workers, --min-workers)" in told

@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -138,6 +139,19 @@ def test_cut_snapshot_gives_way_to_the_newest_whole_checkpoint(tmp_path: Path, c
     assert (tmp_path / f"{SNAPSHOT}.broken").read_bytes() == content
     # Killed again before Ray wrote a new list: the checkpoint is still there.
     assert mend_snapshot(str(tmp_path)) == f"{tmp_path}/epoch_0010"
+
+
+@pytest.mark.parametrize("how", ["truncated", "deleted"])
+def test_snapshot_of_a_checkpoint_that_is_not_whole_gives_way_to_one_that_is(tmp_path: Path, how: str) -> None:
+    for number in (1, 2):
+        write_checkpoint(tmp_path, number)
+    named = [{"checkpoint_dir_name": f"epoch_000{number}", "metrics": {"rank": number}} for number in (1, 2)]
+    (tmp_path / SNAPSHOT).write_text(json.dumps({"checkpoint_results": named}))
+    if how == "truncated":  # a machine that broke down before it had written its pages
+        (tmp_path / "epoch_0002" / "state.pt").write_bytes(b"")
+    else:
+        shutil.rmtree(tmp_path / "epoch_0002")
+    assert mend_snapshot(str(tmp_path)) == f"{tmp_path}/epoch_0001"
 
 
 def test_cut_snapshot_without_checkpoints(tmp_path: Path) -> None:
