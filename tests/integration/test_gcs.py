@@ -78,7 +78,9 @@ def test_bundle_is_uploaded_once_under_its_digest_and_loads_from_there(
     # What was damaged in the bucket is not taken for what was uploaded, and neither is what was damaged before.
     storage.write_text(storage.join(result["bundle"], "metrics.json"), "{}")
     with pytest.raises(BundleError, match=r"gs://.*metrics\.json: not what manifest\.json says"):
-        upload_bundle(place)
+        load_bundle(result["bundle"])
+    assert upload_bundle(place) == result
+    assert load_bundle(result["bundle"]).metrics == load_bundle(str(tiny_bundle)).metrics
     damaged = Path(shutil.copytree(tiny_bundle, tmp_path / "damaged"))
     (damaged / "config.json").write_text("{}")
     other = new_bucket("other")
