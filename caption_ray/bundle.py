@@ -195,6 +195,14 @@ def load_bundle(location: str) -> Bundle:
     )
 
 
+def is_whole(location: str, digest: str) -> bool:
+    """Tell whether the bundle of this digest is there, all of it."""
+    try:
+        return load_bundle(location).manifest.digest == digest
+    except BundleError:
+        return False
+
+
 def build_model(config: BundleConfig) -> CaptionModel:
     """Build the network that `config` describes, its weights still random."""
     encoder = build_encoder(config.encoder, load_weights=False)

@@ -9,7 +9,7 @@ from datetime import datetime, timezone
 from typing import Literal
 
 from caption_ray import storage
-from caption_ray.bundle import Bundle, kept_location, load_bundle
+from caption_ray.bundle import Bundle, is_whole, kept_location, load_bundle
 from caption_ray.cluster import connect
 from caption_ray.data.shards import load_manifest
 from caption_ray.errors import BundleError, QualityError, RunError, UsageError
@@ -77,7 +77,7 @@ def promote(request: PromoteRequest) -> Promotion:
     named = bundle_in(request.serve_config, request.application)  # also tells whether the config can be read at all
     candidate = load_bundle(request.candidate)
     location, model_id = kept_location(request.models, candidate.manifest), candidate.manifest.digest
-    if named is not None and storage.absolute(named) == location and _is_whole(location, model_id):
+    if named is not None and storage.absolute(named) == location and is_whole(location, model_id):
         logger.info("%s is what %s names already", location, request.serve_config)
         if request.dashboard is not None:
             roll_out(request.serve_config, request.dashboard, model_id, request.application)
@@ -214,20 +214,12 @@ def _keep(candidate: Bundle, location: str) -> None:
     The sweep's own place has another bundle as soon as the sweep goes on. A copy that a kill cut off is made again.
     Raises BundleError where another one is there by now, which has not been compared.
     """
-    if location != candidate.location and not _is_whole(location, candidate.manifest.digest):
+    if location != candidate.location and not is_whole(location, candidate.manifest.digest):
         storage.delete_folder(location)
         storage.copy_folder(candidate.location, location)
         if load_bundle(location).manifest.digest != candidate.manifest.digest:
             storage.delete_folder(location)
             raise BundleError(f"{candidate.location}: has been replaced while it was being promoted; promote again")
-
-
-def _is_whole(location: str, digest: str) -> bool:
-    """Tell whether the bundle of this digest is there, all of it."""
-    try:
-        return load_bundle(location).manifest.digest == digest
-    except BundleError:
-        return False
 
 
 def _note(promoted: Promotion, request: PromoteRequest) -> None:

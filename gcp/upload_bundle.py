@@ -7,10 +7,9 @@ copied, and again from where it was copied to.
 from pydantic import Field
 
 from caption_ray import storage
-from caption_ray.bundle import MANIFEST_NAME, kept_location, load_bundle
+from caption_ray.bundle import MANIFEST_NAME, is_whole, kept_location, load_bundle
 from caption_ray.config import Settings
 from caption_ray.entry import run_job
-from caption_ray.errors import BundleError
 
 
 class Arguments(Settings):
@@ -28,21 +27,12 @@ def main(arguments: Arguments) -> dict[str, object]:
     source = storage.absolute(arguments.bundle)
     manifest = load_bundle(source).manifest
     target = kept_location(arguments.destination, manifest)
-    is_there = _is_whole(target)
+    is_there = is_whole(target, manifest.digest)
     if not is_there:
         for file in (*manifest.files, MANIFEST_NAME):
             storage.write_bytes(storage.join(target, file), storage.read_bytes(storage.join(source, file)))
         load_bundle(target)
     return {"bundle": target, "digest": manifest.digest, "copied": not is_there}
-
-
-def _is_whole(location: str) -> bool:
-    """Tell whether a bundle is there, all of it; its place says which."""
-    try:
-        load_bundle(location)
-    except BundleError:
-        return False
-    return True
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -58,6 +59,20 @@ def test_home_that_cannot_be_written_to(tmp_path: Path, monkeypatch: pytest.Monk
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))  # a folder in a file: refused to root, too
     assert compiled.load() is not None
+
+
+@needs_kernel
+def test_home_that_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder can still be made there, and the compiler's output not be written."""
+    gcc, cache = tmp_path / "tools" / "gcc", tmp_path / "cache"
+    gcc.parent.mkdir()
+    refuse = f'case "$*" in *{cache}*) echo "final link failed: Disk quota exceeded" >&2; exit 1 ;; esac'
+    gcc.write_text(f'#!/bin/sh\n{refuse}\nexec {shutil.which("gcc")} "$@"\n')
+    gcc.chmod(0o700)
+    monkeypatch.setenv("PATH", f"{gcc.parent}:{os.environ['PATH']}")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+    assert compiled.load() is not None
+    assert not list((cache / "caption_ray").iterdir())
 
 
 @needs_kernel
