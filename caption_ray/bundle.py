@@ -117,8 +117,7 @@ def read_manifest(location: str) -> BundleManifest:
     """Return a bundle's manifest. Raises BundleError where there is none, or one of another version."""
     path = storage.join(location, MANIFEST_NAME)
     try:
-        with storage.naming(path):
-            return BundleManifest.model_validate_json(storage.read_bytes(path))
+        return BundleManifest.model_validate_json(storage.read_bytes(path))
     except (FileNotFoundError, NotADirectoryError) as error:
         raise BundleError(
             f"{location}: no {MANIFEST_NAME}: not a bundle; training leaves one in RUNS/NAME/bundle, "
@@ -212,8 +211,7 @@ def build_model(config: BundleConfig) -> CaptionModel:
 def _read_verified(location: str, file: str, manifest: BundleManifest) -> bytes:
     path = storage.join(location, file)
     try:
-        with storage.naming(path):
-            content = storage.read_bytes(path)
+        content = storage.read_bytes(path)
     except FileNotFoundError as error:
         raise BundleError(f"{path}: missing; copy the bundle again, whole") from error
     if hashlib.sha256(content).hexdigest() != manifest.files.get(file):

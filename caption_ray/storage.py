@@ -130,7 +130,7 @@ def list_files(location: str) -> list[str]:
 def read_bytes(location: str) -> bytes:
     """Return a file's content. Raises FileNotFoundError where it is absent."""
     filesystem, path = open_location(location)
-    with filesystem.open_input_stream(path, compression=None) as stream:
+    with naming(location), filesystem.open_input_stream(path, compression=None) as stream:
         return bytes(stream.read())
 
 
@@ -183,7 +183,7 @@ def naming(location: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno is not None and error.filename is None:
+        if error.errno is not None and error.filename is None and location not in str(error):
             error.filename = location
         raise
 

@@ -76,6 +76,15 @@ def best_continuations(logits: Tensor, scores: Tensor, count: int, first: bool) 
     return total, first_rows + flat // logits.shape[1], flat % logits.shape[1]
 
 
+def best_unended(
+    total: Tensor, origin: Tensor, chosen: Tensor, ends: Tensor, count: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return of `best_continuations`, best first, the `count` best that do not end, where there are so many."""
+    going_on = ends.int().sort(dim=-1, stable=True).indices[:, :count]
+    scores, origin, chosen = (values.gather(1, going_on) for values in (total, origin, chosen))
+    return scores, origin, chosen
+
+
 def rank_score(log_probability: float, num_tokens: int, length_penalty: float) -> float:
     """Return log-probability / length^penalty, the length counting `<end>`."""
     return log_probability / math.pow(num_tokens, length_penalty)
@@ -137,8 +146,7 @@ def beam_search(decoder: StepDecoder, features: Tensor, options: DecodeOptions) 
         total, origin, chosen = best_continuations(logits, scores, count, first=step == 0)  # (P, 2K)
         ends = chosen == END_ID
         _collect_ended(searched, total[:, :width], origin[:, :width], ends[:, :width], words, attended)
-        going_on = ends.int().sort(dim=-1, stable=True).indices[:, :width]
-        scores, origin, chosen = (values.gather(1, going_on) for values in (total, origin, chosen))
+        scores, origin, chosen = best_unended(total, origin, chosen, ends, width)
 
         done = [beam.is_done(best, step + 1) for beam, best in zip(searched, scores[:, 0].tolist(), strict=True)]
         going = [picture for picture, is_done in enumerate(done) if not is_done]

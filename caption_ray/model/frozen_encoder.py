@@ -11,7 +11,7 @@ from caption_ray.config import AskedPrecision, Precision
 from caption_ray.device import autocast
 from caption_ray.model.encoder import Encoder, fold_batch_norm
 from caption_ray.model.fused_convolution import fuse_convolutions
-from caption_ray.model.recording import Recorder, records_on, room_for, undisturbed, warn_unrecorded
+from caption_ray.model.recording import Recorder, recorded_or_none, records_on, room_for, undisturbed
 
 AT_A_TIME = 4
 """Pictures that go through the network together in single precision on a CPU, or two a thread if that is more.
@@ -75,14 +75,13 @@ class EncoderPass:
         """Return the pass that is recorded for so many pictures, or a few more; None where there is none."""
         if self._recorder is None or not 0 < len(pictures) <= _MOST_RECORDED:
             return None
-        room = room_for(len(pictures))
+        recorder, room = self._recorder, room_for(len(pictures))
         if room not in self._recorded:
-            self._recorded[room] = None
             place = pictures.new_zeros((room, *pictures.shape[1:]), device=self._device)
-            try:
-                self._recorded[room] = _Recorded(place, *self._recorder.record(lambda: self._compute(place)))
-            except RuntimeError as error:
-                warn_unrecorded(f"passes of the encoder with {room} pictures", error)
+            self._recorded[room] = recorded_or_none(
+                f"passes of the encoder with {room} pictures",
+                lambda: _Recorded(place, *recorder.record(lambda: self._compute(place))),
+            )
         return self._recorded[room]
 
     def _compute(self, pictures: Tensor) -> Tensor:

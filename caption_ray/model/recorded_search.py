@@ -20,8 +20,15 @@ from torch import Tensor
 
 from caption_ray.config import DecodeOptions
 from caption_ray.model.decoder_state import DecoderState
-from caption_ray.model.decoding import Hypothesis, StepDecoder, beam_search, best_continuations, rank_score
-from caption_ray.model.recording import WARM_UPS, Recorder, records_on, room_for, undisturbed, warn_unrecorded
+from caption_ray.model.decoding import (
+    Hypothesis,
+    StepDecoder,
+    beam_search,
+    best_continuations,
+    best_unended,
+    rank_score,
+)
+from caption_ray.model.recording import WARM_UPS, Recorder, recorded_or_none, records_on, room_for, undisturbed
 from caption_ray.special_ids import END_ID, START_ID
 
 _MOST_PICTURES = 64
@@ -93,18 +100,18 @@ class FixedSearch:
         self._closed.copy_(self._is_none)
         none = torch.full((len(ids), self._width), -torch.inf, dtype=torch.double, device=ids.device)
         self._ended = _Ended(none, none.float(), torch.zeros_like(none, dtype=torch.long))
-        rows, self._scores, self._ids = self._going_on(*found)
+        rows, self._scores, self._ids = self._going_on(*found, found[2] == END_ID)
         self._hidden, self._cell = (part.index_select(0, rows) for part in (state.hidden, state.cell))
-        self._note(rows, attention)
+        self._note(rows, attention, self._places_before())
 
     def go_on(self) -> None:
         """Take another step."""
         state = DecoderState(self._hidden, self._cell)
         logits, state, attention = self._decoder.step(self._ids, state, self._context)
         total, origin, chosen = best_continuations(logits, self._scores, 2 * self._width, first=False)
-        divisor = self._divisors.index_select(0, self._step)
-        self._collect_ended(total, origin, chosen, divisor)
-        rows, scores, ids = self._going_on(total, origin, chosen)
+        divisor, before, ends = self._divisors.index_select(0, self._step), self._places_before(), chosen == END_ID
+        self._collect_ended(total, origin + before, ends, divisor)
+        rows, scores, ids = self._going_on(total, origin, chosen, ends)
         # Where fewer than K have ended the worst is at -inf, where only what nothing can come of is, too.
         self._closed |= scores[:, 0] / divisor <= self._ended.score[:, -1]
         torch.all(self._closed, dim=0, out=self._is_over)
@@ -112,30 +119,33 @@ class FixedSearch:
             kept.copy_(new)
         torch.index_select(state.hidden, 0, rows, out=self._hidden)
         torch.index_select(state.cell, 0, rows, out=self._cell)
-        self._note(rows, attention)
+        self._note(rows, attention, before)
 
-    def _going_on(self, total: Tensor, origin: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _places_before(self) -> Tensor:
+        """Return what the place of a row of the step before is more than the row, (1,)."""
+        return (self._step - 1) * self._num_rows
+
+    def _going_on(self, total: Tensor, origin: Tensor, chosen: Tensor, ends: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the best K continuations that do not end: rows (B,) that they are of, log p (P, K), words (B,)."""
-        chosen_here = (chosen == END_ID).int().sort(dim=-1, stable=True).indices[:, : self._width]
-        scores, origin, chosen = (values.gather(1, chosen_here) for values in (total, origin, chosen))
+        scores, origin, chosen = best_unended(total, origin, chosen, ends, self._width)
         return origin.flatten(), scores, chosen.flatten()
 
-    def _collect_ended(self, total: Tensor, origin: Tensor, chosen: Tensor, divisor: Tensor) -> None:
+    def _collect_ended(self, total: Tensor, place: Tensor, ends: Tensor, divisor: Tensor) -> None:
         """Put those of a step's K best that end among the K best that have ended, those before them first."""
-        ended, total = self._ended, total[:, : self._width]
-        counts = (chosen[:, : self._width] == END_ID) & (total > -torch.inf) & ~self._closed.unsqueeze(1)
+        ended = self._ended
+        total, place, ends = (values[:, : self._width] for values in (total, place, ends))
+        counts = ends & (total > -torch.inf) & ~self._closed.unsqueeze(1)
         score = torch.where(counts, total / divisor, -torch.inf)
-        place = origin[:, : self._width] + (self._step - 1) * self._num_rows
         best, order = torch.cat((ended.score, score), dim=1).sort(dim=1, descending=True, stable=True)
         order = order[:, : self._width]
         ended.score.copy_(best[:, : self._width])
         for kept, new in ((ended.log_probability, total), (ended.place, place)):
             kept.copy_(torch.cat((kept, new), dim=1).gather(1, order))
 
-    def _note(self, rows: Tensor, attention: Tensor) -> None:
+    def _note(self, rows: Tensor, attention: Tensor, before: Tensor) -> None:
         """Write down the places that the rows of this step come from, what their words are, and where these looked."""
         for trace, new in (
-            (self._origins, rows + (self._step - 1) * self._num_rows),
+            (self._origins, rows + before),
             (self._words, self._ids),
             (self._attended, attention.float().index_select(0, rows)),
         ):
@@ -232,12 +242,10 @@ class RecordedSearch:
         if (shape, options) not in self._recorded:
             while len(self._recorded) >= _MOST_SEARCHES:
                 self._recorded.popitem(last=False)
-            try:
-                recorded = self._record(recorder, features.new_zeros(shape), options)
-            except RuntimeError as error:
-                warn_unrecorded(f"searches for {shape[0]} pictures by width {options.beam_width}", error)
-                recorded = None
-            self._recorded[shape, options] = recorded
+            self._recorded[shape, options] = recorded_or_none(
+                f"searches for {shape[0]} pictures by width {options.beam_width}",
+                lambda: self._record(recorder, features.new_zeros(shape), options),
+            )
         self._recorded.move_to_end((shape, options))
         return self._recorded[shape, options]
 

@@ -92,6 +92,10 @@ def reason_of(error: RuntimeError) -> str:
     return str(error).partition("\n")[0]
 
 
-def warn_unrecorded(what: str, error: RuntimeError) -> None:
-    """Log that something could not be recorded, and is computed without."""
-    logger.warning("%s: computed more slowly, since no CUDA graph could be recorded: %s", what, reason_of(error))
+def recorded_or_none(what: str, record: Callable[[], _Result]) -> _Result | None:
+    """Return what has been recorded; None, having logged why, where it could not be and is computed without."""
+    try:
+        return record()
+    except RuntimeError as error:
+        logger.warning("%s: computed more slowly, since no CUDA graph could be recorded: %s", what, reason_of(error))
+        return None
