@@ -10,6 +10,7 @@ import argparse
 import copy
 import statistics
 from collections.abc import Callable, Iterator
+from typing import get_args
 
 import pyarrow.parquet as pq
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from caption_ray import storage
 from caption_ray.bundle import Bundle, load_bundle
-from caption_ray.config import EncoderConfig
+from caption_ray.config import EncoderConfig, EncoderPrecision
 from caption_ray.data import images
 from caption_ray.data.batches import stack_pictures
 from caption_ray.data.shards import load_manifest
@@ -74,7 +75,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16, help="pictures encoded at a time")
     parser.add_argument("--rounds", type=int, default=7, help="times that both are measured in turn")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
-    parser.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto", help="of the fast one")
+    parser.add_argument("--precision", choices=get_args(EncoderPrecision), help="of the fast one")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--bundle", help="a trained bundle, whose encoder then is the one that is measured")
     parser.add_argument("--data", help="the data set of which dev is decoded")
@@ -87,7 +88,7 @@ def main() -> None:
         bundle.model.encoder if bundle else build_encoder(EncoderConfig(backbone=arguments.backbone, weights="none"))
     )
     assert encoder is not None
-    precision = resolve_precision(arguments.precision, device, "--precision")
+    precision = arguments.precision or resolve_precision("auto", device)
     passes = {"eager": eager(encoder, device), "ours": FrozenEncoder(encoder).on(device, precision)}
     side = encoder.image_size
     pictures = torch.randint(0, 256, (arguments.batch, 3, side, side), dtype=torch.uint8)

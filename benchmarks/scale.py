@@ -18,14 +18,16 @@ import torch
 from decoder_step import VOCABULARY, random_batch
 from PIL import Image
 from scale_model import (
-    ALONE,
+    CAPTIONS_PER_GPU,
     DATA_SETS,
     ENCODER_GFLOP,
     STORE_SHARE,
     VIEWS,
     Assumed,
     Measured,
+    hours,
     node_bytes,
+    num_steps,
     stages,
     training_gflop_per_caption,
 )
@@ -129,7 +131,10 @@ def report(measured: Measured, assumed: Assumed, backbone: str, size: tuple[int,
         "# How far it scales: a model",
         "",
         f"Made by `benchmarks/scale.py`, with features of {backbone}, three views a picture, the `flickr8k` recipe.",
-        "Nothing here was run at these sizes. Each stage takes as long as what it lacks most; the rest overlaps.",
+        "Nothing here was run at these sizes. Each stage takes as long as what it lacks most; the rest overlaps, "
+        "but for the sum of gradients, which comes after each step's backward pass. Every GPU has the recipe's "
+        f"batch of {CAPTIONS_PER_GPU} captions to itself (`--training.batch-size {64 * CAPTIONS_PER_GPU}` on 64): "
+        "with so few steps as the third column has for a small data set on many GPUs it would not train as well.",
         "",
         f"Measured on one core: {measured.opened_per_s:.0f} pictures of {size[0]} x {size[1]} a second from JPEG to "
         f"three squares of 224, {measured.fed_per_s:,.0f} pictures/s from table to batch, {measured.scored_per_s:.0f} "
@@ -146,18 +151,16 @@ def report(measured: Measured, assumed: Assumed, backbone: str, size: tuple[int,
         f"read by a node, {assumed.network_gb_per_s:g} GB/s between nodes; the driver, through which a cache is "
         f"written, {assumed.driver_gb_per_s:g} GB/s.",
         "",
-        "| Data set | GPUs | Cache, hours | held up by | Training, hours | held up by | Node's memory in training, GB "
-        "| Cache, GB | Captions, GB |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| Data set | GPUs | Steps | Cache, hours | held up by | Training, hours | held up by "
+        "| Node's memory in training, GB | Cache, GB | Captions, GB |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for data_set, (pictures, captions, epochs, _) in DATA_SETS.items():
         for num_gpus in (2, 8, 64):
             found = stages(data_set, num_gpus, backbone, measured, assumed)
-            cells = [f"{data_set}, {epochs} epoch(s)", str(num_gpus)]
+            cells = [f"{data_set}, {epochs} epoch(s)", str(num_gpus), f"{num_steps(data_set, num_gpus):,.0f}"]
             for parts in found.values():
-                alone = parts.get(ALONE, 0.0)  # all wait for it
-                slowest = max(parts, key=lambda name: parts[name])
-                cells += [f"{alone + max(hours for name, hours in parts.items() if name != ALONE):.2g}", slowest]
+                cells += [f"{hours(parts):.2g}", max(parts, key=lambda name: parts[name])]
             cells += [
                 f"{node_bytes(data_set, num_gpus, measured, assumed) / 1e9:.1f}",
                 f"{VIEWS * pictures * measured.feature_bytes / 1e9:,.0f}",

@@ -1,5 +1,6 @@
 """The model of `scale.py`: what each stage takes of each resource, from rates and sizes."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from decoder_step import VOCABULARY
@@ -19,6 +20,13 @@ VIEWS = 3
 """Of a training picture in the cache."""
 
 ALONE = "scoring dev (one worker)"
+"""All workers wait for it."""
+
+DECODER, ALL_REDUCE = "decoder (GPUs)", "all-reduce (network)"
+"""One after the other: a step that is recorded as a CUDA graph sums up its gradients after the backward pass."""
+
+CAPTIONS_PER_GPU = 80
+"""Of a step, so that the batch grows with the GPUs."""
 
 STORE_SHARE = 0.3
 """Of a node's memory, what Ray's object store may take by default."""
@@ -64,9 +72,9 @@ def training_gflop_per_caption(num_features: int) -> float:
     """Return the work of the recommended recipe on a caption, of 16 pictures with five each."""
     model = flickr8k().model
     size = model.feature_size or num_features
-    step = work_of_step(model, size, VOCABULARY, pictures=16, regions=49, words=int(80 * WORDS))
+    step = work_of_step(model, size, VOCABULARY, pictures=16, regions=49, words=int(CAPTIONS_PER_GPU * WORDS))
     projection = 2 * 2 * 16 * 49 * num_features * size
-    return (step.flops + projection) / 80 / 1e9
+    return (step.flops + projection) / CAPTIONS_PER_GPU / 1e9
 
 
 def is_resident(cache_bytes: float, assumed: Assumed) -> bool:
@@ -83,7 +91,7 @@ def stages(
     read_per_s = assumed.disk_gb_per_s * 1e9 * nodes
     num_features = int(measured.feature_bytes / 2 / 49)
     weights = sum(p.numel() for p in Decoder(flickr8k().model, num_features, VOCABULARY).parameters())
-    steps = captions * epochs / 80 / num_gpus  # 80 captions a step on each GPU
+    steps = num_steps(data_set, num_gpus)
     cache_bytes = pictures * VIEWS * measured.feature_bytes
     passes = 1 if is_resident(cache_bytes, assumed) else epochs  # all views are read, one is taken
     encoder_flops, decoder_flops = (num_gpus * rate * 1e12 for rate in (assumed.encoder_tflops, assumed.decoder_tflops))
@@ -95,14 +103,26 @@ def stages(
             "writing (one driver)": cache_bytes / (assumed.driver_gb_per_s * 1e9),
         },
         "train": {
-            "decoder (GPUs)": captions * epochs * training_gflop_per_caption(num_features) * 1e9 / decoder_flops,
+            DECODER: captions * epochs * training_gflop_per_caption(num_features) * 1e9 / decoder_flops,
             "feed (a core a GPU)": pictures * epochs / (measured.fed_per_s * num_gpus),
             "reading (disks)": cache_bytes * passes / read_per_s,
             ALONE: epochs * num_dev / measured.scored_per_s,
-            "all-reduce (network)": 0.0 if nodes == 1 else steps * 2 * 4 * weights / (assumed.network_gb_per_s * 1e9),
+            ALL_REDUCE: 0.0 if nodes == 1 else steps * 2 * 4 * weights / (assumed.network_gb_per_s * 1e9),
         },
     }
     return {stage: {name: s / 3600 for name, s in parts.items()} for stage, parts in seconds.items()}
+
+
+def num_steps(data_set: str, num_gpus: int) -> float:
+    """Return the optimiser's steps of a training."""
+    _, captions, epochs, _ = DATA_SETS[data_set]
+    return captions * epochs / CAPTIONS_PER_GPU / num_gpus
+
+
+def hours(parts: Mapping[str, float]) -> float:
+    """Return what a stage takes: as long as what takes longest, and what all wait for."""
+    others = [taken for name, taken in parts.items() if name not in (ALONE, DECODER, ALL_REDUCE)]
+    return parts.get(ALONE, 0.0) + max(parts.get(DECODER, 0.0) + parts.get(ALL_REDUCE, 0.0), *others)
 
 
 def node_bytes(data_set: str, num_gpus: int, measured: Measured, assumed: Assumed) -> float:

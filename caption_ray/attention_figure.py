@@ -1,6 +1,7 @@
 """One picture with the attention of every word of its caption, as a contact sheet to look at."""
 
 import math
+import unicodedata
 from collections.abc import Sequence
 
 import numpy as np
@@ -28,6 +29,9 @@ OPACITIES = np.array([0.0, 0.22, 0.46, 0.55, 0.6])
 
 Floats = npt.NDArray[np.floating]
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+
+_MANY_SCRIPTS = "DejaVuSans.ttf"
+"""A font that most systems have; Pillow's own has the letters of English alone."""
 
 
 def draw_attention(picture: Image.Image, words: Sequence[str], attention: Floats) -> Image.Image:
@@ -88,7 +92,7 @@ def _arrange(tiles: Sequence[Image.Image], labels: Sequence[tuple[str, str]]) ->
         WHITE,
     )
     draw = ImageDraw.Draw(sheet)
-    word_font, note_font = ImageFont.load_default(WORD_SIZE), ImageFont.load_default(NOTE_SIZE)
+    note_font = ImageFont.load_default(NOTE_SIZE)
     for index, (tile, (word, note)) in enumerate(zip(tiles, labels, strict=True)):
         row, column = divmod(index, num_columns)
         left = MARGIN + column * (cell_width + GAP)
@@ -96,9 +100,21 @@ def _arrange(tiles: Sequence[Image.Image], labels: Sequence[tuple[str, str]]) ->
         sheet.paste(tile, (left + (cell_width - tile_width) // 2, top))
         centre, below = left + cell_width / 2, top + tile_height
         note_line = below + (38 if word else 18)
-        draw.text((centre, below + 20), _shorten(word, word_font, cell_width), WORD_COLOUR, word_font, "ms")
+        shown, word_font = _drawable(word)
+        draw.text((centre, below + 20), _shorten(shown, word_font, cell_width), WORD_COLOUR, word_font, "ms")
         draw.text((centre, note_line), note, NOTE_COLOUR, note_font, "ms")
     return sheet
+
+
+def _drawable(word: str) -> tuple[str, Font]:
+    """Return a font for the word, and the word, without its accents where no font here has them."""
+    if word.isascii():
+        return word, ImageFont.load_default(WORD_SIZE)
+    try:
+        return word, ImageFont.truetype(_MANY_SCRIPTS, WORD_SIZE)
+    except OSError:
+        plain = "".join(letter for letter in unicodedata.normalize("NFKD", word) if not unicodedata.combining(letter))
+        return plain, ImageFont.load_default(WORD_SIZE)
 
 
 def _shorten(word: str, font: Font, width: int) -> str:

@@ -30,6 +30,8 @@ CaptionLength = Annotated[int, Field(ge=1, le=100)]
 LengthPenalty = Annotated[float, Field(ge=0, le=2)]
 Precision = Literal["fp32", "bf16", "fp16"]
 AskedPrecision = Literal["auto", Precision]
+EncoderPrecision = Literal[Precision, "mixed"]
+"""Of a frozen encoder's pass. 'mixed': on CPUs that compute in bf16 the first stages do, the others in fp32."""
 
 
 class CaptionRules(Settings):

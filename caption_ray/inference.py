@@ -1,6 +1,7 @@
 """From pictures, as bytes, to captions and attention maps, with a bundle."""
 
 import copy
+import math
 from collections.abc import Generator, Sequence
 
 import numpy as np
@@ -96,10 +97,7 @@ class Captioner:
             found = self._search(chosen, asked)
             for index, hypotheses in zip(members, found, strict=True):
                 if not hypotheses:
-                    where = self.bundle.location
-                    raise BundleError(
-                        f"{where}: no caption has a finite probability; the weights are spoilt: train again"
-                    )
+                    raise self._spoilt()
                 captions[index] = to_captions(hypotheses, self.bundle.vocabulary)
         return [captions[index] for index in range(len(pictures))]
 
@@ -113,6 +111,7 @@ class Captioner:
         """Yield the greedy caption's words as they are found: word, its log-probability, attention (R,).
 
         The generator returns the whole caption, whose log-probability counts the end too, if it got there.
+        Raises BundleError where the weights give no numbers.
         """
         ids: list[int] = []
         attended: list[Tensor] = []
@@ -126,6 +125,8 @@ class Captioner:
                 found, log_probability = int(word.ids[0]), float(word.log_probability[0])
                 attention = word.attention[0].float().cpu()
             total += log_probability
+            if not math.isfinite(total):
+                raise self._spoilt()
             if found == END_ID:
                 break
             ids.append(found)
@@ -133,6 +134,10 @@ class Captioner:
             yield self.bundle.vocabulary.words[found], log_probability, attention
         whole = Hypothesis(ids=tuple(ids), log_probability=total, score=total, attention=torch.stack(attended))
         return to_captions([whole], self.bundle.vocabulary)[0]
+
+    def _spoilt(self) -> BundleError:
+        told = "no caption has a finite probability; the weights are spoilt: train again"
+        return BundleError(f"{self.bundle.location}: {told}")
 
     def _encode(self, pictures: Sequence[npt.NDArray[np.uint8]]) -> Tensor:
         return self._encoder(stack_pictures(pictures))

@@ -61,7 +61,7 @@ def main(arguments: Arguments) -> dict[str, object]:
             found.append(_caption(captioner, name, options, figure))
         except PictureError as error:  # noqa: PERF203 - one bad picture must not cost the others
             errors.append(str(error))
-            found.append({"picture": name, "error": str(error)})
+            found.append({"picture": name, **(error.result or {}), "error": str(error)})
     if errors:
         raise PictureError("\n".join(errors), result={"captions": found})
     return {"captions": found}
@@ -72,26 +72,27 @@ def _caption(captioner: "Captioner", name: str, options: DecodeOptions, figure: 
     captions = captioner.caption_picture(picture, options)
     best = captions[0]
     logger.info("%s: %s (log-probability %.2f)", name, best.text, best.log_probability)
-    if figure is not None:
-        try:
-            draw_attention(picture, best.words, best.attention).save(figure, "PNG")
-        except OSError as error:
-            reason = error.strerror or error
-            raise PictureError(f"{name}: its figure cannot be written to {figure} ({reason})") from error
-        logger.info("%s: attention drawn to %s", name, figure)
-    return {
+    result: dict[str, object] = {
         "picture": name,
         "caption": best.text,
         "log_probability": best.log_probability,
         "runners_up": [{"caption": other.text, "log_probability": other.log_probability} for other in captions[1:]],
-        **({} if figure is None else {"attention": figure}),
     }
+    if figure is None:
+        return result
+    try:
+        draw_attention(picture, best.words, best.attention).save(figure, "PNG")
+    except OSError as error:
+        told = f"{name}: its figure cannot be written to {figure} ({error.strerror or error})"
+        raise PictureError(told, result=result) from error
+    logger.info("%s: attention drawn to %s", name, figure)
+    return result | {"attention": figure}
 
 
 def figure_paths(attention: str | None, pictures: Sequence[str]) -> list[str | None]:
     """Return where each picture's figure goes, no two to one file, and make the folder for them.
 
-    Raises UsageError where no file can be written there, or one would be lost that is no such figure.
+    Raises UsageError where no file can be written there, or one of the pictures would be replaced.
     """
     if attention is None:
         return [None] * len(pictures)

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from hypothesis import settings
+from livening import livened
 from threads import computing_with
 
 from caption_ray.bundle import BundleConfig, build_model, save_bundle
@@ -42,9 +43,11 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory, tiny_vocabulary: Vocab
     )
     torch.manual_seed(0)
     model = build_model(config)
-    with torch.no_grad():  # some spread between words, and ends before `max_words`
+    assert model.encoder is not None
+    livened(model.encoder)
+    with torch.no_grad():  # some spread between words, and ends before `max_words` for some pictures
         model.decoder.output.weight.mul_(6.0)
-        model.decoder.output.bias[2] = 1.0
+        model.decoder.output.bias[2] = -0.5
     folder = tmp_path_factory.mktemp("bundles") / "tiny"
     save_bundle(
         str(folder),

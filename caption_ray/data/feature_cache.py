@@ -22,7 +22,7 @@ from torch import Tensor
 
 from caption_ray import storage
 from caption_ray.cluster import actor_resources, connect, node_resources
-from caption_ray.config import EncoderConfig, Precision
+from caption_ray.config import EncoderConfig, EncoderPrecision
 from caption_ray.data import images
 from caption_ray.data.batches import stack_pictures
 from caption_ray.data.feature_manifest import (
@@ -54,7 +54,7 @@ class CacheableEncoder(Protocol):
     grid_side: int
     num_features: int
 
-    def on(self, device: torch.device, precision: Precision) -> Callable[[Tensor], Tensor]:
+    def on(self, device: torch.device, precision: EncoderPrecision) -> Callable[[Tensor], Tensor]:
         """Return what computes, on `device`, (B, R, F) features in single precision of (B, 3, S, S) uint8 pictures."""
 
 
@@ -69,7 +69,7 @@ def cache_features(
     num_views: int = 1,
     view_seed: int = 0,
     batch_size: int = 16,
-    precision: Precision = "fp32",
+    precision: EncoderPrecision = "fp32",
     overwrite: bool = False,
 ) -> FeatureManifest:
     """Run a frozen encoder over every picture of a prepared data set and write the cache to `output`.
@@ -103,7 +103,7 @@ def cache_features(
         output_folder(output, marker=MANIFEST_NAME, our_files=_OUR_FILES, overwrite=overwrite) as folder,
         connect(),
     ):
-        if not ray.cluster_resources().get("GPU"):
+        if precision != "mixed" and not ray.cluster_resources().get("GPU"):
             # Here, since Ray would wrap an actor's error.
             resolve_precision(precision, torch.device("cpu"), "--precision")
         storage.write_bytes(storage.join(folder, ENCODER_NAME), to_safetensors(weights))
@@ -168,7 +168,7 @@ def _checked(table: pa.Table, num_views: int, config: EncoderConfig) -> pa.Table
 def _encode(
     paths: Sequence[str],
     num_pictures: int,
-    make_actor: tuple[ray.ObjectRef, int, int, Precision],
+    make_actor: tuple[ray.ObjectRef, int, int, EncoderPrecision],
     batch_size: int,
 ) -> Iterator[pa.Table]:
     """Yield the pictures' names, captions, splits and grids, in the order of the shards at `paths`."""
@@ -189,7 +189,7 @@ def _encode(
 class _EncodePictures:
     """One actor of the pool: a copy of the encoder, picture bytes to grids."""
 
-    def __init__(self, encoder_ref: ray.ObjectRef, num_views: int, view_seed: int, precision: Precision) -> None:
+    def __init__(self, encoder_ref: ray.ObjectRef, num_views: int, view_seed: int, precision: EncoderPrecision) -> None:
         self.device = pick_device()
         encoder: CacheableEncoder = ray.get(encoder_ref)
         self.image_size = encoder.image_size

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, ValidationError
 
 from caption_ray import storage
-from caption_ray.config import EncoderConfig, Precision, Settings
+from caption_ray.config import EncoderConfig, EncoderPrecision, Settings
 from caption_ray.data.images import PREPROCESSING
 from caption_ray.data.picture_format import PictureFormat
 from caption_ray.data.shards import DatasetManifest, ShardFile, check_files
@@ -27,7 +27,7 @@ class FeatureManifest(Settings):
     weights_sha256: str = Field(description="Digest of the encoder's weights, by name and value.")
     preprocessing: str = Field(description="data.images.PREPROCESSING when the cache was made.")
     data_digest: str = Field(description="Digest of the prepared data set.")
-    precision: Precision = Field("fp32", description="Number format that the encoder computed in.")
+    precision: EncoderPrecision = Field("fp32", description="Number format that the encoder computed in.")
     num_views: int = Field(ge=1, description="Views a picture: itself, then random crops and mirrorings.")
     view_seed: int = Field(ge=0, description="Seed of the crops and mirrorings.")
     shape: tuple[int, int] = Field(description="Regions and features of a grid; float16, little-endian.")
@@ -47,7 +47,7 @@ def cache_key(
     data_digest: str,
     num_views: int,
     view_seed: int,
-    precision: Precision = "fp32",
+    precision: EncoderPrecision = "fp32",
 ) -> str:
     """Return the SHA-256 over everything that decides the cached numbers."""
     parts = {

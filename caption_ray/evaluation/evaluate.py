@@ -283,6 +283,7 @@ def _open(side: int, image: bytes | None, error: str | None = None) -> _Opened |
 def _thumbnail(picture: Image.Image) -> bytes:
     small = picture.copy()
     small.thumbnail((_THUMBNAIL_SIDE, _THUMBNAIL_SIDE))
+    small.info = {}  # Pillow would save a picture's comment, which is its owner's, and fail on one that is too long
     stream = io.BytesIO()
     small.save(stream, "JPEG", quality=80)
     return stream.getvalue()

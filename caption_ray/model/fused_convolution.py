@@ -4,10 +4,11 @@ torch's ordinary convolution lays out a frozen network's weights anew in every p
 network goes over its output again for each ReLU and each sum of a residual block.
 """
 
+import functools
 import itertools
 import operator
 import platform
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, fx, nn
@@ -29,14 +30,17 @@ _SUMS = (operator.add, operator.iadd, torch.add)
 _Activation = tuple[str, list[float]]
 _NO_ACTIVATION: _Activation = ("none", [])
 _RELU: _Activation = ("relu", [])
+_DtypeOf = Callable[[fx.Node], torch.dtype]
 
 
-def fuse_convolutions(encoder: Encoder, dtype: torch.dtype = torch.bfloat16) -> Encoder:
+def fuse_convolutions(encoder: Encoder, dtype: torch.dtype = torch.bfloat16, num_rounded: int = 0) -> Encoder:
     """Return a copy, computing in `dtype`, of an encoder that `fold_batch_norm` gave; itself where oneDNN is not there.
 
     dtype: bfloat16 or float32. In single precision features stay the same but for rounding; in bf16 they differ from
-    those under autocast as those differ from single precision's. The network must be one that sums tensors of one shape
-    and changes none in place but by its activations, as torchvision's do.
+    those under autocast as those differ from single precision's.  num_rounded: stages, the first, that compute in bf16
+    in any case where oneDNN does; of a ResNet not the stem alone, to which its next stage may add.
+    The network must be one that sums tensors of one shape and changes none in place but by its activations, as
+    torchvision's do.
     """
     if not (_HAS_ONEDNN_BF16 if dtype == torch.bfloat16 else _HAS_ONEDNN):
         return encoder
@@ -44,17 +48,18 @@ def fuse_convolutions(encoder: Encoder, dtype: torch.dtype = torch.bfloat16) -> 
     graph = fx.Graph()
     graph.output(graph.graph_copy(encoder.stages.graph, {}))
     stages = fx.GraphModule(encoder.stages, graph)
+    dtype_of = functools.partial(_dtype_of, dtype=dtype, num_rounded=num_rounded if _HAS_ONEDNN_BF16 else 0)
     for node in list(stages.graph.nodes):
         if activation := _activation(stages, node):
             (source,) = node.all_input_nodes
-            _fuse_sum(stages, source, node, activation, dtype)
+            _fuse_sum(stages, source, node, activation, dtype_of)
             if _convolution(stages, source) and len(source.users) == 1:
-                _replace(stages, source, node, None, activation, dtype)
+                _replace(stages, source, node, None, activation, dtype_of)
     for node in list(stages.graph.nodes):
-        _fuse_sum(stages, node, node, _NO_ACTIVATION, dtype)
+        _fuse_sum(stages, node, node, _NO_ACTIVATION, dtype_of)
     for node in list(stages.graph.nodes):
         if _convolution(stages, node):
-            _replace(stages, node, node, None, _NO_ACTIVATION, dtype)
+            _replace(stages, node, node, None, _NO_ACTIVATION, dtype_of)
     stages.delete_all_unused_submodules()
     stages.recompile()
     return Encoder(stages, encoder.num_features, encoder.image_size, finetune_stages=0)
@@ -109,6 +114,11 @@ class FusedConvolution(nn.Module):
         return self._laid_out[key]
 
 
+def _dtype_of(convolution: fx.Node, dtype: torch.dtype, num_rounded: int) -> torch.dtype:
+    """Return what a convolution computes in, by its stage, with whose number its name begins."""
+    return torch.bfloat16 if int(str(convolution.target).partition(".")[0]) < num_rounded else dtype
+
+
 def _activation(stages: fx.GraphModule, node: fx.Node) -> _Activation | None:
     """Return which of those that a convolution can take in this node is, if it is one."""
     module = stages.get_submodule(str(node.target)) if node.op == "call_module" else None
@@ -118,7 +128,7 @@ def _activation(stages: fx.GraphModule, node: fx.Node) -> _Activation | None:
 
 
 def _fuse_sum(
-    stages: fx.GraphModule, node: fx.Node, result: fx.Node, activation: _Activation, dtype: torch.dtype
+    stages: fx.GraphModule, node: fx.Node, result: fx.Node, activation: _Activation, dtype_of: _DtypeOf
 ) -> None:
     """Take a sum, and the activation `result` of it if it has one, into the last of the convolutions it is of."""
     if not (node.op == "call_function" and node.target in _SUMS and not node.kwargs):
@@ -130,7 +140,7 @@ def _fuse_sum(
     if len(others) == 1 and _convolution(stages, last) and len(last.users) == 1:
         (other,) = others
         if {*other.users} <= {*_before(stages, last), node}:  # nobody reads it afterwards, nor while it is written
-            _replace(stages, last, result, other, activation, dtype)
+            _replace(stages, last, result, other, activation, dtype_of)
 
 
 def _before(stages: fx.GraphModule, node: fx.Node) -> Iterator[fx.Node]:
@@ -149,13 +159,13 @@ def _replace(
     result: fx.Node,
     other: fx.Node | None,
     activation: _Activation,
-    dtype: torch.dtype,
+    dtype_of: _DtypeOf,
 ) -> None:
     """Have a fused convolution compute `result`, the node at the end of those that are fused."""
     module = stages.get_submodule(str(convolution.target))
     assert isinstance(module, nn.Conv2d)
     name = f"fused_{convolution.name}"
-    stages.add_submodule(name, FusedConvolution(module, activation, dtype))
+    stages.add_submodule(name, FusedConvolution(module, activation, dtype_of(convolution)))
     with stages.graph.inserting_before(result):
         inputs = convolution.all_input_nodes[0]
         fused = stages.graph.call_module(name, (inputs,) if other is None else (inputs, other))

@@ -44,7 +44,7 @@ class BatchRecord:
     model_s: float
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True, eq=False)
 class _Waiting:
     picture: Square
     beam_width: int | None
@@ -52,7 +52,7 @@ class _Waiting:
     future: "Future[CaptionedPicture]" = field(default_factory=Future)
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True, eq=False)  # each is itself: pictures, compared, are no truth value
 class _Stream:
     picture: Square
     send: Callable[[StreamEvent | Exception], None]
@@ -124,7 +124,7 @@ class Engine:
         now = time.monotonic()
         items = [_Waiting(picture=picture, beam_width=beam_width, since=now) for picture in pictures]
         with self._changed:
-            self._check_open()
+            self.check_open()
             self._load.ask(len(items))
             self._waiting.extend(items)
             self._changed.notify_all()
@@ -145,7 +145,7 @@ class Engine:
 
         stream = _Stream(picture=picture, send=send)
         with self._changed:
-            self._check_open()
+            self.check_open()
             self._streams.append(stream)
             self._changed.notify_all()
         try:
@@ -173,9 +173,12 @@ class Engine:
         for stream in self._streams:
             stream.send(gone)
 
-    def _check_open(self) -> None:
+    def check_open(self) -> None:
+        """Raise BackendUnavailableError where it is closed, or a thread has ended: it would be waited for in vain."""
         if self._closed:
             raise BackendUnavailableError("the model has been shut down")
+        if not self.is_running:
+            raise BackendUnavailableError("a thread that computes captions has ended; start the service anew")
 
     def _run(self, number: int) -> None:
         # At first use in a thread torch takes the number that was set last in any; after that, this thread's own.

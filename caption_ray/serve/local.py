@@ -62,7 +62,8 @@ class LocalBackend:
                 yield event
 
     async def model(self) -> ModelAnswer:
-        """Describe the model."""
+        """Describe the model. Raises BackendUnavailableError where it has ended."""
+        self._engine.check_open()
         return self._model
 
     def close(self) -> None:

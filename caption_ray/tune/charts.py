@@ -154,7 +154,7 @@ def importance_bars(importances: Sequence[Importance]) -> tuple[Bar, ...]:
 
 def nice_ticks(low: float, high: float) -> tuple[float, ...]:
     """Return three to eight round numbers, evenly apart, from at most `low` to at least `high`."""
-    span = high - low if high > low else max(abs(high), 1.0) * 0.1
+    span = high - low if high - low > 1e-8 else max(abs(high), 1.0) * 0.1  # ticks are rounded to 1e-10
     size = 10.0 ** math.floor(math.log10(span / 3))
     step = next(size * factor for factor in (1, 2, 5, 10) if span / (size * factor) <= 6)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)

@@ -45,6 +45,16 @@ def test_long_names_cost_nobody_a_figure(tiny_bundle: Path, tmp_path: Path) -> N
     assert all((tmp_path / figure).stat().st_size > 0 for figure in figures)
 
 
+def test_disk_that_is_full_costs_no_caption(tiny_bundle: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    (tmp_path / "out.png").symlink_to("/dev/full")
+    done = run("caption.py", "--bundle", tiny_bundle, "a.png", "--attention", "out.png", folder=tmp_path)
+    assert done.returncode == 2
+    (found,) = json.loads(done.stdout)["captions"]
+    assert found["error"] == "a.png: its figure cannot be written to out.png (No space left on device)"
+    assert found.keys() >= {"caption", "log_probability", "runners_up"}
+
+
 @pytest.mark.parametrize(
     ("attention", "message"),
     [

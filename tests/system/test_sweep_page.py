@@ -115,6 +115,17 @@ def test_no_drawing_runs_out_of_its_box(page: Page) -> None:
         assert outside == []
 
 
+def test_page_can_be_read_on_a_phone(page: Page) -> None:
+    page.set_viewport_size({"width": 390, "height": 800})
+    page.evaluate("document.querySelector('.failure').append(' /scratch/' + 'x'.repeat(300))")
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+    heights = page.evaluate(
+        """() => [...document.querySelectorAll("svg text")].map((text) =>
+            parseFloat(getComputedStyle(text).fontSize) * text.ownerSVGElement.getScreenCTM().a)"""
+    )
+    assert min(heights) > 8.5  # pixels; on a desktop 13
+
+
 def test_trial_is_lit_everywhere_at_once(page: Page) -> None:
     row = page.locator("#leaderboard tbody tr").nth(3)
     number = row.get_attribute("data-trial")

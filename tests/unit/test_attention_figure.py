@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFont
 
+from caption_ray import attention_figure
 from caption_ray.attention_figure import GAP, LABEL_HEIGHT, MARGIN, TILE, draw_attention
 
 
@@ -45,6 +46,23 @@ def test_each_map_is_coloured_relative_to_its_own_peak() -> None:
     sheet = draw_attention(Image.new("RGB", (70, 70), "white"), ["a", "b"], np.stack([sharp, flat]))
     peaks = [redness(tile(sheet, 0, column)).max() for column in (1, 2)]
     assert peaks[0] == pytest.approx(peaks[1], abs=3)
+
+
+def label(word: str) -> np.ndarray:
+    sheet = draw_attention(Image.new("RGB", (100, 100)), [word], one_hot(0, 0)[None])
+    return np.asarray(sheet.crop((MARGIN + TILE + GAP, MARGIN + TILE, sheet.width, sheet.height)))
+
+
+def test_letters_beyond_ascii_are_drawn_as_such_or_without_their_accents(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention_figure, "_MANY_SCRIPTS", "absent.ttf")
+    assert np.array_equal(label("café"), label("cafe"))
+    monkeypatch.undo()
+    try:
+        ImageFont.truetype("DejaVuSans.ttf", 10)
+    except OSError:
+        pytest.skip("no font of many scripts is installed")
+    drawn = [label(word) for word in ("café", "cafè", "кот", "тон")]
+    assert len({picture.tobytes() for picture in drawn}) == 4  # no two are the same boxes
 
 
 @pytest.mark.parametrize(

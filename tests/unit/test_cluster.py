@@ -48,7 +48,7 @@ def test_actors_leave_a_whole_cpu_on_some_node(nodes: list[dict[str, float]], nu
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
 def test_an_address_where_nobody_listens_is_told_at_once(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cluster, "_PATIENCE_S", 0.6)
+    monkeypatch.setattr(cluster, "_PATIENCE_S", 0.1)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         address = f"{host}:{listener.getsockname()[1]}"
         cluster._check_answers(address)

@@ -63,6 +63,8 @@ def test_weights_without_numbers_are_named_and_the_bundle_stays_as_it_is(tiny_bu
     assert captioner.caption([square])[0][0].text == before  # it has a copy
     with pytest.raises(BundleError, match="the weights are spoilt"):
         Captioner(bundle, torch.device("cpu")).caption([square])
+    with pytest.raises(BundleError, match="the weights are spoilt"):
+        next(Captioner(bundle, torch.device("cpu")).stream(square, 6))
 
 
 def test_no_pictures_no_captions(captioner: Captioner) -> None:

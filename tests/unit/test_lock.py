@@ -37,12 +37,12 @@ def test_second_driver_is_refused_as_long_as_the_first_is_at_work(tmp_path: Path
         assert first.stdout is not None
         first.stdout.readline()
         message = f"process {first.pid} on {socket.gethostname()} works on this sweep"
-        with pytest.raises(RunError, match=message), sole_driver(str(tmp_path), "sweep", watch_s=30):
+        with pytest.raises(RunError, match=message), sole_driver(str(tmp_path), "sweep", beat_s=0.2, watch_s=30):
             pass
         first.kill()
     assert (tmp_path / LOCK_NAME).exists()
     started = time.monotonic()
-    with sole_driver(str(tmp_path), "sweep", watch_s=60):
+    with sole_driver(str(tmp_path), "sweep", beat_s=0.1, watch_s=60):
         assert Driver.model_validate_json((tmp_path / LOCK_NAME).read_text()).pid == os.getpid()
     assert time.monotonic() - started < 30  # it was not watched: its process is gone
     assert list(tmp_path.iterdir()) == []
@@ -58,7 +58,7 @@ def test_driver_of_another_host_that_is_silent_is_replaced(tmp_path: Path) -> No
 def test_own_number_of_an_earlier_process_is_not_watched(tmp_path: Path) -> None:
     say(tmp_path, socket.gethostname(), os.getpid())
     started = time.monotonic()
-    with sole_driver(str(tmp_path), "sweep", watch_s=60):
+    with sole_driver(str(tmp_path), "sweep", beat_s=0.1, watch_s=60):
         pass
     assert time.monotonic() - started < 30
 
@@ -86,7 +86,10 @@ def test_number_of_another_container_of_this_host_name_is_watched(field: str, tm
     beating = threading.Thread(target=beat)
     beating.start()
     try:
-        with pytest.raises(RunError, match="works on this sweep"), sole_driver(str(tmp_path), "sweep", watch_s=10):
+        with (
+            pytest.raises(RunError, match="works on this sweep"),
+            sole_driver(str(tmp_path), "sweep", beat_s=0.8, watch_s=10),
+        ):
             pass
     finally:
         is_over.set()

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from livening import livened
 from PIL import Image
 from serving import ROOT, Service
 from waiting import wait_until
@@ -39,13 +40,16 @@ def make_bundle(folder: Path, seed: int, vocabulary: Vocabulary) -> str:
         vocabulary_size=len(vocabulary),
     )
     torch.manual_seed(seed)
+    model = build_model(config)
+    assert model.encoder is not None
+    livened(model.encoder)
     save_bundle(
         str(folder),
         name=folder.name,
         data_digest="ab" * 32,
         config=config,
         vocabulary=vocabulary,
-        model=build_model(config),
+        model=model,
         metrics={"bleu_4": 0.5},
     )
     return str(folder)

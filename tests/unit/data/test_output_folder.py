@@ -1,3 +1,4 @@
+import functools
 import itertools
 import os
 import threading
@@ -9,7 +10,7 @@ from filling import OURS, fill
 from caption_ray import storage
 from caption_ray.data.output_folder import clear_parts, output_folder
 from caption_ray.errors import RunError, UsageError
-from caption_ray.lock import Driver
+from caption_ray.lock import Driver, sole_driver
 
 
 def test_the_output_appears_at_the_end_and_whole(tmp_path: Path) -> None:
@@ -178,6 +179,11 @@ def test_a_link_stays_a_link(tmp_path: Path) -> None:
 
     assert (tmp_path / "data").is_symlink()
     assert (tmp_path / "target" / "part").read_text() == "1"
+
+
+@pytest.fixture(autouse=True)
+def swift(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("caption_ray.data.output_folder.sole_driver", functools.partial(sole_driver, beat_s=0.8))
 
 
 def test_a_uri_is_written_in_place_and_cleared_on_failure(tmp_path: Path) -> None:

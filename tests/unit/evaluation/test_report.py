@@ -1,8 +1,11 @@
 import base64
+import io
 from html.parser import HTMLParser
 
 import pytest
+from PIL import Image
 
+from caption_ray.evaluation import evaluate
 from caption_ray.evaluation.metrics import CaptionScores, PictureScores
 from caption_ray.evaluation.report import ReportRow, histogram, render_report, select_rows
 
@@ -23,6 +26,15 @@ SCORES = CaptionScores(
 def row(name: str, cider: float, predicted: str = "a dog runs", references: tuple = ("a dog",)) -> ReportRow:
     scores = PictureScores(cider=cider, bleu_4=0.25, rouge_l=0.5)
     return ReportRow(name, f"jpeg of {name}".encode(), predicted, references, scores, -7.26)
+
+
+def test_thumbnail_carries_nothing_but_the_picture() -> None:
+    picture = Image.new("RGB", (600, 300), "red")
+    for comment in (b"taken at home", b"x" * 70_000):  # a JPEG cannot carry the second
+        picture.info["comment"] = comment
+        thumbnail = Image.open(io.BytesIO(evaluate._thumbnail(picture)))
+        assert "comment" not in thumbnail.info
+        assert max(thumbnail.size) < 600
 
 
 class Page(HTMLParser):

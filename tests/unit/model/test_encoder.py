@@ -2,7 +2,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from encoders import livened, noise, random_encoder
+from encoders import noise, random_encoder
+from livening import livened
 from torch import nn
 
 from caption_ray.config import EncoderConfig

@@ -2,11 +2,12 @@ import pickle
 
 import pytest
 import torch
-from encoders import livened, noise, random_encoder
+from encoders import noise, random_encoder
+from livening import livened
 from unrecorded import Unrecorded
 
-from caption_ray.config import AskedPrecision, Precision
-from caption_ray.model import frozen_encoder
+from caption_ray.config import AskedPrecision, EncoderPrecision, Precision
+from caption_ray.model import frozen_encoder, fused_convolution
 from caption_ray.model.encoder import fold_batch_norm
 from caption_ray.model.frozen_encoder import AT_A_TIME, FrozenEncoder
 
@@ -65,9 +66,35 @@ def test_frozen_encoder_in_bf16_comes_near() -> None:
     assert 0 < float((found - exact).norm() / exact.norm()) < 0.05
 
 
+@pytest.mark.skipif(not fused_convolution._HAS_ONEDNN_BF16, reason="this CPU or this torch has no bf16 by oneDNN")
+@pytest.mark.parametrize("backbone", ["resnet18", "resnet50", "mobilenet_v2"])
+def test_mixed_lies_between_single_precision_and_bf16(backbone: str) -> None:
+    encoder, cpu = livened(random_encoder(backbone, image_size=64)), torch.device("cpu")
+    with torch.no_grad():
+        exact = encoder(noise(9, 64))
+
+    def error(precision: EncoderPrecision) -> float:
+        found = FrozenEncoder(encoder).on(cpu, precision)(noise(9, 64))
+        assert found.dtype == torch.float32
+        return float((found - exact).norm() / exact.norm())
+
+    assert error("fp32") < 1e-3
+    assert 10 * error("fp32") < error("mixed") < error("bf16")
+    fused = fused_convolution.fuse_convolutions(fold_batch_norm(encoder), torch.float32, num_rounded=3)
+    found = [(name, part.dtype) for name, part in fused.stages.named_modules() if name.startswith("fused__")]
+    assert len(found) > 15
+    assert all((dtype == torch.bfloat16) is (int(name.split("_")[2]) < 3) for name, dtype in found)
+
+
+def test_mixed_is_fp32_where_nothing_computes_in_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fused_convolution, "_HAS_ONEDNN_BF16", False)
+    frozen, cpu = FrozenEncoder(livened(random_encoder("resnet18", image_size=64))), torch.device("cpu")
+    assert torch.equal(frozen.on(cpu, "mixed")(noise(3, 64)), frozen.on(cpu, "fp32")(noise(3, 64)))
+
+
 def test_weights_rounded_once_are_those_that_autocast_rounds_in_every_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on GPUs, where nothing else lays weights out."""
-    monkeypatch.setattr(frozen_encoder, "fuse_convolutions", lambda folded, _: folded)
+    monkeypatch.setattr(frozen_encoder, "fuse_convolutions", lambda folded, *_: folded)
     encoder = livened(random_encoder("resnet18", image_size=64))
     folded = fold_batch_norm(encoder)
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):

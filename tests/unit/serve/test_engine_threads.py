@@ -91,7 +91,7 @@ def test_number_of_threads_changes_while_it_runs(gated: Gated, records: list[Bat
 
 def test_those_answered_together_are_computed_together_again(gated: Gated, records: list[BatchRecord]) -> None:
     """Not the first to ask again by itself, and the others together."""
-    engine = Engine(gated, BatchOptions(num_threads=1, return_wait_s=1.0), records.append)
+    engine = Engine(gated, BatchOptions(num_threads=1, return_wait_s=0.4), records.append)
 
     async def client(delay_s: float) -> None:
         await engine.caption([noise(1)], None)

@@ -34,7 +34,7 @@ def answering(answers: Iterator[object], status: int = 200) -> Iterator[str]:
             pass
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
         try:
             yield f"http://127.0.0.1:{server.server_address[1]}"
@@ -45,7 +45,7 @@ def answering(answers: Iterator[object], status: int = 200) -> Iterator[str]:
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, seconds in (("_POLL_INTERVAL_S", 0.01), ("_SAME_REFUSAL_S", 0.5), ("_TIMEOUT_S", 4.0)):
+    for name, seconds in (("_POLL_INTERVAL_S", 0.01), ("_SAME_REFUSAL_S", 0.3), ("_TIMEOUT_S", 1.5)):
         monkeypatch.setattr(rollout, name, seconds)
 
 

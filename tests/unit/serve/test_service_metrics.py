@@ -73,7 +73,7 @@ def test_failures_count_by_the_pictures_that_got_no_caption(error: Exception, ou
 
 
 def test_stream_that_its_client_leaves_amid_is_counted_as_left() -> None:
-    body, backend = png(), StandIn(seconds=0.5)
+    body, backend = png(), StandIn(seconds=0.2)
     outcome = 'caption_ray_captions_total{outcome="client_gone"}'
     with client_of(backend) as client:
         with socket.create_connection((client.base_url.host, client.base_url.port or 80)) as connection:

@@ -24,7 +24,7 @@ async def events(pause_s: float, hold_up_s: float) -> list[str]:
     stream = EventStream(source(pause_s), lambda error: ErrorAnswer(error=ErrorDetail(code="c", message=str(error))))
     await stream.start()
     found = []
-    async for chunk in stream.response(1.0, 10).body_iterator:
+    async for chunk in stream.response(0.3, 10).body_iterator:
         assert isinstance(chunk, bytes)
         found.append(chunk.decode().split("\n")[0])
         if found[-1] == "event: caption":
@@ -33,7 +33,7 @@ async def events(pause_s: float, hold_up_s: float) -> list[str]:
 
 
 def test_nothing_follows_the_caption_however_late_it_is_taken() -> None:
-    assert asyncio.run(events(pause_s=0, hold_up_s=1.2)) == ["event: word", "event: caption"]
+    assert asyncio.run(events(pause_s=0, hold_up_s=0.4)) == ["event: word", "event: caption"]
 
 
 def test_caption_that_does_not_come_in_time_is_an_error() -> None:

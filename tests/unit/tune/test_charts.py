@@ -47,6 +47,12 @@ def test_curves_go_through_the_scores() -> None:
     assert (lines[6].heat, lines[2].heat, lines[3].heat) == pytest.approx((1.0, 0.8, 0.2))  # by place, of six
 
 
+def test_scores_too_near_each_other_to_tell_still_have_ticks() -> None:
+    ticks = nice_ticks(0.0, 3e-12)
+    assert ticks == tuple(sorted({*ticks}))
+    assert len(ticks) > 1
+
+
 def test_parallel_coordinates_stand_where_the_values_are() -> None:
     parallel = parallel_coordinates(STANDINGS, SPACE, "cider")
     assert [axis.label for axis in parallel.axes] == ["embedding", "attention", "learning rate", "dropout", "cider"]

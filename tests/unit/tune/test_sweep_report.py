@@ -26,6 +26,7 @@ def test_page_has_all_parts_and_asks_for_nothing() -> None:
     page = render_sweep(view())
     HTMLParser().feed(page)
     assert "Trial 2 is best: CIDEr 0.400 on dev after epoch 4" in page
+    assert "best of the trials that are over" in page  # trial 3 runs
     assert "python jobs/train.py flickr8k --data &#39;a &amp; b&#39;" in page
     assert "<b>sweep</b>" not in page
     assert [len(re.findall(f'class="end {status}"', page)) for status in ("finished", "stopped", "running")] == [
@@ -39,6 +40,11 @@ def test_page_has_all_parts_and_asks_for_nothing() -> None:
     assert "default-src 'none'" in page
     assert re.findall(r"(?:src|href)=|url\(|@import", page) == []
     assert len(page) < 40_000
+
+
+def test_page_of_a_sweep_that_is_over_says_nothing_of_trials_that_run() -> None:
+    over = [trial for trial in TRIALS if trial.status != "running"]
+    assert "that are over" not in render_sweep(view(standings=rank(over, "cider", settings())))
 
 
 def test_page_of_a_sweep_that_has_just_begun() -> None:
