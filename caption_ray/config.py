@@ -72,7 +72,7 @@ class EncoderConfig(Settings):
         le=4,
         description="Last stages that train along with the decoder; 0 keeps the encoder frozen.",
     )
-    seed: int = Field(0, ge=0, description="Seed of the random weights when `weights` is 'none'.")
+    seed: int = Field(0, ge=0, lt=1 << 63, description="Seed of the random weights when `weights` is 'none'.")
 
 
 class ModelConfig(Settings):
@@ -193,7 +193,7 @@ class TrainingConfig(Settings):
         1, description="Beam of the dev decoding after each epoch; 1 (greedy) is the fastest."
     )
     patience: int = Field(5, ge=0, description="Epochs without a better dev score before stopping; 0: never.")
-    seed: int = Field(0, ge=0, description="Seed of initial weights, order, dropout and augmentation.")
+    seed: int = Field(0, ge=0, lt=1 << 63, description="Seed of initial weights, order, dropout and augmentation.")
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -5,6 +5,7 @@ ended by SIGTERM.
 """
 
 import errno
+import inspect
 import json
 import logging
 import os
@@ -33,11 +34,13 @@ _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 logger = logging.getLogger(__name__)
 
 
-def run_job(main: Callable[[Arguments], Mapping[str, object]], arguments: type[Arguments]) -> NoReturn:
+def run_job(
+    main: Callable[[Arguments], Mapping[str, object]], arguments: type[Arguments], description: str | None = None
+) -> NoReturn:
     """Parse the command line, run `main` and end the process.
 
     `arguments` is anything that tyro parses: a frozen settings model, whose docstring and fields become
-    the help, or the type that `tyro.extras.subcommand_type_from_defaults` builds.
+    the help, or the type that `tyro.extras.subcommand_type_from_defaults` builds, whose help has the `description`.
 
     What `main` returns is printed as one JSON object, the last line of stdout; everything else that this
     process or its children write to stdout goes to stderr. A CaptionRayError ends the job with its message
@@ -45,7 +48,7 @@ def run_job(main: Callable[[Arguments], Mapping[str, object]], arguments: type[A
     1; any other exception with a traceback and 1.
     `--help` ends it with 0, a wrong command line with 2.
     """
-    parsed = _parse(arguments)
+    parsed = _parse(arguments, description)
     configure_logging()
     stdout = _move_stdout_to_stderr()
     try:
@@ -78,10 +81,10 @@ def run_job(main: Callable[[Arguments], Mapping[str, object]], arguments: type[A
     _leave(0)
 
 
-def _parse(arguments: type[Arguments]) -> Arguments:
+def _parse(arguments: type[Arguments], description: str | None) -> Arguments:
     try:
         try:
-            return tyro.cli(arguments)
+            return tyro.cli(arguments, description=description and inspect.cleandoc(description))
         finally:
             sys.stdout.flush()
     except BrokenPipeError:  # such as `--help | head` leaves behind, which has read enough
@@ -109,7 +112,7 @@ def preset_command_line(
         # Not checked before tyro has made it whole.
         constructed[name] = cast(PresetArguments, arguments.model_construct(**fields))
     commands: type[PresetArguments] = tyro.extras.subcommand_type_from_defaults(
-        constructed, {name: (preset.__doc__ or "").strip() for name, preset in PRESETS.items()}
+        constructed, {name: (preset.__doc__ or "").strip().removeprefix("Return ") for name, preset in PRESETS.items()}
     )
     return commands
 

@@ -22,6 +22,7 @@ source gcp/waits.sh
 
 : "${REGION:=us-central1}" "${CLUSTER:=caption-ray}" "${REPOSITORY:=caption-ray}" "${KUBERAY:=1.7.0}"
 : "${REDIS:=}" # IP:PORT, to outlive a lost head; see "Fault tolerance" in gcp/README.md
+: "${CUDA_BUILD:=cu130}" # of PyTorch's for GPUs, in the image of --gpu
 : "${PYTHON:=python}" "${ANSWERS:=10}" "${SECONDS_BETWEEN:=2}"
 readonly namespace=caption-ray service=caption-ray operator=kuberay-system
 readonly nameless=latest # the tag that stands for none
@@ -111,7 +112,7 @@ do_image() {
         fail "this clone has changes, and the image would be named after the commit without them: commit, or name it by TAG"
     run gcloud builds submit . --project="$PROJECT" --region="$REGION" --config=gcp/cloudbuild.yaml \
         --gcs-source-staging-dir="gs://$BUCKET/source" \
-        --substitutions="_IMAGE=$image,_VARIANT=$variant,_REVISION=$TAG"
+        --substitutions="_IMAGE=$image,_VARIANT=$variant,_CUDA_BUILD=$CUDA_BUILD,_REVISION=$TAG"
 }
 
 do_upload() {

@@ -29,7 +29,7 @@ class Arguments(Settings):
     """Caption pictures: the best caption of each, its log-probability, and the runners-up of the beam."""
 
     pictures: Annotated[tuple[str, ...], tyro.conf.Positional] = Field(
-        min_length=1, description="Picture files, of any kind that Pillow reads."
+        description="Picture files, at least one, of any kind that Pillow reads."
     )
     bundle: str = Field(description="Bundle to caption with: a folder, or a URI such as gs://bucket/bundle.")
     beam_width: BeamWidth | None = Field(None, description="Hypotheses kept per picture; by default the bundle's.")
@@ -46,6 +46,10 @@ class Arguments(Settings):
 
 def main(arguments: Arguments) -> dict[str, object]:
     """Caption what can be read; what cannot is an error in the end, a line each."""
+    if not arguments.pictures:
+        raise UsageError(
+            "no picture is named: give the files to caption, as in jobs/caption.py --bundle BUNDLE photo.jpg"
+        )
     figures = figure_paths(arguments.attention, arguments.pictures)
     # Loaded here, so that --help and a wrong command line are answered at once.
     from caption_ray.inference import Captioner

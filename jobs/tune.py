@@ -87,4 +87,4 @@ def command_line() -> type[Arguments]:
 
 
 if __name__ == "__main__":
-    run_job(main, command_line())
+    run_job(main, command_line(), Arguments.__doc__)

@@ -133,7 +133,7 @@ def _load_same(output: str, key: str, manifest: object) -> FeatureManifest:
     try:
         present = load_feature_manifest(output, manifest)  # type: ignore[arg-type]
     except FeatureCacheError as error:
-        raise UsageError(f"{error}: with --overwrite, or to another --output") from error
+        raise UsageError(f"{error}, or to another --output") from error
     if present.key != key:
         raise UsageError(
             f"{output}: holds features of {present.encoder.backbone} with other weights, size, views or precision; "

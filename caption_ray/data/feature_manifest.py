@@ -15,7 +15,7 @@ from caption_ray.errors import DatasetError, FeatureCacheError, UsageError
 
 MANIFEST_NAME = "features.json"
 ENCODER_NAME = "encoder.safetensors"
-_REMEDY = "make it again with jobs/cache_features.py"
+_REMEDY = "make it again with jobs/cache_features.py --overwrite"
 
 
 class FeatureManifest(Settings):
@@ -100,9 +100,11 @@ def load_feature_manifest(folder: str, data: DatasetManifest) -> FeatureManifest
     if manifest.key != expected:
         raise FeatureCacheError(f"{path}: its key does not fit what it says: it was edited; {_REMEDY}")
     try:
-        check_files(folder, [file for files in manifest.splits.values() for file in files])
+        check_files(
+            folder, [file for files in manifest.splits.values() for file in files], f"copy it again, or {_REMEDY}"
+        )
     except DatasetError as error:
-        raise FeatureCacheError(f"{error}; {_REMEDY}") from error
+        raise FeatureCacheError(str(error)) from error
     if not storage.exists(storage.join(folder, ENCODER_NAME)):
         raise FeatureCacheError(f"{folder}: {ENCODER_NAME} is absent, the copy is incomplete; {_REMEDY}")
     return manifest

@@ -50,7 +50,8 @@ _SIDED_WORDS = re.compile(
 def open_picture(data: bytes, *, max_pixels: int = MAX_PIXELS, formats: tuple[str, ...] | None = None) -> Image.Image:
     """Decode a picture of any kind that Pillow reads: upright by EXIF, RGB, alpha laid over white, first frame.
 
-    Palette, CMYK, grey and 16-bit grey pictures come out as RGB. May run on many threads at once.
+    Palette, CMYK, grey and 16-bit grey pictures come out as RGB; of one colour that stands for transparency only 8-bit
+    pictures are sure to be laid over white. May run on many threads at once.
     formats: Pillow's names of those to read, and then none of their variants that it decodes in Python, which would
     hold up all other threads; by default all.
     Raises PictureError with a one-line reason: NotAPictureError by the first bytes, TooManyPixelsError by the header,

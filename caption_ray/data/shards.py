@@ -261,7 +261,7 @@ def first_pictures(folder: str, split: str, count: int) -> dict[str, bytes]:
     return found
 
 
-def check_files(folder: str, files: Sequence[ShardFile]) -> None:
+def check_files(folder: str, files: Sequence[ShardFile], remedy: str = "copy or prepare the data set again") -> None:
     """Check by one listing that the files are in the folder, in full; their content is not read.
 
     Raises DatasetError naming the first file that is absent or of another size.
@@ -273,7 +273,7 @@ def check_files(folder: str, files: Sequence[ShardFile]) -> None:
             found = "absent" if size is None else f"{size:,} bytes long"
             raise DatasetError(
                 f"{folder}: {file.name} is {found}, the manifest says {file.num_bytes:,} bytes: "
-                "the copy is incomplete; copy or prepare the data set again"
+                f"the copy is incomplete; {remedy}"
             )
 
 

@@ -32,7 +32,7 @@ class StagedShard(Settings):
         """Return where to read it on this node, having copied it there if that was asked for.
 
         Raises UsageError where the folder names a variable or home that the node does not have, cannot be written to,
-        or has no room.
+        or has no room, or the shard is another than it was.
         """
         if self.stage is None:
             return self.location
@@ -51,12 +51,22 @@ class StagedShard(Settings):
                 fcntl.flock(lock, fcntl.LOCK_EX)
                 if not _is_whole(copy, self.file.num_bytes):
                     _copy(self.location, copy)
+                    self._check(copy)
         except OSError as error:
             raise UsageError(
                 f"--stage {self.stage}: {self.location} cannot be copied to {copy} on {os.uname().nodename}: {error}; "
                 "name a folder on a disk of the node with room for the data set, or leave --stage out"
             ) from error
         return str(copy)
+
+    def _check(self, copy: Path) -> None:
+        if not _is_whole(copy, self.file.num_bytes):
+            found = copy.stat().st_size
+            copy.unlink()
+            raise UsageError(
+                f"{self.location}: is {found:,} bytes long, and its manifest said {self.file.num_bytes:,}: it was "
+                "written anew meanwhile; begin again"
+            )
 
 
 def check_stage(stage: str | None) -> None:
@@ -82,6 +92,9 @@ def _copy(location: str, copy: Path) -> None:
     """Copy a file of any file system; it appears whole or not at all."""
     partial = copy.with_name(f"{copy.name}.partial")
     filesystem, path = storage.open_location(location)
-    with filesystem.open_input_stream(path, compression=None) as source, partial.open("wb") as sink:
-        shutil.copyfileobj(source, sink, _CHUNK)
-    partial.replace(copy)
+    try:
+        with filesystem.open_input_stream(path, compression=None) as source, partial.open("wb") as sink:
+            shutil.copyfileobj(source, sink, _CHUNK)
+        partial.replace(copy)
+    finally:
+        partial.unlink(missing_ok=True)  # half a copy would only keep the disk full

@@ -10,6 +10,7 @@ import functools
 import logging
 import os
 import shutil
+import struct
 import subprocess
 import tempfile
 from collections.abc import Mapping
@@ -23,6 +24,7 @@ from caption_ray.model import compiler, portable
 logger = logging.getLogger(__name__)
 
 _MULTIPLE = 32
+_ELF_HEADER = 64
 
 
 def switched_off() -> bool:
@@ -68,7 +70,7 @@ def load(*definitions: str) -> ctypes.CDLL | None:
     reason = "no GNU OpenMP in torch" if openmp is None else "no gcc"
     if openmp is not None and (library := portable.find(definitions)) is not None:
         try:
-            return ctypes.CDLL(str(library))
+            return _opened(library)
         except OSError as error:  # made beside a torch with another OpenMP
             reason = str(error)
     if openmp is not None and gcc is not None:
@@ -88,7 +90,7 @@ def _load(gcc: str, openmp: Path, definitions: tuple[str, ...]) -> ctypes.CDLL:
     try:
         kept = _cache_folder() / name
         with contextlib.suppress(OSError):  # not there, or spoilt
-            return ctypes.CDLL(str(kept))
+            return _opened(kept)
         kept.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         with tempfile.TemporaryDirectory(dir=kept.parent) as folder:
             made = compiler.compile_library(gcc, openmp, flags, Path(folder) / name)
@@ -97,12 +99,22 @@ def _load(gcc: str, openmp: Path, definitions: tuple[str, ...]) -> ctypes.CDLL:
             with contextlib.suppress(OSError):
                 os.link(made, kept)
             with contextlib.suppress(OSError):
-                return ctypes.CDLL(str(kept))
+                return _opened(kept)
             made.replace(kept)  # what is there is spoilt, or there are no links here
         return ctypes.CDLL(str(kept))
     except (OSError, subprocess.CalledProcessError):  # no home, or a full one: compiled for this process alone
         with tempfile.TemporaryDirectory() as folder:
             return ctypes.CDLL(str(compiler.compile_library(gcc, openmp, flags, Path(folder) / name)))
+
+
+def _opened(library: Path) -> ctypes.CDLL:
+    """Load a library. Raises OSError, also for one that is cut off, of which the process would die."""
+    content = library.read_bytes()
+    if content.startswith(b"\x7fELF\x02") and len(content) > _ELF_HEADER:  # its table of sections is its end
+        begin, entry_bytes, num_entries = struct.unpack_from("=Q10xHH", content, 40)
+        if begin + entry_bytes * num_entries > len(content):
+            raise OSError(f"{library}: is cut off")
+    return ctypes.CDLL(str(library))
 
 
 def _cache_folder() -> Path:

@@ -49,9 +49,10 @@ def test_spoilt_library_is_made_anew(tmp_path: Path) -> None:
     assert start_worker(tmp_path).wait(timeout=120) == 0
     (library,) = (tmp_path / "caption_ray").iterdir()
     size = library.stat().st_size
-    library.write_bytes(b"not a library")
-    assert start_worker(tmp_path).wait(timeout=120) == 0
-    assert library.stat().st_size == size
+    for spoil in (lambda: library.write_bytes(b"not a library"), lambda: os.truncate(library, size // 2)):
+        spoil()
+        assert start_worker(tmp_path).wait(timeout=120) == 0
+        assert library.stat().st_size == size
 
 
 @needs_kernel

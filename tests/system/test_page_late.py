@@ -49,6 +49,47 @@ def test_caption_that_is_late_is_asked_for_once(browser: Browser, captioner: Cap
     assert backend.num_asked == 1
 
 
+def test_file_that_is_read_late_takes_nothing_from_the_next(browser: Browser, address: str) -> None:
+    """Such as one of a network's disk: called off while it is read."""
+    visit = Visit(browser, address)
+    visit.page.add_init_script(
+        """const read = Blob.prototype.arrayBuffer;
+        let first = true;
+        Blob.prototype.arrayBuffer = async function () {
+            if (first) {
+                first = false;
+                await new Promise((resolve) => setTimeout(resolve, 1500));
+                document.body.dataset.wasRead = "";
+            }
+            return read.call(this);
+        };"""
+    )
+    visit.open()
+    visit.choose("boat.jpg", (EXAMPLES / "boat.jpg").read_bytes())
+    visit.choose("dog.jpg", PHOTO)
+    caption = visit.caption()
+    expect(visit.page.locator("body[data-was-read]")).to_be_attached()
+    visit.page.wait_for_timeout(300)
+    assert caption
+    assert visit.caption() == caption
+    assert visit.complaints == []
+
+
+def test_frame_goes_though_what_was_dragged_over_is_gone(browser: Browser, address: str) -> None:
+    visit = Visit(browser, address).open()
+    drag = """(steps) => steps.forEach(([kind, id]) =>
+        document.getElementById(id).dispatchEvent(new DragEvent(kind, { bubbles: true })))"""
+    frame = visit.page.locator("body.dragging")
+    visit.page.evaluate("document.body.insertAdjacentHTML('beforeend', '<p id=one>1</p><p id=two>2</p>')")
+    visit.page.evaluate(drag, [["dragenter", "one"], ["dragenter", "two"], ["dragleave", "one"]])
+    expect(frame).to_be_attached()  # it has gone from one to the other
+    visit.page.evaluate("document.getElementById('two').remove()")  # it is never left
+    visit.page.evaluate(drag, [["dragleave", "one"]])
+    expect(frame).not_to_be_attached()
+    visit.page.evaluate(drag, [["dragenter", "one"], ["dragleave", "one"]])
+    expect(frame).not_to_be_attached()
+
+
 def test_example_that_comes_late_replaces_nothing(browser: Browser, address: str) -> None:
     visit = Visit(browser, address)
     held: list[Route] = []

@@ -266,6 +266,7 @@ def test_documentation_fits_the_narrowest_width(browser: Browser, address: str) 
     for details in visit.page.locator("details").all():
         details.evaluate("element => { element.open = true; }")
     assert visit.page.evaluate("document.documentElement.scrollWidth") == 320
+    assert (visit.complaints, visit.failed_answers) == ([], 0)
     visit.context.close()
 
 

@@ -121,9 +121,9 @@ async function prepared(run) {
   if (isSurelyNoPicture(file)) {
     throw new PictureProblem("That is not a picture", `${file.name || "The file"} is of another kind.`);
   }
-  if (!(await isReadable(file))) {
-    throw new PictureProblem("This file cannot be read", "It is a folder, or has changed since. Choose it again.");
-  }
+  const isThere = await isReadable(file);
+  run.signal.throwIfAborted();
+  if (!isThere) throw new PictureProblem("This file cannot be read", "It is a folder, or has changed. Choose it again.");
   const picture = (file.size > enough && (await smaller(run, enough))) || file;
   if (picture.size > MAX_BYTES) throw new ApiError("", { status: 413, limit: MAX_BYTES });
   return picture;

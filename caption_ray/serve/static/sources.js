@@ -21,17 +21,19 @@ export function listenForPictures(onPicture, onNothing) {
 }
 
 function listenForDrops(onPicture, onNothing) {
-  let depth = 0; // of nested elements that the pointer has entered
-  const setDepth = (value) => {
-    depth = Math.max(0, value);
-    document.body.classList.toggle("dragging", depth > 0);
+  let entered = null; // the element that the pointer has entered last; one that is taken away is never left
+  const enter = (element) => {
+    entered = element;
+    document.body.classList.toggle("dragging", element !== null);
   };
-  document.addEventListener("dragenter", () => setDepth(depth + 1));
-  document.addEventListener("dragleave", () => setDepth(depth - 1));
+  document.addEventListener("dragenter", (event) => enter(event.target));
+  document.addEventListener("dragleave", (event) => {
+    if (event.target === entered || !entered?.isConnected) enter(null);
+  });
   document.addEventListener("dragover", (event) => event.preventDefault());
   document.addEventListener("drop", (event) => {
     event.preventDefault();
-    setDepth(0);
+    enter(null);
     const file = fileFrom(event.dataTransfer);
     if (file) onPicture(file);
     else onNothing();

@@ -166,7 +166,7 @@ def test_cloud_build_passes_on_what_the_dockerfile_takes() -> None:
         for line in (ROOT / "Dockerfile").read_text().splitlines()
         if line.startswith("ARG ")
     }
-    assert given == {"VARIANT", "REVISION"} <= taken
+    assert given == {"VARIANT", "CUDA_BUILD", "REVISION"} <= taken
     substitutions = next(word for word in shlex.split(dry("image")[0]) if word.startswith("--substitutions="))
     passed = {pair.split("=")[0] for pair in substitutions.removeprefix("--substitutions=").split(",")}
     assert passed == set(build["substitutions"])

@@ -58,7 +58,8 @@ def write_cache(folder: Path, **changes: Any) -> FeatureManifest:
 def refusal(folder: Path, data: DatasetManifest | None = None) -> str:
     with pytest.raises(FeatureCacheError) as caught:
         load_feature_manifest(str(folder), data or dataset())
-    assert "make it again with jobs/cache_features.py" in str(caught.value)
+    assert "make it again with jobs/cache_features.py --overwrite" in str(caught.value)
+    assert "prepare the data set" not in str(caught.value)
     return str(caught.value)
 
 

@@ -95,6 +95,15 @@ def test_pictures_of_many_bytes_are_read(data: bytes) -> None:
     assert open_picture(data).width > 0
 
 
+def test_chunks_of_some_kilobytes_may_be_any_number() -> None:
+    """As a scan of 40 MB has them that is written in small pieces."""
+    content = b"prVt" + bytes(4096)
+    large = struct.pack(">I", 4096) + content + struct.pack(">I", zlib.crc32(content))
+    started = time.monotonic()
+    assert open_picture(PNG[:-12] + large * (MAX_PARTS + 1) + PNG[-12:]).size == PICTURE.size
+    assert time.monotonic() - started < 2
+
+
 def test_text_of_a_png_is_no_part_of_its_own_for_each_byte() -> None:
     information = PngImagePlugin.PngInfo()
     information.add_text("Comment", "a" * 100_000)
