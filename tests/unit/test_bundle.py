@@ -10,6 +10,7 @@ import torch
 from caption_ray.bundle import (
     BundleConfig,
     build_model,
+    is_whole,
     kept_location,
     load_bundle,
     model_card,
@@ -147,6 +148,11 @@ def test_a_name_that_leads_elsewhere_is_no_place_to_keep_a_bundle_in(tiny_bundle
     for name in ("../../home", "a/b", ".hidden"):
         with pytest.raises(BundleError, match="names no place in /models"):
             kept_location("/models", manifest.model_copy(update={"name": name}))
+
+
+def test_whole_bundle_of_another_digest_is_not_the_one_that_is_asked_for(tiny_bundle: Path) -> None:
+    assert is_whole(str(tiny_bundle), read_manifest(str(tiny_bundle)).digest)
+    assert not is_whole(str(tiny_bundle), "0" * 64)
 
 
 def test_other_preprocessing_is_refused(copied: Path) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from caption_ray.device import autocast, check_kernels, has_kernels, no_kernels, resolve_precision
+from caption_ray.device import autocast, check_kernels, has_kernels, limit_memory, no_kernels, resolve_precision
 from caption_ray.errors import UsageError
 
 CPU = torch.device("cpu")
@@ -38,6 +38,15 @@ def test_autocast_computes_in_the_format() -> None:
 
 def test_a_cpu_has_its_kernels() -> None:
     check_kernels(CPU)
+
+
+def test_memory_of_a_gpu_is_limited_to_nine_tenths_of_a_share_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[object] = []
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda *given: asked.append(given))
+    gpu = torch.device("cuda")
+    for device, share in ((gpu, 0.25), (gpu, 1.0), (CPU, 0.5)):
+        limit_memory(device, share)
+    assert asked == [(pytest.approx(0.225), gpu)]
 
 
 TORCH_2_7 = ["sm_50", "sm_60", "sm_70", "sm_75", "sm_80", "sm_86", "sm_90"]

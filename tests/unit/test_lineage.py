@@ -1,5 +1,7 @@
 import math
 import re
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -8,7 +10,7 @@ from sweep_lineage import LINEAGE
 import caption_ray
 from caption_ray.bundle import load_bundle, save_bundle
 from caption_ray.errors import BundleError
-from caption_ray.lineage import Lineage, code_commit
+from caption_ray.lineage import COMMIT_VARIABLE, Lineage, code_commit
 
 
 @pytest.fixture
@@ -59,3 +61,26 @@ def test_code_without_its_history_is_known_by_what_came_with_it(
     assert code_commit() is None
     monkeypatch.setenv("CAPTION_RAY_COMMIT", "abc+")
     assert code_commit() == "abc+"
+
+
+def git_that_says(revision: str, changed: str) -> Callable[..., str]:
+    """Return what stands for git in a checkout; without a revision it has no commit yet."""
+
+    def git(_: Path, *arguments: str) -> str:
+        if arguments == ("rev-parse", "HEAD") and not revision:
+            raise subprocess.CalledProcessError(128, "git")
+        return {"ls-files": "__init__.py", "rev-parse": revision, "status": changed}[arguments[0]]
+
+    return git
+
+
+def test_code_that_was_changed_since_its_commit_has_a_plus(monkeypatch: pytest.MonkeyPatch) -> None:
+    for changed, plus in (("", ""), (" M caption_ray/config.py", "+")):
+        monkeypatch.setattr("caption_ray.lineage._git", git_that_says("ab" * 20, changed))
+        assert code_commit() == "ab" * 20 + plus
+
+
+def test_code_of_a_checkout_before_its_first_commit_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(COMMIT_VARIABLE, raising=False)
+    monkeypatch.setattr("caption_ray.lineage._git", git_that_says("", ""))
+    assert code_commit() is None

@@ -195,3 +195,40 @@ def test_storage_that_fails_for_a_moment_ends_neither_the_beats_nor_the_work(
             time.sleep(0.02)
         assert num_beats() > before
         monkeypatch.setattr(storage, "read_bytes", fail)
+
+
+def test_file_that_is_gone_is_written_anew_and_ends_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / LOCK_NAME
+    ends: list[int] = []
+    monkeypatch.setattr(os, "_exit", ends.append)
+    with sole_driver(str(tmp_path), "sweep", beat_s=0.02):
+        file.unlink()
+        deadline = time.monotonic() + 10
+        while not file.exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert Driver.model_validate_json(file.read_text()).pid == os.getpid()
+    assert ends == []
+
+
+def test_anothers_file_stays_at_the_end(tmp_path: Path) -> None:
+    with sole_driver(str(tmp_path), "sweep", beat_s=30):
+        say(tmp_path, "elsewhere", 7)
+    assert Driver.model_validate_json((tmp_path / LOCK_NAME).read_text()).host == "elsewhere"
+
+
+def test_process_of_another_user_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(os, "kill", refused)
+    assert not Driver(host=socket.gethostname(), pid=1).is_gone
+
+
+def test_driver_that_ends_while_it_is_watched_is_waited_for_no_longer(tmp_path: Path) -> None:
+    say(tmp_path, "elsewhere", 7)
+    ending = threading.Timer(0.2, (tmp_path / LOCK_NAME).unlink)
+    ending.start()
+    started = time.monotonic()
+    with sole_driver(str(tmp_path), "sweep", beat_s=0.1, watch_s=30):
+        assert time.monotonic() - started < 15
+    ending.join(10)

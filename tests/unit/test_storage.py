@@ -103,6 +103,17 @@ def test_a_write_that_fails_leaves_nothing_on_a_full_disk(
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == before
 
 
+def test_error_that_names_no_file_is_given_the_name_of_what_was_to_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fill_up(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_bytes", fill_up)
+    with pytest.raises(OSError, match=f"No space left on device: '{tmp_path}/a.json'"):
+        storage.write_bytes(str(tmp_path / "a.json"), b"x")
+
+
 def test_folder_that_cannot_be_written_to(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for folder in ("file", "file/below"):

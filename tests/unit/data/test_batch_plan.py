@@ -188,6 +188,13 @@ def test_dev_takes_the_picture_itself_and_reads_no_null_view() -> None:
         assert [row.picture[0].tolist() for row in rows] == [[number, 0] for number in range(len(NAMES))]
 
 
+def test_workers_take_the_same_pictures_in_orders_of_their_own() -> None:
+    (first,), (again,), (second,) = (batches(replace(CACHED, rank=rank), view_table(1), 0) for rank in (0, 0, 1))
+    orders = [batch.pictures[:, 0, 0].tolist() for batch in (first, again, second)]
+    assert orders[0] == orders[1] != orders[2]
+    assert sorted(orders[0]) == sorted(orders[2]) == list(range(len(NAMES)))
+
+
 def test_a_feed_in_pieces_gives_the_batches_of_one_table() -> None:
     """Arrow tables may come in chunks, and chunks may begin within a buffer."""
     whole = view_table(3)

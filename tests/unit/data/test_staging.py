@@ -1,11 +1,15 @@
 import hashlib
 import multiprocessing
+import shutil
+import time
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 
 from caption_ray.data.shards import ShardFile
-from caption_ray.data.staging import StagedShard, check_stage
+from caption_ray.data.staging import StagedShard, _copy, check_stage
 from caption_ray.errors import UsageError
 
 CONTENT = bytes(range(256)) * 4096  # 1 MiB
@@ -54,6 +58,34 @@ def test_processes_that_come_at_once_make_one_copy(tmp_path: Path) -> None:
     assert list((tmp_path / "disk").glob("*.partial")) == []
 
 
+def test_who_waited_for_a_copy_does_not_make_it_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    staged = shard(tmp_path, str(tmp_path / "disk"))
+    made: list[Path] = []
+
+    def copy_slowly(location: str, target: Path) -> None:
+        made.append(target)
+        time.sleep(0.2)
+        _copy(location, target)
+
+    monkeypatch.setattr("caption_ray.data.staging._copy", copy_slowly)
+    with ThreadPool(4) as pool:
+        found = pool.map_async(lambda _: staged.local(), range(4), chunksize=1).get(timeout=30)
+    assert [str(target) for target in made] == list(set(found))
+
+
+def test_copy_is_not_there_before_it_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    staged = shard(tmp_path, str(tmp_path / "disk"))
+
+    def copy_in_two(_: object, sink: BinaryIO, __: int) -> None:
+        sink.write(CONTENT[:1000])
+        sink.flush()
+        assert list((tmp_path / "disk").glob("*.parquet")) == []
+        sink.write(CONTENT[1000:])
+
+    monkeypatch.setattr(shutil, "copyfileobj", copy_in_two)
+    assert Path(staged.local()).read_bytes() == CONTENT
+
+
 def test_a_folder_that_cannot_be_written_to_is_named(tmp_path: Path) -> None:
     (tmp_path / "disk").touch()
     staged = shard(tmp_path, str(tmp_path / "disk"))
@@ -88,3 +120,22 @@ def test_an_unknown_home_is_named(tmp_path: Path) -> None:
     for staging in (shard(tmp_path, "~no-such-user/disk").local, lambda: check_stage("~no-such-user/disk")):
         with pytest.raises(UsageError, match=r"--stage ~no-such-user/disk: .* has no such home"):
             staging()
+
+
+def test_disk_that_is_full_keeps_no_half_of_a_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fill(_: object, sink: BinaryIO, __: int) -> None:
+        sink.write(CONTENT[:1000])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(shutil, "copyfileobj", fill)
+    with pytest.raises(UsageError, match="No space left on device; name a folder on a disk of the node with room"):
+        shard(tmp_path, str(tmp_path / "disk")).local()
+    assert [path.suffix for path in (tmp_path / "disk").iterdir()] == [".lock"]
+
+
+def test_shard_that_was_written_anew_is_not_handed_out(tmp_path: Path) -> None:
+    staged = shard(tmp_path, str(tmp_path / "disk"))
+    Path(staged.location).write_bytes(CONTENT[:100])
+    with pytest.raises(UsageError, match="is 100 bytes long, and its manifest said 1,048,576: it was written anew"):
+        staged.local()
+    assert [path.suffix for path in (tmp_path / "disk").iterdir()] == [".lock"]

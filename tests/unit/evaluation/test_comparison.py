@@ -35,6 +35,15 @@ def test_scores_are_those_of_the_whole_split(metric: Metric) -> None:
     assert found.num_pictures == 60
 
 
+@pytest.mark.parametrize("num_words", [3, 5, 8])
+def test_bleu_of_captions_that_are_short_is_that_of_the_whole_split(num_words: int) -> None:
+    """By the reference nearest in length, 5 or 8 words; one of three words still has a wrong n-gram of four."""
+    words = WORDS[:8]
+    captions, references = {"a": words[:num_words], "b": words[:4]}, {name: [words, words[:5]] for name in ("a", "b")}
+    found = compare(captions, captions, references, "bleu_4", num_draws=10)
+    assert found.candidate == pytest.approx(score_captions(captions, references, words).bleu_4, rel=1e-9)
+
+
 @pytest.mark.parametrize("metric", ["cider", "bleu_4"])
 def test_clear_difference_is_told_from_chance(metric: Metric) -> None:
     (good, references), (bad, _) = make(80, 0.1, 1), make(80, 0.7, 2)

@@ -127,6 +127,11 @@ def test_nothing_to_score_and_empty_references_are_refused() -> None:
         score_each({"a": ["x"], "b": ["x"]}, {"a": [["x"]], "b": [["x"], []]})
 
 
+def test_pictures_scores_come_in_the_order_of_predictions() -> None:
+    predicted = split({"b": "a dog", "c": "a dog", "a": "a dog"})
+    assert list(score_each(predicted, split_all({name: ["a dog"] for name in sorted(predicted)}))) == ["b", "c", "a"]
+
+
 def test_the_libraries_print_nothing(capfd: pytest.CaptureFixture[str]) -> None:
     score_captions({"x": ["a"]}, {"x": [["a", "dog"]]}, NO_WORDS)
     assert capfd.readouterr() == ("", "")

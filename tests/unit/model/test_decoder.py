@@ -221,6 +221,18 @@ def test_word_dropout_hides_words_but_no_markers() -> None:
     assert not torch.allclose(dropped, decoder(features(), IDS, LENGTHS, PICTURES).logits)
 
 
+@pytest.mark.parametrize("deep", [False, True])
+def test_half_of_what_the_output_layer_reads_is_dropped(deep: bool) -> None:
+    torch.manual_seed(0)
+    config = ModelConfig(embedding_size=400, hidden_size=400, attention_size=2, dropout=0.5, deep_output=deep)
+    decoder = Decoder(config, num_features=F, vocabulary_size=V).train()
+    read: list[Tensor] = []
+    decoder.output.register_forward_pre_hook(lambda _, given: read.append(given[0]))
+    decoder._readout(torch.ones(4, 400), torch.ones(4, config.feature_size or F))
+    # 1600 draws: the share has a standard deviation of 0.0125.
+    assert float((read[0] == 0).float().mean()) == pytest.approx(0.5, abs=0.07)
+
+
 def test_active_rows_by_hand() -> None:
     assert active_rows([3, 1]) == [2, 1, 1]
     assert active_rows([4, 4, 2, 1]) == [4, 3, 2, 2]

@@ -48,6 +48,13 @@ def test_who_was_answered_together_is_waited_for() -> None:
     assert fifteen.wait_s(0, 2, 1.01, 2, OPTIONS, 1.06) == 0
 
 
+def test_who_is_back_is_of_those_answered_first_and_no_more_than_they_are() -> None:
+    both = load({}, (2, 1.0), (3, 1.04))
+    both.ask(4)
+    assert both.expected(1.04, 0.05) == 1
+    assert both.expected(1.06, 0.05) == 1  # of the three, for those answered earlier are all back
+
+
 def test_a_single_client_waits_for_nobody() -> None:
     single = load({}, (1, 1.0))
     single.ask(1)

@@ -209,3 +209,9 @@ def test_client_that_does_not_read_is_given_up() -> None:
 def test_connection_serves_on_after_errors(client: httpx.Client) -> None:
     for body, status in ((b"x", 415), (png(), 200), (png()[:60], 422), (png(), 200)):
         assert client.post("/v1/captions", content=body).status_code == status
+
+
+def test_memory_for_bodies_is_free_again_once_they_are_decoded() -> None:
+    with client_of(StandIn(), max_buffered_bytes=len(png())) as client:
+        for body, status in ((png(), 200), (png(), 200), (png()[:60], 422), (png(), 200)):
+            assert client.post("/v1/captions", content=body).status_code == status

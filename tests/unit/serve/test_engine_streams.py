@@ -53,3 +53,29 @@ def test_model_whose_thread_has_ended_says_so_at_once(gated: Gated, monkeypatch:
     monkeypatch.setattr(backend._engine, "_advance_streams", end)
     asyncio.run(ask())
     backend.close()
+
+
+@pytest.mark.timeout(60)
+def test_closing_tells_those_who_listen(gated: Gated) -> None:
+    gated.steps = threading.Semaphore(1)
+    engine = Engine(gated, BatchOptions(num_threads=1))
+    closing = threading.Thread(target=engine.close, daemon=True)
+
+    async def listen() -> None:
+        async for _ in engine.stream(noise(3)):
+            pass
+
+    async def close_meanwhile() -> None:
+        listening = asyncio.create_task(listen())
+        while gated.num_steps == 0:
+            await asyncio.sleep(0.01)
+        closing.start()
+        while not engine._closed:
+            await asyncio.sleep(0.01)
+        gated.steps.release(1)
+        with pytest.raises(BackendUnavailableError, match="has been shut down"):
+            await listening
+
+    asyncio.run(asyncio.wait_for(close_meanwhile(), 20))
+    closing.join(20)
+    assert not closing.is_alive()

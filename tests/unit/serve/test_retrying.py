@@ -7,7 +7,7 @@ from stand_in import CAPTION, GRID, MODEL, StandIn
 
 from caption_ray.serve.backend import BackendUnavailableError, CaptionedPicture, GreedyWord, Square
 from caption_ray.serve.metrics import ServiceMetrics
-from caption_ray.serve.retrying import spoken_twice
+from caption_ray.serve.retrying import spoken_twice, twice
 
 PICTURE = np.zeros((3, 8, 8), np.uint8)
 
@@ -59,3 +59,21 @@ def spoken(*calls: Sequence[str | None]) -> list[str]:
 )
 def test_each_word_is_said_once(calls: list[list[str | None]], heard: str) -> None:
     assert " ".join(spoken(*calls)) == heard
+
+
+def test_second_tries_are_counted() -> None:
+    metrics = ServiceMetrics()
+    fates = iter(
+        [BackendUnavailableError("died"), None, BackendUnavailableError("died"), BackendUnavailableError("too")]
+    )
+
+    async def call() -> str:
+        if (fate := next(fates)) is not None:
+            raise fate
+        return "answered"
+
+    assert asyncio.run(twice(call, metrics.retries)) == "answered"
+    assert "caption_ray_retries_total 1.0" in metrics.text().decode()
+    with pytest.raises(BackendUnavailableError, match="too"):
+        asyncio.run(twice(call, metrics.retries))
+    assert "caption_ray_retries_total 2.0" in metrics.text().decode()

@@ -3,11 +3,13 @@
 import itertools
 import json
 import socket
+import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -127,3 +129,44 @@ def _greet(listener: socket.socket) -> None:
     with connection:
         connection.recv(65536)
         connection.sendall(b"\0\0\x06\x04\0\0\0\0\0\0\x05\0\0\x40\0")
+
+
+def test_service_on_all_interfaces_is_where_its_dashboard_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tmp_path / "serve.yaml"
+    config.write_text(
+        "http_options: {host: 0.0.0.0, port: 81}\n"
+        "applications: [{route_prefix: /c, deployments: [{name: CaptionerReplica}]}]"
+    )
+    waited: list[object] = []
+    monkeypatch.setattr(rollout, "_model", lambda _: {"id": "old", "refused": "damaged"})
+    monkeypatch.setattr(rollout, "deploy", lambda *_: None)
+    monkeypatch.setattr(rollout, "wait_for_model", lambda *asked: waited.append(asked))
+    roll_out(str(config), "http://head:8265", "new")
+    assert waited == [("http://head:81/c", "new", {"damaged"})]
+
+
+@pytest.mark.parametrize(("mode", "sent"), [(None, ("Bearer secret", "token")), ("disabled", (None, "disabled"))])
+def test_deploying_sends_the_clusters_token_and_tells_what_failed(
+    mode: str | None, sent: tuple[str | None, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tmp_path / "serve.yaml"
+    config.write_text("applications: []")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "secret")
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    if mode is not None:
+        monkeypatch.setenv("RAY_AUTH_MODE", mode)
+    told: list[str | None] = []
+
+    def get(_: str, headers: dict[str, str]) -> dict[str, object]:
+        told.append(headers.get("Authorization"))
+        return {"applications": {}}
+
+    def run(_: list[str], *, env: dict[str, str], **__: object) -> SimpleNamespace:
+        told.append(env.get("RAY_AUTH_MODE"))
+        return SimpleNamespace(returncode=1, stderr="Traceback\nError: no such import\n\n")
+
+    monkeypatch.setattr(rollout, "_get", get)
+    monkeypatch.setattr(subprocess, "run", run)
+    with pytest.raises(RunError, match=r"failed: Error: no such import$"):
+        deploy(str(config), "http://head:8265")
+    assert tuple(told) == sent

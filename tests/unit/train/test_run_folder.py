@@ -13,6 +13,7 @@ from caption_ray.train.run_folder import (
     check_place,
     claim,
     delete_stopped,
+    how_to_go_on,
     is_finished,
     keep_stopped,
     mend_snapshot,
@@ -173,6 +174,19 @@ def test_checkpoints_that_were_cut_off_do_not_count(tmp_path: Path) -> None:
     (tmp_path / "another").mkdir()
     write_checkpoint(tmp_path / "another", 9)  # a run in this one's folder
     assert len(whole_checkpoints(str(tmp_path))) == 2
+
+
+def test_storage_that_is_gone_is_no_reason_to_say_that_there_is_no_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(_: str) -> list[str]:
+        raise OSError("503")
+
+    assert how_to_go_on(str(tmp_path)) == "It has no checkpoint yet: the same command begins it anew."
+    write_checkpoint(tmp_path, 1)
+    assert how_to_go_on(str(tmp_path)) == f"The same command goes on from its last checkpoint in {tmp_path}."
+    monkeypatch.setattr(storage, "list_files", gone)
+    assert how_to_go_on(str(tmp_path)).endswith(f"from its last checkpoint in {tmp_path}, if it has one.")
 
 
 def test_where_a_run_was_stopped_is_none_of_the_checkpoints_between_epochs(tmp_path: Path) -> None:

@@ -74,6 +74,26 @@ def test_going_on_equals_never_stopping(make_stepper: MakeStepper, tmp_path: Pat
     assert not equal(weights(before.model), start)
 
 
+def test_average_begins_with_the_weights_of_a_checkpoint_without(make_stepper: MakeStepper, tmp_path: Path) -> None:
+    before, after = make_stepper(), make_stepper(average_decay=0.9)
+    run_epoch(before, 1)
+    save_state(tmp_path, before, Progress(), {})
+    load_state(tmp_path, after)
+    assert after.average is not None
+    assert equal(weights(after.average.module), weights(before.model))
+    assert int(after.average.n_averaged) == 0
+
+
+def test_scale_of_half_precisions_loss_comes_back(make_stepper: MakeStepper, tmp_path: Path) -> None:
+    before, after = make_stepper(), make_stepper()
+    for stepper, scale in ((before, 8.0), (after, 1024.0)):
+        stepper.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+        stepper.scaler.scale(torch.ones(1))
+    save_state(tmp_path, before, Progress(), {})
+    load_state(tmp_path, after)
+    assert after.scaler.get_scale() == 8.0
+
+
 def test_averaged_weights_are_what_is_kept_as_best(make_stepper: MakeStepper, tmp_path: Path) -> None:
     stepper = make_stepper(average_decay=0.5)
     run_epoch(stepper, 1)

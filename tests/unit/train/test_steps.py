@@ -163,6 +163,11 @@ def test_weight_decay_is_for_matrices_only() -> None:
     assert found == {}
 
 
+def test_optimizer_has_the_betas_that_are_asked_for(make_stepper: MakeStepper) -> None:
+    optimizer = build_optimizer(make_stepper().model, OptimizerConfig(betas=(0.7, 0.8)))
+    assert {group["betas"] for group in optimizer.param_groups} == {(0.7, 0.8)}
+
+
 def test_learning_rate_scales_each_groups_peak() -> None:
     encoder = build_encoder(EncoderConfig(backbone="mobilenet_v2", weights="none", finetune_stages=1))
     model = CaptionModel(encoder, Decoder(ModelConfig(), 1280, 11))

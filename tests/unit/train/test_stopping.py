@@ -1,10 +1,14 @@
 import os
 import signal
+import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from caption_ray import storage
+from caption_ray.train import stopping
 from caption_ray.train.stopping import STOP_VARIABLE, StopWatch, plain_interrupts, stop_files, stop_on_signal
 
 
@@ -28,6 +32,24 @@ def test_the_watch_sees_a_file_that_comes_to_be(tmp_path: Path) -> None:
     (tmp_path / "shared").unlink()
     assert watch.is_asked()  # what was asked for stays so
     assert not StopWatch(()).is_asked()
+
+
+@pytest.mark.parametrize(("file", "interval_s"), [("/run/stop", 0.25), ("gs://bucket/stop", 5.0)])
+def test_the_watch_looks_now_and_then(file: str, interval_s: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = SimpleNamespace(now=100.0)
+    looks: list[tuple[float, str]] = []
+
+    def look(location: str) -> bool:
+        looks.append((clock.now, location))
+        return False
+
+    monkeypatch.setattr(storage, "exists", look)
+    monkeypatch.setattr(stopping, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    watch = StopWatch([file])
+    for intervals in (0, 0.5, 1, 1.5):
+        clock.now = 100.0 + intervals * interval_s
+        assert not watch.is_asked()
+    assert looks == [(100.0, file), (100.0 + interval_s, file)]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
@@ -68,3 +90,22 @@ def test_ctrl_c_interrupts_whatever_ray_train_makes_of_it() -> None:
     with plain_interrupts():
         signal.signal(signal.SIGINT, as_ray_train)
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_trial_beside_the_main_thread_heeds_no_signals(tmp_path: Path) -> None:
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)}
+    ends: list[object] = []
+
+    def end() -> None:
+        with stop_on_signal(str(tmp_path)):
+            ends.append({number: signal.getsignal(number) for number in handlers})
+        try:
+            with plain_interrupts():
+                raise SystemExit(3)
+        except BaseException as error:
+            ends.append(type(error))
+
+    thread = threading.Thread(target=end, daemon=True)
+    thread.start()
+    thread.join(30)
+    assert ends == [handlers, SystemExit]

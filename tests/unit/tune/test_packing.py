@@ -19,8 +19,11 @@ TWO_P100 = {"CPU": 28.0, "GPU": 2.0}
         ([{"CPU": 2.0}], {"kept_cpus": 1}, 1, {"CPU": 1.0}, 1),
         ([{"CPU": 3.0}], {"cpus_per_trial": 2.0, "kept_cpus": 1}, 1, {"CPU": 2.0}, 2),
         ([{"CPU": 4.0}], {"num_at_once": 3}, 3, {"CPU": 1.0}, 1),
+        ([{"CPU": 2.0}], {"num_at_once": 3}, 2, {"CPU": 1.0}, 1),
         ([TWO_P100], {}, 8, {"CPU": 1.0, "GPU": 0.25}, 0),
         ([TWO_P100], {"gpus_per_trial": 0.5}, 4, {"CPU": 1.0, "GPU": 0.5}, 0),
+        # Two on each; a fifth would be on what is left of both.
+        ([TWO_P100], {"gpus_per_trial": 0.4}, 4, {"CPU": 1.0, "GPU": 0.4}, 0),
         # A third of a GPU thrice, not the six sevenths of both that seven would be.
         ([TWO_P100], {"gpus_per_trial": 0.3}, 6, {"CPU": 1.0, "GPU": 0.3}, 0),
         ([TWO_P100, TWO_P100], {"gpus_per_trial": 1.0}, 4, {"CPU": 1.0, "GPU": 1.0}, 0),

@@ -70,6 +70,7 @@ def test_epochs_that_a_record_lacks_are_put_where_they_belong() -> None:
     late = record.model_copy(update={"epochs": (*record.epochs, fifth)})
     assert late.with_lacking([third]).scores("cider") == {1: 0.1, 2: 0.2, 3: 0.5, 5: 0.5}
     assert late.with_lacking([third]).num_starts == 2  # it is not the last
+    assert [epoch["epoch"] for epoch in late.with_lacking([third]).epochs] == [1, 2, 3, 5]
 
 
 def test_no_trials_at_first(tmp_path: Path) -> None:

@@ -11,6 +11,11 @@ def test_trials_are_ranked_by_their_best_epoch() -> None:
     assert [one.record.number for one in standings if one.is_preset] == [1]
 
 
+def test_of_trials_with_equal_scores_the_first_number_is_ranked_first() -> None:
+    equal = [trial(5), trial(3, 0.2), trial(4), trial(1, 0.2), trial(2, 0.3)]
+    assert [one.record.number for one in rank(equal, "cider", {})] == [2, 1, 3, 4, 5]
+
+
 def test_winner_is_the_best_of_those_that_are_over() -> None:
     best = winner(rank(TRIALS, "cider", {}))
     assert best is not None
