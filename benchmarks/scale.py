@@ -7,11 +7,14 @@ network do is assumed (see --help). Writes Markdown to standard output; `benchma
 import argparse
 import io
 import json
+import platform
+import re
 import resource
 import sys
 import time
 import tracemalloc
 from collections.abc import Callable
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import torch
@@ -124,6 +127,12 @@ def process_bytes(num_features: int) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0
 
 
+def cpu_name() -> str:
+    """Return what the CPU calls itself."""
+    found = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    return found[1] if found else platform.machine()
+
+
 def report(measured: Measured, assumed: Assumed, backbone: str, size: tuple[int, int]) -> str:
     """Return the model's tables, in Markdown."""
     training = training_gflop_per_caption(int(measured.feature_bytes / 98))
@@ -136,8 +145,8 @@ def report(measured: Measured, assumed: Assumed, backbone: str, size: tuple[int,
         f"batch of {CAPTIONS_PER_GPU} captions to itself (`--training.batch-size {64 * CAPTIONS_PER_GPU}` on 64): "
         "with so few steps as the third column has for a small data set on many GPUs it would not train as well.",
         "",
-        f"Measured on one core: {measured.opened_per_s:.0f} pictures of {size[0]} x {size[1]} a second from JPEG to "
-        f"three squares of 224, {measured.fed_per_s:,.0f} pictures/s from table to batch, {measured.scored_per_s:.0f} "
+        f"Measured on one core of this machine ({cpu_name()}): {measured.opened_per_s:.0f} pictures of {size[0]} x "
+        f"{size[1]} a second from JPEG to three squares of 224, {measured.fed_per_s:,.0f} pictures/s from table to batch, {measured.scored_per_s:.0f} "
         "dev pictures/s scored, for which all workers wait (decoding them is not counted). A picture has "
         f"{measured.picture_bytes / 1e3:.0f} kB as JPEG (enlarged from the data set's, quality 95) and "
         f"{measured.feature_bytes / 1e3:.0f} kB a view as features; a "
@@ -195,6 +204,8 @@ def main() -> None:
     data, features = (storage.absolute(arguments.pop(name)) for name in ("data", "features"))
     width, height = arguments.pop("picture_size")
     backbone = load_feature_manifest(features, load_manifest(data)).encoder.backbone
+    if backbone not in ENCODER_GFLOP:
+        parser.error(f"--features: of {backbone}; the model knows the work of {', '.join(ENCODER_GFLOP)} alone")
     measured = measure(data, features, (width, height))
     sys.stdout.write(report(measured, Assumed(**arguments), backbone, (width, height)))
 
