@@ -147,7 +147,8 @@ def report(measured: Measured, assumed: Assumed, backbone: str, size: tuple[int,
         "",
         f"Measured on one core of this machine ({cpu_name()}): {measured.opened_per_s:.0f} pictures of {size[0]} x "
         f"{size[1]} a second from JPEG to three squares of 224, {measured.fed_per_s:,.0f} pictures/s from table "
-        f"to batch, {measured.scored_per_s:.0f} dev pictures/s scored, for which all workers wait (decoding them is not counted). A picture has "
+        f"to batch, {measured.scored_per_s:.0f} dev pictures/s scored, for which all workers wait (decoding them is "
+        "not counted). A picture has "
         f"{measured.picture_bytes / 1e3:.0f} kB as JPEG (enlarged from the data set's, quality 95) and "
         f"{measured.feature_bytes / 1e3:.0f} kB a view as features; a "
         f"caption {measured.caption_bytes:.0f} bytes of memory while a data set is prepared. "

@@ -1,6 +1,7 @@
 """The replica that speaks HTTP and decodes pictures. It never loads torch, and so takes a third of the memory."""
 
 from ray import serve
+from ray.exceptions import TaskCancelledError
 from ray.serve.handle import DeploymentHandle
 from starlette.applications import Starlette
 from starlette.datastructures import Headers, MutableHeaders
@@ -36,6 +37,7 @@ class Ingress:
         metrics = ServiceMetrics(RayExporter())
         app = create_app(backend, self._limits, api_keys=keys, metrics=metrics)
         app.add_middleware(_RequestIdOnce)
+        app.add_middleware(_CancelledIsGone)
         return app
 
 
@@ -57,6 +59,25 @@ class _RequestIdOnce:
             await send(message)
 
         await self.app(scope, receive, send_once)
+
+
+class _CancelledIsGone:
+    """Takes a request that Serve cancels for one whose client has gone, which is why Serve does.
+
+    Serve raises the cancelling where the app listens for the client's end, and logs it as the app's failure.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def receive_or_gone() -> Message:
+            try:
+                return await receive()
+            except TaskCancelledError:
+                return {"type": "http.disconnect"}
+
+        await self.app(scope, receive_or_gone, send)
 
 
 def find_api_keys(expected: bool) -> list[str]:

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import os
+import random
 import signal
 import socket
 import time
@@ -104,6 +105,29 @@ def test_dawdling_and_vanishing_clients_hold_up_no_one(service: Service, picture
     assert median_s(replies) < 2 * median_s(alone) + 0.02
     assert [answer.split(b" ")[1] for answer in answers] == [b"408"] * 30
     logger.info("median %.1f ms alone, %.1f ms among slow ones", 1e3 * median_s(alone), 1e3 * median_s(replies))
+
+
+def test_streams_that_clients_leave_are_no_faults_in_the_log(service: Service, picture: bytes) -> None:
+    before = len(service.log.read_text())
+
+    async def leave() -> None:
+        _, writer = await asyncio.open_connection("127.0.0.1", service.port)
+        head = f"POST /v1/captions/stream HTTP/1.1\r\nHost: x\r\nContent-Length: {len(picture)}\r\n\r\n"
+        writer.write(head.encode() + picture)
+        await asyncio.sleep(random.uniform(0.005, 0.05))
+        writer.transport.abort()
+
+    async def all_leave() -> None:
+        for _ in range(25):
+            await asyncio.gather(*(leave() for _ in range(4)))
+
+    asyncio.run(all_leave())
+    (reply,) = load(service.url, picture, num_clients=1, seconds=0.01)
+    assert reply.status == 200
+    time.sleep(1)
+    told = service.log.read_text()[before:]
+    assert told.count('"route": "/v1/captions/stream"') > 50
+    assert "Task exception was never retrieved" not in told
 
 
 def test_client_that_hangs_up_early_is_taken_out_of_the_queue(service: Service, picture: bytes) -> None:
