@@ -19,7 +19,7 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, ser_json_inf_nan="strings")
 
 
-PLAIN_NAME = r"^[^/\\.][^/\\]*$"
+PLAIN_NAME = r"^[^/\\.-][^/\\]*$"
 """Of a run, or of a file in a folder: it names a place right in it."""
 RunName = Annotated[str, Field(pattern=PLAIN_NAME)]
 _MomentDecay = Annotated[float, Field(ge=0, lt=1)]

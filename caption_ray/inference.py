@@ -93,7 +93,8 @@ class Captioner:
             groups.setdefault(asked, []).append(index)
         captions: dict[int, list[Caption]] = {}
         for asked, members in groups.items():
-            chosen = features if len(groups) == 1 else features[torch.tensor(members, device=self.device)]
+            with undisturbed(self.device):
+                chosen = features if len(groups) == 1 else features[torch.tensor(members, device=self.device)]
             found = self._search(chosen, asked)
             for index, hypotheses in zip(members, found, strict=True):
                 if not hypotheses:

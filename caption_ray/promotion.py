@@ -16,6 +16,7 @@ from caption_ray.errors import BundleError, QualityError, RunError, UsageError
 from caption_ray.evaluation.comparison import Comparison, Metric, compare
 from caption_ray.evaluation.evaluate import predict
 from caption_ray.evaluation.pictures import prepared_pictures
+from caption_ray.lock import sole_driver
 from caption_ray.serve.config_file import bundle_in, with_bundle
 from caption_ray.serve.deployment import find_bundle
 from caption_ray.serve.rollout import NotToldError, deploy, roll_out
@@ -27,6 +28,7 @@ _FEW_PICTURES = 30
 """Drawing from fewer says little of others."""
 
 PROMOTION_NAME = "promotion.json"
+_LOCK_NAME = "promotion.lock"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,7 +93,6 @@ def promote(request: PromoteRequest) -> Promotion:
     if serving is not None and serving.manifest.digest != model_id:
         comparison = _compare(candidate, serving, request)
         _judge(comparison, candidate, serving, request)
-    _keep(candidate, location)
     promoted = Promotion(
         bundle=location,
         model_id=model_id,
@@ -100,8 +101,10 @@ def promote(request: PromoteRequest) -> Promotion:
         comparison=comparison,
         was_serving=False,
     )
-    _put_into_service(promoted, request)
-    _note(promoted, request)
+    with sole_driver(models, "folder of promoted bundles", name=_LOCK_NAME):
+        _keep(candidate, location)
+        _put_into_service(promoted, request)
+        _note(promoted, request)
     return promoted
 
 
@@ -140,11 +143,15 @@ def _judge(comparison: Comparison, candidate: Bundle, serving: Bundle, request: 
 def _put_into_service(promoted: Promotion, request: PromoteRequest) -> None:
     """Name the bundle in the config, and tell the running service, if there is one; undo both where it is refused."""
     path, before = storage.absolute(request.serve_config), storage.read_text(request.serve_config)
-    storage.rewrite_text(path, with_bundle(request.serve_config, promoted.bundle, request.application))
+    after = with_bundle(request.serve_config, promoted.bundle, request.application)
+    storage.rewrite_text(path, after)
     if request.dashboard is not None:
         try:
             roll_out(request.serve_config, request.dashboard, promoted.model_id, request.application)
         except BaseException as error:  # Ctrl-C too
+            if storage.read_text(path) != after:
+                told = f"{request.serve_config} has been changed meanwhile, and is left so; name in it what is to serve"
+                raise RunError(f"{error or type(error).__name__}\n{told}") from error
             storage.rewrite_text(path, before)
             logger.warning("%s names again what it did before", request.serve_config)
             if not isinstance(error, UsageError | NotToldError):

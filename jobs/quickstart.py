@@ -11,7 +11,7 @@ from pydantic import Field
 from caption_ray import presets, storage
 from caption_ray.config import CaptionRules, Settings, VocabularyConfig
 from caption_ray.entry import run_job
-from caption_ray.errors import QualityError, UsageError
+from caption_ray.errors import QualityError, RunError, UsageError, WorkLeftError
 
 logger = logging.getLogger("caption_ray.jobs.quickstart")
 
@@ -99,18 +99,20 @@ def main(arguments: Arguments) -> dict[str, object]:
             weights_sha256=weights_digest(encoder),
         )
         logger.info("4/6 training with %d workers", arguments.num_workers)
-        outcome = train(
-            TrainRequest(
-                experiment=experiment,
-                preset=experiment,
-                data=data,
-                features=features,
-                storage=str(folder),
-                name="run",
-                num_workers=arguments.num_workers,
-                device="cpu",
-            )
+        request = TrainRequest(
+            experiment=experiment,
+            preset=experiment,
+            data=data,
+            features=features,
+            storage=str(folder),
+            name="run",
+            num_workers=arguments.num_workers,
+            device="cpu",
         )
+        try:
+            outcome = train(request)
+        except WorkLeftError as error:
+            raise RunError("stopped as asked; the same command begins the quick start anew") from error
         shutil.copytree(outcome.bundle, bundle_folder)
         bundle = load_bundle(bundle_folder)
         logger.info("5/6 evaluating on pictures that training has not seen")

@@ -264,6 +264,9 @@ say "job $SLURM_JOB_ID, restarts: ${SLURM_RESTART_COUNT:-0}, nodes: ${nodes[*]}"
 
 if [[ $# -gt 0 && $asked_for == time ]]; then
     give_up "the time was nearly up before the work had begun: ask for more --time, of which --signal takes five minutes"
+elif [[ $# -gt 0 && $asked_for == stop ]]; then
+    say "asked to stop before the work had begun"
+    leave "$WORK_IS_LEFT"
 elif [[ $# -gt 0 && -z $asked_for ]]; then
     say "running: $*"
     surroundings=(RAY_ADDRESS="$ip:$gcs" no_proxy="$ip${no_proxy:+,$no_proxy}" TMPDIR="$tmp")

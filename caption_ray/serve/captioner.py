@@ -79,6 +79,7 @@ class CaptionerReplica:
         self._loaded_at = _now()
         self._refused: str | None = None
         self._swap: asyncio.Task[None] | None = None
+        self._asked: tuple[str | None, AskedPrecision] | None = None  # of the swap
         self._metrics = BatchMetrics(RayExporter())
         self._places = Places(CaptionerConfig().max_queued)
 
@@ -100,9 +101,12 @@ class CaptionerReplica:
             self._engine, self._loaded_at = Engine(captioner, config, self._observe), _now()
             return
         self._engine.options = config
+        asked = config.bundle, config.precision
         if self._swap is not None:
+            if not self._swap.done() and asked == self._asked:
+                return  # a second load of the same would only take memory and time from both
             self._swap.cancel()  # the newest word counts
-        self._refused = None
+        self._refused, self._asked = None, asked
         self._swap = asyncio.create_task(self._replace(config))
 
     # A refusal is an answer here: what is raised, Serve logs with its traceback, for every request of an overload.
@@ -165,7 +169,9 @@ class CaptionerReplica:
             return await _patiently(load_captioner, config.bundle, config.precision)
         except Exception as error:  # as in _replace
             try:
-                captioner = await load_as_siblings(self._default_bundle, config.precision)
+                captioner = await load_as_siblings(
+                    self._default_bundle, lambda bundle: _patiently(load_captioner, bundle, config.precision)
+                )
             except BundleError:
                 if self._absence is None:
                     raise

@@ -16,6 +16,7 @@ neither holds up the other for long.
 """
 
 import asyncio
+import contextlib
 import logging
 import threading
 import time
@@ -113,8 +114,8 @@ class Engine:
         """Start those that are missing. Those that are too many never get anything to do."""
         for number in range(len(self._threads), self._num_threads()):
             thread = threading.Thread(target=self._run, args=(number,), name=f"captions-{number}", daemon=True)
+            thread.start()  # which the system may refuse
             self._threads.append(thread)
-            thread.start()
 
     async def caption(self, pictures: Sequence[Square], beam_width: int | None) -> list[CaptionedPicture]:
         """Return each picture's captions; those of one call may be computed in different batches.
@@ -140,7 +141,7 @@ class Engine:
         loop, events = asyncio.get_running_loop(), asyncio.Queue[StreamEvent | Exception]()
 
         def send(event: StreamEvent | Exception) -> None:
-            if not loop.is_closed():
+            with contextlib.suppress(RuntimeError):  # the loop has been closed
                 loop.call_soon_threadsafe(events.put_nowait, event)
 
         stream = _Stream(picture=picture, send=send)

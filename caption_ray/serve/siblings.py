@@ -4,14 +4,13 @@ They had a good one when that was refused, and not necessarily the one that the 
 that took the latter would be another model under the same address.
 """
 
-import asyncio
 import logging
+from collections.abc import Awaitable, Callable
 
 from ray import serve
 
-from caption_ray.config import AskedPrecision
 from caption_ray.inference import Captioner
-from caption_ray.serve.compute import load_captioner, model_id
+from caption_ray.serve.compute import model_id
 from caption_ray.serve.handle import ServeBackend
 from caption_ray.serve.schemas import ModelAnswer
 
@@ -22,21 +21,24 @@ _TIMES_ASKED = 3
 """How often others are asked before there are none: under overload, which starts replicas, they may have no time."""
 
 
-async def load_as_siblings(default_bundle: str, precision: AskedPrecision) -> Captioner:
+async def load_as_siblings(default_bundle: str, load: Callable[[str], Awaitable[Captioner]]) -> Captioner:
     """Load what another replica answers with, or the default where there is none, or its bundle is there no more.
 
-    Raises BundleError where the default cannot be loaded either.
+    Raises BundleError where the default cannot be loaded either; OSError where storage has failed: with the default it
+    would be another model than its siblings for as long as they live.
     """
     sibling = await _describe_sibling()
     if sibling is not None:
         try:
-            captioner = await asyncio.to_thread(load_captioner, sibling.location, precision)
+            captioner = await load(sibling.location)
             if model_id(captioner) == sibling.id:
                 return captioner
             logger.error("%s is no longer the bundle %s of the other replicas", sibling.location, sibling.id)
+        except OSError:
+            raise
         except Exception as error:  # whatever is wrong with it, there is the default
             logger.error("the other replicas' bundle cannot be loaded: %s", error)
-    return await asyncio.to_thread(load_captioner, default_bundle, precision)
+    return await load(default_bundle)
 
 
 async def _describe_sibling() -> ModelAnswer | None:

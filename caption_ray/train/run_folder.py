@@ -181,6 +181,23 @@ def whole_checkpoints(run_folder: str) -> dict[str, CheckpointRecord]:
     return dict(sorted(records.items(), key=lambda pair: pair[1].progress.epochs_done))
 
 
+def best_checkpoint(run_folder: str, select_by: str) -> tuple[str, CheckpointRecord]:
+    """Return where the best of a run's checkpoints lies, and its record. Raises RunError where there is none.
+
+    From the checkpoints themselves: Ray's list of them may have been cut off, and begun anew.
+    """
+    checkpoints = whole_checkpoints(run_folder)
+    if not checkpoints:
+        raise RunError(f"{run_folder}: ended without a checkpoint; look into it")
+    best = max(checkpoints, key=lambda location: checkpoints[location].metrics[select_by])
+    *_, newest = checkpoints.values()
+    if (lost := newest.progress.best_epoch) != (taken := checkpoints[best].progress.epochs_done):
+        logger.warning(
+            "%s: its best epoch, %d, has no checkpoint any more; that of %d is taken", run_folder, lost, taken
+        )
+    return best, checkpoints[best]
+
+
 def _read_record(location: str) -> CheckpointRecord | None:
     """Return a checkpoint's record, None where it is absent or was cut off by a kill."""
     try:

@@ -82,9 +82,20 @@ def stop_on_signal(run_folder: str) -> Iterator[None]:
     """
     file = storage.join(run_folder, _STOP_NAME)
 
+    is_asking = False
+
     def ask(number: int, _: FrameType | None) -> None:
-        logger.info("%s: training saves and stops", signal.Signals(number).name)
-        storage.write_text(file, f"{signal.Signals(number).name}\n")
+        nonlocal is_asking
+        if is_asking:  # a second signal amid the writing would take the file from under it
+            return
+        is_asking = True
+        try:
+            logger.info("%s: training saves and stops", signal.Signals(number).name)
+            storage.write_text(file, f"{signal.Signals(number).name}\n")
+        except OSError as error:  # raised from here it would end what is to be saved
+            logger.error("%s: training is not asked to stop: %s", signal.Signals(number).name, error)
+        finally:
+            is_asking = False
 
     storage.delete_file(file)
     if shared := os.environ.get(STOP_VARIABLE):

@@ -34,6 +34,7 @@ from caption_ray.train.resources import WorkerResources, plan_workers
 from caption_ray.train.run_folder import (
     RANK,
     RunRecord,
+    best_checkpoint,
     bundle_location,
     check_place,
     claim,
@@ -42,7 +43,6 @@ from caption_ray.train.run_folder import (
     is_begun,
     is_finished,
     mend_snapshot,
-    whole_checkpoints,
 )
 from caption_ray.train.setup import FeatureStatistics, RunPlan
 from caption_ray.train.state import load_best_weights
@@ -266,12 +266,8 @@ def write_bundle(
     """
     experiment, source = inputs.experiment, inputs.source
     select_by = experiment.training.select_by
-    # From the checkpoints themselves: Ray's list of them may have been cut off, and begun anew.
-    checkpoints = whole_checkpoints(request.run_folder)
-    if not checkpoints:
-        raise RunError(f"run {request.name} ended without a checkpoint; look into {request.run_folder}")
-    best = max(checkpoints, key=lambda location: checkpoints[location].metrics[select_by])
-    metrics = checkpoints[best].metrics
+    best, record = best_checkpoint(request.run_folder, select_by)
+    epoch = record.progress.epochs_done
     vocabulary = Vocabulary.from_json(
         read_vocabulary(inputs.data, inputs.manifest), storage.join(inputs.data, VOCABULARY_NAME)
     )
@@ -285,7 +281,9 @@ def write_bundle(
     model = CaptionModel(source.encoder, Decoder(experiment.model, config.num_features, config.vocabulary_size))
     with ray.train.Checkpoint(best).as_directory() as folder:
         load_best_weights(Path(folder), model)
-    described: dict[str, object] = {**metrics, "epoch": checkpoints[best].progress.epochs_done}
+    described: dict[str, object] = {**record.metrics, "epoch": epoch}
+    if lineage is not None and lineage.metrics.get("epoch") != epoch:  # the best one is gone
+        lineage = lineage.model_copy(update={"metrics": {**record.metrics, "epoch": float(epoch)}})
     described |= {"selected_by": select_by, "dev_beam_width": experiment.training.dev_beam_width}
     save_bundle(
         location,

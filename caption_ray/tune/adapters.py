@@ -210,6 +210,8 @@ class SweepWatch(ray.tune.Callback):  # type: ignore[misc]
         record = self._records[trial.config[NUMBER]]
         if "epoch" in result:
             metrics = _ours(result)
+            # What Tune's loggers, which come after this, count as steps: its own count begins anew when a trial does.
+            result["timesteps_total"] = int(metrics["epoch"])
             update = {"status": "stopped"} if result.get("done") else {}
             # What a kill kept from being reported. Earlier, the scheduler would be told of it as of what was decided.
             unreported = [epoch for epoch in self._saved.pop(record.number, ()) if epoch["epoch"] < metrics["epoch"]]

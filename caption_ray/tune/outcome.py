@@ -38,7 +38,10 @@ def finish(request: SweepRequest, record: SweepRecord, records: Mapping[int, Tri
     best = winner(standings)
     if best is None:
         errors = "\n".join(f"  trial {trial.number}: {trial.error}" for trial in records.values() if trial.error)
-        raise RunError(f"sweep {request.name}: no trial has a score\n{errors}")
+        raise RunError(
+            f"sweep {request.name}: no trial has ended well; --retry-failed tries them again. The report: "
+            f"{write_report(request, records)}\n{errors}"
+        )
     run = trial_request(request.base, best.record.number, best.record.settings)
     inputs = inputs_of(run)
     lineage = Lineage(

@@ -65,11 +65,14 @@ def sweep(request: SweepRequest) -> SweepOutcome:
         vocabulary_sha256=inputs.manifest.vocabulary_sha256,
         features_key=inputs.source.features.key,
     )
-    if not storage.exists(storage.join(request.folder, RECORD_NAME)):
+    path = storage.join(request.folder, RECORD_NAME)
+    if storage.exists(path):
+        claim_record(path, record, "sweep")  # compares alone: refused at once
+    else:
         check_selection(inputs)
     storage.check_writable(request.folder)
-    existed = claim_record(storage.join(request.folder, RECORD_NAME), record, "sweep")
     with sole_driver(request.folder, "sweep"):
+        existed = claim_record(path, record, "sweep")
         return _go_on(request, record, inputs, existed=existed)
 
 

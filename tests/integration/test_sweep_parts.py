@@ -1,5 +1,6 @@
 """What Ray Tune is given to ask: who goes on and what is tried next, before and after a sweep was cut off."""
 
+import threading
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,9 +11,12 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 import caption_ray
 from caption_ray.config import Experiment
-from caption_ray.errors import DatasetError, UsageError
+from caption_ray.errors import DatasetError, RunError, UsageError
+from caption_ray.lock import LOCK_NAME, Driver
+from caption_ray.presets import flickr8k
 from caption_ray.train.state import PROGRESS_NAME, STATE_NAME, CheckpointRecord, Progress
 from caption_ray.train.stopping import StopWatch
+from caption_ray.tune import sweep as sweep_module
 from caption_ray.tune.adapters import NUMBER, SweepSearcher, SweepWatch, build_scheduler
 from caption_ray.tune.records import Status, StoppingConfig, SweepRecord, TrialRecord, read_trials
 from caption_ray.tune.search import TrialSearch
@@ -164,7 +168,9 @@ def test_epoch_that_was_saved_and_never_reported_is_put_back_when_the_trial_goes
     watching.on_trial_start(0, [trial], trial)
     # The scheduler decides of it with the next report; what is in a record counts as decided.
     assert read_trials(str(tmp_path))[1].epochs == earlier.epochs
-    watching.on_trial_result(0, [trial], trial, {"epoch": 3, "cider": 0.15, "done": False})
+    result = {"epoch": 3, "cider": 0.15, "done": False, "training_iteration": 1}
+    watching.on_trial_result(0, [trial], trial, result)
+    assert result["timesteps_total"] == 3  # TensorBoard's step, of Tune's logger, goes on where the trial does
     found = read_trials(str(tmp_path))[1]
     assert found.scores("cider") == {1: 0.1, 2: 0.2, 3: 0.15}
     assert found.epochs[1] == saved
@@ -219,6 +225,27 @@ def test_code_that_a_trial_was_started_with_is_recorded(tmp_path: Path, monkeypa
         watch(tmp_path, records, max_retries=9).on_trial_start(0, [trial], trial)
         records = read_trials(str(tmp_path))
     assert records[1].commits == ("one", "two", "two+")
+
+
+def test_sweep_that_is_refused_records_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor does it where the other one has recorded nothing that could be seen yet."""
+    inputs = SimpleNamespace(
+        source=SimpleNamespace(features=SimpleNamespace(key="ef")),
+        manifest=SimpleNamespace(digest="ab", vocabulary_sha256="cd"),
+        experiment=flickr8k(),
+    )
+    monkeypatch.setattr(sweep_module, "inputs_of", lambda _: inputs)
+    monkeypatch.setattr(sweep_module, "check_selection", lambda _: None)
+    line = ["flickr8k", "--data", "d", "--features", "f", "--storage", str(tmp_path), "--name", "n"]
+    request = tune.to_request(tyro.cli(tune.command_line(), args=line))
+    other = Driver(host="elsewhere", pid=7)
+    lock = tmp_path / "n" / LOCK_NAME
+    lock.parent.mkdir()
+    lock.write_text(other.model_dump_json())
+    threading.Timer(0.3, lock.write_text, [other.model_copy(update={"num_beats": 1}).model_dump_json()]).start()
+    with pytest.raises(RunError, match="process 7 on elsewhere works on this sweep"):
+        sweep(request)
+    assert [path.name for path in lock.parent.iterdir()] == [LOCK_NAME]
 
 
 def test_relative_storage_is_refused_in_a_job(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import shutil
+import threading
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from caption_ray import promotion, storage
 from caption_ray.bundle import Bundle, load_bundle
 from caption_ray.errors import QualityError, RunError
 from caption_ray.evaluation.comparison import Comparison
+from caption_ray.lock import Driver
 from caption_ray.promotion import PromoteRequest, promote
 
 pytestmark = pytest.mark.filterwarnings(r"ignore::DeprecationWarning:ray\..*")
@@ -154,4 +156,34 @@ def test_service_that_cannot_be_told_of_the_old_config_again_is_spoken_of(
     told = "^out of memory\nNor could the service be told of the old config again: no such import$"
     with pytest.raises(RunError, match=told):
         promote(replace(request_for, dashboard="http://head:8265"))
+    assert Path(request_for.serve_config).read_text() == CONFIG.read_text()
+
+
+def test_what_others_changed_meanwhile_in_the_config_stays(
+    request_for: PromoteRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = Path(request_for.serve_config)
+
+    def be_edited_and_refuse(*_: object) -> None:
+        config.write_text(config.read_text().replace("max_batch_size: 16", "max_batch_size: 8"))
+        raise RunError("out of memory")
+
+    monkeypatch.setenv("CAPTION_RAY_BUNDLE", str(tmp_path / "absent"))
+    monkeypatch.setattr(promotion, "roll_out", be_edited_and_refuse)
+    with pytest.raises(RunError, match=r"^out of memory\n.*serve\.yaml has been changed meanwhile, and is left so"):
+        promote(replace(request_for, dashboard="http://head:8265"))
+    assert "max_batch_size: 8" in config.read_text()
+
+
+def test_promotion_waits_for_no_other_into_the_same_folder_and_touches_none_of_its_copies(
+    request_for: PromoteRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CAPTION_RAY_BUNDLE", str(tmp_path / "absent"))
+    other, lock = Driver(host="elsewhere", pid=7), tmp_path / "models" / "promotion.lock"
+    lock.parent.mkdir()
+    lock.write_text(other.model_dump_json())
+    threading.Timer(0.3, lock.write_text, [other.model_copy(update={"num_beats": 1}).model_dump_json()]).start()
+    with pytest.raises(RunError, match="process 7 on elsewhere works on this folder of promoted bundles"):
+        promote(request_for)
+    assert [path.name for path in lock.parent.iterdir()] == [lock.name]
     assert Path(request_for.serve_config).read_text() == CONFIG.read_text()

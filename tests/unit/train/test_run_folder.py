@@ -9,6 +9,7 @@ from caption_ray.config import Experiment, ModelConfig, TrainingConfig
 from caption_ray.errors import RunError, UsageError
 from caption_ray.train.run_folder import (
     RunRecord,
+    best_checkpoint,
     bundle_location,
     check_place,
     claim,
@@ -104,13 +105,28 @@ def test_a_run_is_finished_once_its_bundle_is_whole(tmp_path: Path) -> None:
     assert is_finished(str(tmp_path))
 
 
-def write_checkpoint(folder: Path, number: int, state_bytes: int = 3) -> None:
+def write_checkpoint(folder: Path, number: int, state_bytes: int = 3, best: int = 0, cider: float = 0.0) -> None:
     """Write a checkpoint of three bytes that says it has `state_bytes`."""
     checkpoint = folder / f"epoch_{number:04d}"
     checkpoint.mkdir(parents=True)
     (checkpoint / "state.pt").write_bytes(b"abc")
-    record = CheckpointRecord(progress=Progress(epochs_done=number), metrics={}, state_bytes=state_bytes)
+    record = CheckpointRecord(
+        progress=Progress(epochs_done=number, best_epoch=best), metrics={"cider": cider}, state_bytes=state_bytes
+    )
     (checkpoint / "progress.json").write_text(record.model_dump_json())
+
+
+def test_best_checkpoint_that_is_gone_is_missed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_checkpoint(tmp_path, 2, best=2, cider=0.5)
+    write_checkpoint(tmp_path, 3, best=2, cider=0.4)
+    location, record = best_checkpoint(str(tmp_path), "cider")
+    assert (location, record.metrics) == (f"{tmp_path}/epoch_0002", {"cider": 0.5})
+    assert caplog.messages == []
+    shutil.rmtree(tmp_path / "epoch_0002")
+    assert best_checkpoint(str(tmp_path), "cider")[0] == f"{tmp_path}/epoch_0003"
+    assert "its best epoch, 2, has no checkpoint any more; that of 3 is taken" in caplog.text
+    with pytest.raises(RunError, match="absent: ended without a checkpoint"):
+        best_checkpoint(str(tmp_path / "absent"), "cider")
 
 
 def test_sound_snapshot_is_left_alone(tmp_path: Path) -> None:

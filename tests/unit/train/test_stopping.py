@@ -65,6 +65,38 @@ def test_a_signal_makes_the_file_and_ends_nothing(tmp_path: Path, number: signal
     assert signal.getsignal(number) is before
 
 
+def test_a_second_signal_amid_the_first_leaves_it_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write, num_writes = storage.write_text, 0
+
+    def write_and_be_asked_again(location: str, content: str) -> None:
+        nonlocal num_writes
+        num_writes += 1
+        if num_writes < 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        write(location, content)
+
+    monkeypatch.setattr(storage, "write_text", write_and_be_asked_again)
+    with stop_on_signal(str(tmp_path)):
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert (tmp_path / "stop").read_text() == "SIGUSR1\n"
+        assert num_writes == 1
+
+
+def test_disk_that_is_full_ends_no_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fill(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with stop_on_signal(str(tmp_path)):
+        with monkeypatch.context() as patch:
+            patch.setattr(storage, "write_text", fill)
+            os.kill(os.getpid(), signal.SIGUSR1)
+        assert "SIGUSR1: training is not asked to stop: [Errno 28] No space left on device" in caplog.text
+        os.kill(os.getpid(), signal.SIGUSR1)  # it can be asked once more
+        assert (tmp_path / "stop").exists()
+
+
 def test_a_run_that_heeds_the_clusters_file_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(STOP_VARIABLE, str(tmp_path / "stop"))
     with stop_on_signal(str(tmp_path / "run")):

@@ -9,6 +9,7 @@ from torch import nn
 from trials import trial
 
 from caption_ray.data.shards import DatasetManifest
+from caption_ray.errors import RunError
 from caption_ray.model.encoder import Encoder
 from caption_ray.text.vocabulary import SPECIAL_WORDS, Vocabulary
 from caption_ray.train import trainer
@@ -67,21 +68,15 @@ def logged_bundles(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [message for message in caplog.messages if message.startswith("wrote ")]
 
 
-def test_the_best_of_a_sweep_is_logged_where_it_stays(
-    stepper: Stepper,
-    inputs: RunInputs,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    caplog.set_level("INFO", "caption_ray")
+def sweep_of(stepper: Stepper, data: str, tmp_path: Path) -> tuple[SweepRequest, SweepRecord]:
+    """A sweep of one trial, and its record."""
     experiment = stepper.settings
     request = SweepRequest(
         preset_name="quickstart",
         preset=experiment,
         experiment=experiment,
         space=space_around(experiment),
-        data=inputs.data,
+        data=data,
         features=str(tmp_path / "features"),
         storage=str(tmp_path / "runs"),
         name="sweep",
@@ -95,9 +90,22 @@ def test_the_best_of_a_sweep_is_logged_where_it_stays(
         stopping=request.stopping,
         seed=0,
         data_digest="ab",
-        vocabulary_sha256=inputs.manifest.vocabulary_sha256,
+        vocabulary_sha256="cd",
         features_key="ef",
     )
+    return request, record
+
+
+def test_the_best_of_a_sweep_is_logged_where_it_stays(
+    stepper: Stepper,
+    inputs: RunInputs,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO", "caption_ray")
+    experiment = stepper.settings
+    request, record = sweep_of(stepper, inputs.data, tmp_path)
     folder = tmp_path / "runs" / "sweep"
     save_last_epoch(folder / "trials" / "0001", stepper)
     best = trial(1, *(epoch / 20 for epoch in range(1, NUM_EPOCHS + 1)))
@@ -107,6 +115,17 @@ def test_the_best_of_a_sweep_is_logged_where_it_stays(
     assert finished.bundle == str(folder / "best")
     assert (folder / "best" / "manifest.json").exists()
     assert not (folder / "best.new").exists()
+
+
+def test_sweep_without_a_trial_that_ended_well_has_a_page_and_a_remedy(stepper: Stepper, tmp_path: Path) -> None:
+    request, record = sweep_of(stepper, "data", tmp_path)
+    failed = trial(1, 0.5, 0.6).model_copy(
+        update={"status": "failed", "error": "CUDA out of memory", "settings": settings_of(stepper.settings)}
+    )
+    with pytest.raises(RunError, match="no trial has ended well; --retry-failed tries them again") as caught:
+        finish(request, record, {1: failed})
+    assert "trial 1: CUDA out of memory" in str(caught.value)
+    assert "CUDA out of memory" in (tmp_path / "runs" / "sweep" / "report.html").read_text()
 
 
 def test_the_bundle_of_a_run_is_logged(
