@@ -283,7 +283,8 @@ def _open(side: int, image: bytes | None, error: str | None = None) -> _Opened |
 def _thumbnail(picture: Image.Image) -> bytes:
     small = picture.copy()
     small.thumbnail((_THUMBNAIL_SIDE, _THUMBNAIL_SIDE))
-    small.info = {}  # Pillow would save a picture's comment, which is its owner's, and fail on one that is too long
+    # Pillow would save a picture's comment, which is its owner's, and fail on one that is too long.
+    small.info = {name: value for name, value in small.info.items() if name == "icc_profile"}
     stream = io.BytesIO()
     small.save(stream, "JPEG", quality=80)
     return stream.getvalue()
