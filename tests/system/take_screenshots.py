@@ -1,6 +1,6 @@
-"""The README's pictures of the page: `python tests/system/take_screenshots.py runs/quickstart/bundle`, of 2,400 pictures.
+"""The README's pictures of the page: `python tests/system/take_screenshots.py runs/quickstart/bundle`.
 
-Taken in Debian's Chromium with the package fonts-noto-core, and written to .github/images.
+That of a quick start with `--num-pictures 2400`, taken in Debian's Chromium with the package fonts-noto-core, and written to .github/images.
 """
 
 import sys
