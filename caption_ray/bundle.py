@@ -135,8 +135,8 @@ def kept_location(folder: str, manifest: BundleManifest) -> str:
     """
     if not re.fullmatch(PLAIN_NAME, manifest.name):
         raise BundleError(
-            f"bundle {manifest.name!r}: a name with slashes, or a dot first, names no place in {folder}; train under "
-            "another --name"
+            f"bundle {manifest.name!r}: a name with slashes, or a dot or hyphen first, names no place in {folder}; "
+            "train under another --name"
         )
     return storage.join(storage.absolute(folder), f"{manifest.name}-{manifest.digest[:12]}")
 

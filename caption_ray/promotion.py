@@ -102,6 +102,8 @@ def promote(request: PromoteRequest) -> Promotion:
         was_serving=False,
     )
     with sole_driver(models, "folder of promoted bundles", name=_LOCK_NAME):
+        if bundle_in(request.serve_config, request.application) != named:
+            raise RunError(f"{request.serve_config} names another bundle than the one compared with; promote again")
         _keep(candidate, location)
         _put_into_service(promoted, request)
         _note(promoted, request)
@@ -149,7 +151,7 @@ def _put_into_service(promoted: Promotion, request: PromoteRequest) -> None:
         try:
             roll_out(request.serve_config, request.dashboard, promoted.model_id, request.application)
         except BaseException as error:  # Ctrl-C too
-            if storage.read_text(path) != after:
+            if not _still_holds(path, after):
                 told = f"{request.serve_config} has been changed meanwhile, and is left so; name in it what is to serve"
                 raise RunError(f"{error or type(error).__name__}\n{told}") from error
             storage.rewrite_text(path, before)
@@ -162,6 +164,13 @@ def _put_into_service(promoted: Promotion, request: PromoteRequest) -> None:
                     raise RunError(told) from error
             raise
     logger.info("%s now names %s", request.serve_config, promoted.bundle)
+
+
+def _still_holds(path: str, text: str) -> bool:
+    try:
+        return storage.read_text(path) == text
+    except OSError:  # it is gone, or storage is
+        return False
 
 
 def _load_serving(named: str | None, *, force: bool) -> Bundle | None:

@@ -101,12 +101,12 @@ class CaptionerReplica:
             self._engine, self._loaded_at = Engine(captioner, config, self._observe), _now()
             return
         self._engine.options = config
-        asked = config.bundle, config.precision
+        self._refused, before, self._asked = None, self._asked, (config.bundle, config.precision)
+        if self._swap is not None and not self._swap.done() and before == self._asked:
+            self._swap = asyncio.create_task(self._look_again(self._swap, config))
+            return
         if self._swap is not None:
-            if not self._swap.done() and asked == self._asked:
-                return  # a second load of the same would only take memory and time from both
             self._swap.cancel()  # the newest word counts
-        self._refused, self._asked = None, asked
         self._swap = asyncio.create_task(self._replace(config))
 
     # A refusal is an answer here: what is raised, Serve logs with its traceback, for every request of an overload.
@@ -178,6 +178,16 @@ class CaptionerReplica:
                 raise error from None  # there is nothing else to answer with, and nothing else was asked for
             self._refuse(f"{_told(config.bundle, error)}; started with {captioner.bundle.location} instead")
             return captioner
+
+    async def _look_again(self, swap: asyncio.Task[None], config: CaptionerConfig) -> None:
+        """Wait for a swap to the same bundle: a second load beside it would only take memory and time from both."""
+        try:
+            await asyncio.wait([swap])
+        except asyncio.CancelledError:
+            swap.cancel()
+            raise
+        self._refused = None
+        await self._replace(config)
 
     async def _replace(self, config: CaptionerConfig) -> None:
         engine, bundle = self._running(), config.bundle or self._default_bundle

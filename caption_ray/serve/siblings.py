@@ -34,9 +34,9 @@ async def load_as_siblings(default_bundle: str, load: Callable[[str], Awaitable[
             if model_id(captioner) == sibling.id:
                 return captioner
             logger.error("%s is no longer the bundle %s of the other replicas", sibling.location, sibling.id)
-        except OSError:
-            raise
         except Exception as error:  # whatever is wrong with it, there is the default
+            if isinstance(error, OSError) and not isinstance(error, PermissionError):
+                raise
             logger.error("the other replicas' bundle cannot be loaded: %s", error)
     return await load(default_bundle)
 

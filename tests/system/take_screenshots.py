@@ -1,6 +1,7 @@
 """The README's pictures of the page: `python tests/system/take_screenshots.py runs/quickstart/bundle`.
 
-That of a quick start with `--num-pictures 2400`, taken in Debian's Chromium with the package fonts-noto-core, and written to .github/images.
+The bundle is that of a quick start with `--num-pictures 2400`. Taken in Debian's Chromium with the package
+fonts-noto-core, and written to .github/images.
 """
 
 import sys

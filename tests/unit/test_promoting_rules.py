@@ -19,6 +19,7 @@ from caption_ray.errors import QualityError, RunError
 from caption_ray.evaluation.comparison import Comparison
 from caption_ray.lock import Driver
 from caption_ray.promotion import PromoteRequest, promote
+from caption_ray.serve.config_file import bundle_in, with_bundle
 
 pytestmark = pytest.mark.filterwarnings(r"ignore::DeprecationWarning:ray\..*")
 
@@ -187,3 +188,21 @@ def test_promotion_waits_for_no_other_into_the_same_folder_and_touches_none_of_i
         promote(request_for)
     assert [path.name for path in lock.parent.iterdir()] == [lock.name]
     assert Path(request_for.serve_config).read_text() == CONFIG.read_text()
+
+
+def test_config_that_names_another_bundle_by_now_was_not_compared_with(
+    request_for: PromoteRequest, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = Path(request_for.serve_config)
+
+    def be_overtaken(*_: object) -> Comparison:
+        config.write_text(with_bundle(str(config), "/models/better", None))
+        return compared(0.1, 0.2, 0.3)
+
+    serving = load_bundle(str(tiny_bundle))
+    other = replace(serving, manifest=serving.manifest.model_copy(update={"files": {"README.md": "0" * 64}}))
+    monkeypatch.setattr(promotion, "_load_serving", lambda *_, **__: other)
+    monkeypatch.setattr(promotion, "_compare", be_overtaken)
+    with pytest.raises(RunError, match="names another bundle than the one compared with; promote again"):
+        promote(request_for)
+    assert bundle_in(str(config)) == "/models/better"

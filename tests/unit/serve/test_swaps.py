@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -18,6 +19,7 @@ from caption_ray.inference import Captioner
 from caption_ray.serve import captioner as module
 from caption_ray.serve import siblings
 from caption_ray.serve.captioner import CaptionerReplica
+from caption_ray.serve.schemas import ModelAnswer
 
 pytestmark = pytest.mark.filterwarnings(r"ignore::DeprecationWarning:ray\..*")
 
@@ -77,35 +79,77 @@ class Slow:
         return self.load(location, precision)
 
 
-def test_other_settings_begin_no_second_load_of_the_same_bundle(
-    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in ("new", "newest"):
-        shutil.copytree(tiny_bundle, tmp_path / name)
-        manifest = json.loads((tmp_path / name / "manifest.json").read_text())
-        (tmp_path / name / "README.md").write_text(name)
-        manifest["files"]["README.md"] = hashlib.sha256(name.encode()).hexdigest()
-        (tmp_path / name / "manifest.json").write_text(json.dumps(manifest))
-    monkeypatch.setattr(module, "RayExporter", lambda: SimpleNamespace(histogram=None))
-    monkeypatch.setattr(module, "BatchMetrics", lambda _: SimpleNamespace())
-    monkeypatch.setattr(module, "log_through_serve", lambda: None)
+def copy_of(bundle: Path, folder: Path) -> str:
+    """Copy a bundle, with another text in it, so that it has another digest; returns that."""
+    shutil.copytree(bundle, folder, dirs_exist_ok=True)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    text = f"{folder.name} {time.monotonic_ns()}"
+    (folder / "README.md").write_text(text)
+    manifest["files"]["README.md"] = hashlib.sha256(text.encode()).hexdigest()
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return read_manifest(str(folder)).digest
+
+
+@pytest.fixture
+def slow(monkeypatch: pytest.MonkeyPatch) -> Slow:
+    """What replicas load by, outside Ray."""
     slow = Slow(module.load_captioner)
+    monkeypatch.setattr(module, "RayExporter", lambda: None)
+    monkeypatch.setattr(module, "BatchMetrics", lambda _: None)
+    monkeypatch.setattr(module, "log_through_serve", lambda: None)
+    monkeypatch.setattr(module, "load_captioner", slow)
+    return slow
+
+
+async def started(bundle: Path, slow: Slow) -> Any:
+    replica = CaptionerReplica.func_or_class(str(bundle))
+    slow.may.set()
+    await replica.reconfigure({})
+    slow.may.clear()
+    return replica
+
+
+async def answers_by(replica: Any, digest: str) -> ModelAnswer:
+    """Wait until a replica answers by the bundle of that digest."""
+    deadline = time.monotonic() + 20
+    while (await replica.model()).id != digest and time.monotonic() < deadline:
+        await asyncio.sleep(0.05)
+    model: ModelAnswer = await replica.model()
+    assert model.id == digest
+    return model
+
+
+def test_other_settings_begin_no_second_load_of_the_same_bundle(tiny_bundle: Path, tmp_path: Path, slow: Slow) -> None:
+    new, newest = tmp_path / "new", tmp_path / "newest"
+    copy_of(tiny_bundle, new)
+    digest = copy_of(tiny_bundle, newest)
 
     async def swap() -> None:
-        replica = CaptionerReplica.func_or_class(str(tiny_bundle))
-        slow.may.set()
-        await replica.reconfigure({})
-        slow.may.clear()
-        for settings in ({"bundle": "new"}, {"bundle": "new", "max_batch_size": 3}, {"bundle": "newest"}):
-            asked = {**settings, "bundle": str(tmp_path / str(settings["bundle"]))}
-            await replica.reconfigure(asked)
+        replica = await started(tiny_bundle, slow)
+        for settings in ({"bundle": str(new)}, {"bundle": str(new), "max_batch_size": 3}, {"bundle": str(newest)}):
+            await replica.reconfigure(settings)
             await asyncio.sleep(0.3)
         assert slow.loaded == [tiny_bundle.name, "new", "newest"]
         slow.may.set()
-        deadline = time.monotonic() + 20
-        while (await replica.model()).location != str(tmp_path / "newest") and time.monotonic() < deadline:
-            await asyncio.sleep(0.05)
-        assert (await replica.model()).location == str(tmp_path / "newest")
+        await answers_by(replica, digest)
 
-    monkeypatch.setattr(module, "load_captioner", slow)
+    asyncio.run(swap())
+
+
+def test_bundle_that_was_trained_anew_while_it_was_loaded_is_looked_at_again(
+    tiny_bundle: Path, tmp_path: Path, slow: Slow
+) -> None:
+    copy_of(tiny_bundle, tmp_path / "new")
+
+    async def swap() -> None:
+        replica = await started(tiny_bundle, slow)
+        await replica.reconfigure({"bundle": str(tmp_path / "new")})
+        await asyncio.sleep(0.3)
+        await replica.reconfigure({"bundle": 7})
+        assert (await replica.model()).refused is not None
+        slow.may.set()
+        digest = copy_of(tiny_bundle, tmp_path / "new")
+        await replica.reconfigure({"bundle": str(tmp_path / "new")})
+        assert (await answers_by(replica, digest)).refused is None
+
     asyncio.run(swap())
