@@ -75,7 +75,9 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16, help="pictures encoded at a time")
     parser.add_argument("--rounds", type=int, default=7, help="times that both are measured in turn")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
-    parser.add_argument("--precision", choices=get_args(EncoderPrecision), help="of the fast one")
+    parser.add_argument(
+        "--precision", choices=("auto", *get_args(EncoderPrecision)), default="auto", help="of the fast one"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--bundle", help="a trained bundle, whose encoder then is the one that is measured")
     parser.add_argument("--data", help="the data set of which dev is decoded")
@@ -88,7 +90,9 @@ def main() -> None:
         bundle.model.encoder if bundle else build_encoder(EncoderConfig(backbone=arguments.backbone, weights="none"))
     )
     assert encoder is not None
-    precision = arguments.precision or resolve_precision("auto", device)
+    precision = arguments.precision
+    if precision != "mixed":  # which is fp32 where it can be nothing else
+        precision = resolve_precision(precision, device, "--precision")
     passes = {"eager": eager(encoder, device), "ours": FrozenEncoder(encoder).on(device, precision)}
     side = encoder.image_size
     pictures = torch.randint(0, 256, (arguments.batch, 3, side, side), dtype=torch.uint8)

@@ -39,7 +39,7 @@ def render_sweep(view: SweepView) -> str:
             settings=[(path, SHORT_NAMES[path]) for path in view.space.searched],
             fixed=[(SHORT_NAMES[path], value) for path, value in view.space.fixed.items()],
             best=winner(view.standings),
-            is_going_on=any(one.status == "running" for one in view.standings),
+            is_broken_off=any(one.status == "running" for one in view.standings),
             curves=charts.learning_curves(view.standings, view.metric),
             parallel=charts.parallel_coordinates(view.standings, view.space, METRIC_NAMES[view.metric]),
             bars=charts.importance_bars(view.importances),

@@ -1,7 +1,6 @@
 """Runs that were killed, by worker or whole, and runs that have ended: the same command again."""
 
 import contextlib
-import itertools
 import json
 import re
 import shutil
@@ -15,13 +14,13 @@ from pathlib import Path
 
 import psutil
 import pytest
+from another_driver import at_work
 from killing import kill_with_family
 from small import EXPERIMENT, numbers
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from caption_ray import storage
 from caption_ray.errors import RunError, WorkLeftError
-from caption_ray.lock import LOCK_NAME, Driver
+from caption_ray.lock import LOCK_NAME
 from caption_ray.train.run_folder import stopped_checkpoint
 from caption_ray.train.state import Position
 from caption_ray.train.trainer import TrainRequest, train
@@ -49,24 +48,10 @@ def test_other_settings_under_the_same_name_are_refused(
 
 
 def test_second_driver_of_a_run_is_refused(request_two: TrainRequest) -> None:
-    request, ended = replace(request_two, name="taken"), threading.Event()
-    lock, other_driver = Path(request.run_folder, LOCK_NAME), Driver(host="elsewhere", pid=7)
-    storage.write_text(str(lock), other_driver.model_dump_json())
-
-    def work() -> None:
-        for beat in itertools.count(1):
-            if ended.wait(0.5):
-                return
-            storage.write_text(str(lock), other_driver.model_copy(update={"num_beats": beat}).model_dump_json())
-
-    other = threading.Thread(target=work)
-    other.start()
-    try:
-        with pytest.raises(RunError, match="process 7 on elsewhere works on this run"):
-            train(request)
-    finally:
-        ended.set()
-        other.join()
+    request = replace(request_two, name="taken")
+    lock = Path(request.run_folder, LOCK_NAME)
+    with at_work(lock), pytest.raises(RunError, match="process 7 on elsewhere works on this run"):
+        train(request)
     assert {path.name for path in lock.parent.iterdir()} == {LOCK_NAME}  # not even what it would have trained
 
 

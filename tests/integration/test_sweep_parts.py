@@ -1,18 +1,18 @@
 """What Ray Tune is given to ask: who goes on and what is tried next, before and after a sweep was cut off."""
 
-import threading
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import tyro
+from another_driver import at_work
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 import caption_ray
 from caption_ray.config import Experiment
 from caption_ray.errors import DatasetError, RunError, UsageError
-from caption_ray.lock import LOCK_NAME, Driver
+from caption_ray.lock import LOCK_NAME
 from caption_ray.presets import flickr8k
 from caption_ray.train.state import PROGRESS_NAME, STATE_NAME, CheckpointRecord, Progress
 from caption_ray.train.stopping import StopWatch
@@ -238,12 +238,8 @@ def test_sweep_that_is_refused_records_nothing(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(sweep_module, "check_selection", lambda _: None)
     line = ["flickr8k", "--data", "d", "--features", "f", "--storage", str(tmp_path), "--name", "n"]
     request = tune.to_request(tyro.cli(tune.command_line(), args=line))
-    other = Driver(host="elsewhere", pid=7)
     lock = tmp_path / "n" / LOCK_NAME
-    lock.parent.mkdir()
-    lock.write_text(other.model_dump_json())
-    threading.Timer(0.3, lock.write_text, [other.model_copy(update={"num_beats": 1}).model_dump_json()]).start()
-    with pytest.raises(RunError, match="process 7 on elsewhere works on this sweep"):
+    with at_work(lock), pytest.raises(RunError, match="process 7 on elsewhere works on this sweep"):
         sweep(request)
     assert [path.name for path in lock.parent.iterdir()] == [LOCK_NAME]
 

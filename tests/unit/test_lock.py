@@ -1,4 +1,3 @@
-import itertools
 import json
 import logging
 import os
@@ -10,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from another_driver import at_work
 
 from caption_ray import storage
 from caption_ray.errors import RunError
@@ -72,28 +72,12 @@ def test_number_of_another_container_of_this_host_name_is_watched(field: str, tm
     assert not beside.is_gone
     assert not beside.is_same(Driver(host=beside.host, pid=beside.pid))
     assert not beside.model_copy(update={"pid": os.getpid()}).is_gone
-    path = tmp_path / LOCK_NAME
-    path.write_text(beside.model_dump_json())
-
-    is_over = threading.Event()
-
-    def beat() -> None:
-        for num_beats in itertools.count(1):
-            if is_over.wait(0.2):
-                return
-            storage.write_text(str(path), beside.model_copy(update={"num_beats": num_beats}).model_dump_json())
-
-    beating = threading.Thread(target=beat)
-    beating.start()
-    try:
-        with (
-            pytest.raises(RunError, match="works on this sweep"),
-            sole_driver(str(tmp_path), "sweep", beat_s=0.8, watch_s=10),
-        ):
-            pass
-    finally:
-        is_over.set()
-        beating.join()
+    with (
+        at_work(tmp_path / LOCK_NAME, beside),
+        pytest.raises(RunError, match="works on this sweep"),
+        sole_driver(str(tmp_path), "sweep", beat_s=0.8, watch_s=10),
+    ):
+        pass
 
 
 def test_driver_of_an_earlier_version_is_watched(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import shutil
-import threading
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,13 +10,13 @@ from types import SimpleNamespace
 from typing import Literal
 
 import pytest
+from another_driver import at_work
 from sweep_lineage import LINEAGE
 
 from caption_ray import promotion, storage
 from caption_ray.bundle import Bundle, load_bundle
 from caption_ray.errors import QualityError, RunError
 from caption_ray.evaluation.comparison import Comparison
-from caption_ray.lock import Driver
 from caption_ray.promotion import PromoteRequest, promote
 from caption_ray.serve.config_file import bundle_in, with_bundle
 
@@ -180,11 +179,9 @@ def test_promotion_waits_for_no_other_into_the_same_folder_and_touches_none_of_i
     request_for: PromoteRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CAPTION_RAY_BUNDLE", str(tmp_path / "absent"))
-    other, lock = Driver(host="elsewhere", pid=7), tmp_path / "models" / "promotion.lock"
-    lock.parent.mkdir()
-    lock.write_text(other.model_dump_json())
-    threading.Timer(0.3, lock.write_text, [other.model_copy(update={"num_beats": 1}).model_dump_json()]).start()
-    with pytest.raises(RunError, match="process 7 on elsewhere works on this folder of promoted bundles"):
+    lock = tmp_path / "models" / "promotion.lock"
+    told = "process 7 on elsewhere works on this folder of promoted bundles"
+    with at_work(lock), pytest.raises(RunError, match=told):
         promote(request_for)
     assert [path.name for path in lock.parent.iterdir()] == [lock.name]
     assert Path(request_for.serve_config).read_text() == CONFIG.read_text()
