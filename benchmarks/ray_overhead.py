@@ -34,7 +34,7 @@ from caption_ray.model.decoder import Decoder
 from caption_ray.presets import flickr8k
 from caption_ray.text.vocabulary import Vocabulary
 from caption_ray.train.setup import DDP_OPTIONS
-from caption_ray.train.steps import build_stepper, counted, groups_per_worker, idle_batch
+from caption_ray.train.steps import build_stepper, groups_per_worker, idle_batch
 
 WAYS = ("plain", "one_worker", "two_workers")
 WARM_UP = 40
@@ -66,6 +66,7 @@ def captions_per_s(
         shuffle_buffer=256,
         seed=0,
         rank=rank,
+        num_workers=workers,
     )
     parts = list(plan.read(tables))
     for part in parts:  # as in any epoch but the first, all pages are there before the clock starts
@@ -73,7 +74,7 @@ def captions_per_s(
     epochs = (plan.train_batches(parts, epoch, resident=True) for epoch in itertools.count())
     batches = itertools.islice(itertools.chain.from_iterable(epochs), WARM_UP + settings["steps"])
     num_captions, started = 0, time.perf_counter()
-    for step, (batch, counts) in enumerate(counted(batches, device)):
+    for step, (batch, counts) in enumerate(stepper.counted(batches)):
         if step == WARM_UP:
             stepper.watch.settle()
             num_captions, started = 0, time.perf_counter()

@@ -23,12 +23,16 @@ from caption_ray.data.batches import (
     collate,
     draw_shuffled,
     group_captions,
+    in_step,
 )
 from caption_ray.data.picture_format import PictureFormat
 from caption_ray.text.tokenizer import tokenize
 from caption_ray.text.vocabulary import Vocabulary
 
 _Keys = npt.NDArray[np.uint64]
+
+_WINDOW = 16
+"""Batches among which several workers find one as long as the others'."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +59,7 @@ class BatchPlan:
     shuffle_buffer: int
     seed: int
     rank: int
+    num_workers: int = 1
 
     def read(self, tables: Iterable[pa.Table]) -> Iterator[PicturePart]:
         """Yield a share's pictures ready for `train_batches`, without a copy of their bytes."""
@@ -81,8 +86,11 @@ class BatchPlan:
             for picture, captions in zip(self._pictures(part, epoch, resident), part.captions, strict=True)
             for group in group_captions(picture, captions, self.captions_per_picture, generator)
         )
-        for batch in batched(draw_shuffled(groups, self.shuffle_buffer, generator), self.groups_per_batch):
-            yield collate(by_longest_caption(batch))
+        batches: Iterator[list[PictureGroup]]
+        batches = batched(draw_shuffled(groups, self.shuffle_buffer, generator), self.groups_per_batch)
+        if self.num_workers > 1:
+            batches = in_step(batches, _WINDOW, images.seeded_generator(self.seed, "lengths", epoch))
+        yield from (collate(by_longest_caption(batch)) for batch in batches)
 
     def rows(self, tables: Iterable[pa.Table]) -> Iterator[PictureRow]:
         """Yield a share's pictures in order, as they are."""

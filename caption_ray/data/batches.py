@@ -109,6 +109,25 @@ def batched(items: Iterable[_Item], size: int) -> Iterator[list[_Item]]:
         yield batch
 
 
+def in_step(
+    batches: Iterable[list[PictureGroup]], window: int, generator: np.random.Generator
+) -> Iterator[list[PictureGroup]]:
+    """Yield each `window` of batches in a random order, of their lengths, that depends on the generator alone.
+
+    Workers with generators of the same seed so have their longest batches of a window in the same step, and wait less
+    for each other. None is lost.
+    """
+    for few in batched(batches, window):
+        few.sort(key=_time)
+        yield from (few[place] for place in generator.permutation(len(few)))
+
+
+def _time(batch: Sequence[PictureGroup]) -> int:
+    """Return about how long a step takes: so many words, and each step of the loop over words as long as five."""
+    lengths = [len(caption) + 1 for group in batch for caption in group.captions]
+    return sum(lengths) + 5 * max(lengths)
+
+
 def collate(groups: Sequence[PictureGroup]) -> CaptionBatch:
     """Stack groups into one batch, captions sorted by falling length (ties keep their order)."""
     captions = [(index, ids) for index, group in enumerate(groups) for ids in group.captions]

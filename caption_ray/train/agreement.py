@@ -5,14 +5,39 @@ from typing import TypeVar
 
 import torch
 import torch.distributed as dist
+from torch import Tensor, nn
 
 from caption_ray.config import AskedPrecision, Precision
 from caption_ray.device import resolve_precision
-from caption_ray.train.steps import world_size
 
 logger = logging.getLogger(__name__)
 
 Value = TypeVar("Value")
+
+
+def all_reduce(values: Tensor) -> None:
+    """Sum `values` over all workers, in place."""
+    if world_size() > 1:
+        dist.all_reduce(values)
+
+
+def all_agree(answer: bool, device: torch.device) -> bool:
+    """Tell whether every worker's answer is yes. Every worker must ask."""
+    votes = torch.tensor(int(answer), device=device)
+    all_reduce(votes)
+    return int(votes) == world_size()
+
+
+def broadcast_weights(model: nn.Module) -> None:
+    """Give all workers the weights of the first, as DDP does where it is used."""
+    if world_size() > 1:
+        for value in model.state_dict().values():
+            dist.broadcast(value, 0)
+
+
+def world_size() -> int:
+    """Return the number of workers."""
+    return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def shared_precision(asked: AskedPrecision, device: torch.device) -> Precision:

@@ -13,12 +13,14 @@ class NonFiniteLossError(RuntimeError):
     """The loss became NaN or infinite."""
 
 
-def clip_gradients(weights: Sequence[Tensor], max_norm: float) -> Tensor:
+def clip_gradients(weights: Sequence[Tensor], max_norm: float, norm: Tensor | None = None) -> Tensor:
     """Scale the weights' gradients down to `max_norm` together, and return the norm that they had.
 
     As `nn.utils.clip_grad_norm_`, which multiplies all of them by 1 where they are short enough.
+    norm: (), theirs where it is known; that of all of them where this worker has some parts.
     """
-    norm = nn.utils.get_total_norm(weight.grad for weight in weights if weight.grad is not None)
+    if norm is None:
+        norm = nn.utils.get_total_norm(weight.grad for weight in weights if weight.grad is not None)
     if norm.is_cuda or not norm <= max_norm:  # to ask a GPU would take longer than to multiply
         nn.utils.clip_grads_with_norm_(weights, max_norm, norm)
     return norm

@@ -27,12 +27,13 @@ from caption_ray.logs import configure_logging, quieten_ray_workers
 from caption_ray.model.encoder import Encoder
 from caption_ray.model.frozen_encoder import EncoderPass, FrozenEncoder, encoder_precision
 from caption_ray.text.vocabulary import Vocabulary
-from caption_ray.train.agreement import from_first, gathered, shared_precision
+from caption_ray.train.agreement import all_reduce, from_first, gathered, shared_precision
 from caption_ray.train.board import NUM_SHOWN, Board
 from caption_ray.train.dev import DevResult, decode_share, gather_result
 from caption_ray.train.encoder_source import load_encoder, with_features
 from caption_ray.train.gradients import NonFiniteLossError
 from caption_ray.train.meter import Meter, dev_values, metric_name, summary
+from caption_ray.train.optimizer import set_learning_rate
 from caption_ray.train.run_folder import RANK, keep_stopped, stopped_checkpoint, stopped_location
 from caption_ray.train.schedule import learning_rate_factor
 from caption_ray.train.setup import DDP_OPTIONS, FeedPlan, RunPlan, build_training_model, idle_batch_of
@@ -45,7 +46,7 @@ from caption_ray.train.state import (
     load_worker_state,
     save_state,
 )
-from caption_ray.train.steps import all_reduce, build_stepper, counted, groups_per_worker, set_learning_rate
+from caption_ray.train.steps import build_stepper, groups_per_worker
 from caption_ray.train.stopping import StopWatch
 
 logger = logging.getLogger(__name__)
@@ -90,6 +91,7 @@ def train_loop(config: dict[str, object]) -> dict[str, object]:
     except NonFiniteLossError as error:
         return {"diverged": str(error)}
     finally:
+        worker.stepper.close()
         if board is not None:
             board.close()
     return {}
@@ -152,10 +154,7 @@ class _Worker:
         """What this worker knew there; None at an epoch's start."""
         neighbours = ray.train.get_context().get_local_world_size()
         told = (self.num_workers, self.device.type, neighbours, precision)
-        recorded = (
-            "; the first steps are recorded as CUDA graphs, which takes some seconds" if self.stepper.graphed else ""
-        )
-        self._say(f"%d worker(s) on %s, %d of them on this node; %s{recorded}", *told)
+        self._say("%d worker(s) on %s, %d of them on this node; %s%s", *told, self.stepper.manner)
 
     def resume(self) -> Progress:
         """Load the last checkpoint, if there is one, and return how far it had come."""
@@ -209,7 +208,7 @@ class _Worker:
         if self.own_state is not None:
             self.own_state.restore(totals)
         self.position, self.own_state = Position(), None
-        for batch, counts in counted(batches, self.device, self.stop_watch.is_asked):
+        for batch, counts in self.stepper.counted(batches, self.stop_watch.is_asked):
             if counts.stop:
                 self.stepper.watch.settle()
                 self._save_stopped(progress, started, meter, totals)
@@ -284,6 +283,7 @@ class _Worker:
             shuffle_buffer=training.shuffle_buffer,
             seed=training.seed,
             rank=self.rank,
+            num_workers=self.num_workers,
         )
 
 

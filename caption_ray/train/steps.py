@@ -4,52 +4,26 @@ Ray, files and words are other modules' business. With one process `all_reduce` 
 """
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from caption_ray.config import Experiment, OptimizerConfig, Precision, TrainingConfig
+from caption_ray.config import Experiment, Precision, TrainingConfig
 from caption_ray.data.batches import CaptionBatch
 from caption_ray.device import autocast
 from caption_ray.model.caption_model import CaptionModel
 from caption_ray.model.decoder import Decoder, pack_steps
 from caption_ray.model.loss import attention_penalty, caption_loss
+from caption_ray.train.agreement import all_agree, all_reduce, broadcast_weights, world_size
 from caption_ray.train.averaging import MovingAverage, average_weights
 from caption_ray.train.gradients import MAX_SKIPPED, GradientWatch, clip_gradients
 from caption_ray.train.graphed import GraphedLoss, may_record
-
-
-def build_optimizer(model: CaptionModel, config: OptimizerConfig) -> torch.optim.AdamW:
-    """Return AdamW over what trains: decoder matrices (with weight decay), other decoder weights, encoder stages.
-
-    Each group keeps its peak rate under "peak"; `set_learning_rate` scales it.
-    """
-    decoder = [weight for weight in model.decoder.parameters() if weight.requires_grad]
-    encoder = [weight for weight in (model.encoder or nn.Module()).parameters() if weight.requires_grad]
-    groups = [
-        (decoder_matrices := [weight for weight in decoder if weight.dim() > 1], config.learning_rate, True),
-        ([weight for weight in decoder if weight.dim() <= 1], config.learning_rate, False),
-        (encoder, config.encoder_learning_rate, True),
-    ]
-    assert decoder_matrices, "a decoder without matrices"
-    return torch.optim.AdamW(
-        [
-            {"params": weights, "lr": rate, "peak": rate, "weight_decay": config.weight_decay if decayed else 0.0}
-            for weights, rate, decayed in groups
-            if weights
-        ],
-        betas=config.betas,
-        fused=True,
-    )
-
-
-def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
-    """Set every group's rate to its peak times `factor`."""
-    for group in optimizer.param_groups:
-        group["lr"] = group["peak"] * factor
+from caption_ray.train.neighbours import Neighbours
+from caption_ray.train.optimizer import build_optimizer
+from caption_ray.train.shared_weights import SharedWeights, share_weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,14 +40,24 @@ class StepCounts:
         """Return what is in a worker's own batch; nothing where it has none left."""
         return cls(0, 0, stop) if batch is None else cls(batch.num_words, len(batch.lengths), stop)
 
+    @classmethod
+    def summed(cls, sums: Sequence[float]) -> "StepCounts":
+        """Return what all take, of the sums of the three fields."""
+        num_words, num_captions, num_stops = sums
+        return cls(int(num_words), int(num_captions), num_stops > 0)
+
 
 def counted(
-    batches: Iterable[CaptionBatch], device: torch.device, is_asked: Callable[[], bool] = lambda: False
+    batches: Iterable[CaptionBatch],
+    device: torch.device,
+    is_asked: Callable[[], bool] = lambda: False,
+    neighbours: Neighbours | None = None,
 ) -> Iterator[tuple[CaptionBatch | None, StepCounts]]:
     """Yield each step's batch and what all workers together take in it, until nobody has any left.
 
     is_asked: tells whether this worker was asked to stop; the step at which all hear of it is the last, and is not to
     be done.
+    neighbours: who all workers are, where they are on one machine.
 
     Workers may have unequal numbers of batches: one that is through goes on with None. Each must go all the way, and
     ask for a step only when it is done with the last one: the counts of the next are on their way meanwhile, rather
@@ -81,7 +65,7 @@ def counted(
     that is under way has ended, since NCCL's sums wait for what was asked of the GPU earlier.
     """
     own = itertools.chain(batches, itertools.repeat(None))
-    following = _begin_count(next(own), device, is_asked())
+    following = _begin_count(next(own), device, is_asked(), neighbours)
     while True:
         batch, finish = following
         counts = finish()
@@ -90,56 +74,35 @@ def counted(
         if counts.stop:
             yield batch, counts
             return
-        following = _begin_count(next(own), device, is_asked())
+        following = _begin_count(next(own), device, is_asked(), neighbours)
         yield batch, counts
 
 
 def _begin_count(
-    batch: CaptionBatch | None, device: torch.device, stop: bool
+    batch: CaptionBatch | None, device: torch.device, stop: bool, neighbours: Neighbours | None
 ) -> tuple[CaptionBatch | None, Callable[[], StepCounts]]:
     """Start to sum the counts of a batch over all workers; return it and what waits for the sums."""
     own = StepCounts.of(batch, stop)
     if world_size() == 1:
         return batch, lambda: own
+    if neighbours is not None:
+        return batch, lambda: StepCounts.summed(neighbours.sum(own.num_words, own.num_captions, own.stop))
     sums = torch.tensor((own.num_words, own.num_captions, own.stop), device=device)
     work = dist.all_reduce(sums, async_op=True)
 
     def finish() -> StepCounts:
         work.wait()
-        num_words, num_captions, num_stops = sums.tolist()
-        return StepCounts(num_words, num_captions, num_stops > 0)
+        return StepCounts.summed(sums.tolist())
 
     return batch, finish
 
 
-def all_reduce(values: Tensor) -> None:
-    """Sum `values` over all workers, in place."""
-    if world_size() > 1:
-        dist.all_reduce(values)
-
-
-def all_agree(answer: bool, device: torch.device) -> bool:
-    """Tell whether every worker's answer is yes. Every worker must ask."""
-    votes = torch.tensor(int(answer), device=device)
-    all_reduce(votes)
-    return int(votes) == world_size()
-
-
-def share_weights(model: nn.Module) -> None:
-    """Give all workers the weights of the first, as DDP does where it is used."""
-    if world_size() > 1:
-        for value in model.state_dict().values():
-            dist.broadcast(value, 0)
-
-
-def world_size() -> int:
-    """Return the number of workers."""
-    return dist.get_world_size() if dist.is_initialized() else 1
-
-
 @dataclass(kw_only=True)
 class Stepper:
-    """Does optimiser steps; `wrapped` is the model, or DDP around it."""
+    """Does optimiser steps; `wrapped` is the model, or DDP around it.
+
+    What optimiser and average are made of with `shared` update this worker's parts.
+    """
 
     model: CaptionModel
     wrapped: nn.Module
@@ -152,7 +115,27 @@ class Stepper:
     idle: CaptionBatch
     graphed: GraphedLoss | None = None
     """What computes loss and gradients in place of `wrapped`, on GPUs."""
+    shared: SharedWeights | None = None
+    """What sums up the gradients of all workers in place of DDP, and whose parts this worker updates."""
     watch: GradientWatch = field(default_factory=GradientWatch)
+
+    @property
+    def manner(self) -> str:
+        """What a user may want to know of how steps are done, to follow other words; mostly empty."""
+        if self.graphed is not None:
+            return "; the first steps are recorded as CUDA graphs, which takes some seconds"
+        return "" if self.shared is None else "; one copy of the weights, in memory that all share"
+
+    def close(self) -> None:
+        """Leave the other workers, after the last step."""
+        if self.shared is not None:
+            self.shared.neighbours.close()
+
+    def counted(
+        self, batches: Iterable[CaptionBatch], is_asked: Callable[[], bool] = lambda: False
+    ) -> Iterator[tuple[CaptionBatch | None, StepCounts]]:
+        """Yield batches and what all workers take in a step; see `counted`."""
+        return counted(batches, self.device, is_asked, None if self.shared is None else self.shared.neighbours)
 
     def step(self, own: CaptionBatch | None, counts: StepCounts) -> Tensor:
         """Do one step and return this worker's loss sum, nats, and words, (2,); zeros where the loss is not finite.
@@ -167,7 +150,8 @@ class Stepper:
         loss_sum, num_words = (self._graphed_loss if self.graphed else self._loss)(own, counts)
         self.scaler.unscale_(self.optimizer)
         weights = [weight for group in self.optimizer.param_groups for weight in group["params"]]
-        norm = clip_gradients(weights, self.settings.optimizer.max_grad_norm)
+        norm = None if self.shared is None else self.shared.sum_gradients()
+        norm = clip_gradients(weights, self.settings.optimizer.max_grad_norm, norm)
         self.watch.add(norm, MAX_SKIPPED if self.precision == "fp16" else 0)  # alike on all workers
         self.scaler.step(self.optimizer)
         self.scaler.update()
@@ -175,6 +159,8 @@ class Stepper:
             self.optimizer.zero_grad(set_to_none=True)
         if self.average is not None:
             self.average.update_parameters(self.model)
+        if self.shared is not None:
+            self.shared.neighbours.wait()  # the next loss is that of all workers' parts
         totals = torch.stack((loss_sum.double(), torch.full_like(loss_sum, num_words, dtype=torch.float64)))
         return torch.where(torch.isfinite(loss_sum), totals, 0.0)
 
@@ -191,7 +177,7 @@ class Stepper:
         if training.attention_penalty:
             penalty = attention_penalty(result.attention_sums) / counts.num_captions
             objective = objective + training.attention_penalty * penalty
-        self.scaler.scale(objective * (world_size() * weight)).backward()
+        self.scaler.scale(objective * (weight if self.shared else weight * world_size())).backward()
         return loss_sum.detach() * weight, int(num_words * weight)
 
     def _graphed_loss(self, own: CaptionBatch | None, counts: StepCounts) -> tuple[Tensor, int]:
@@ -216,25 +202,27 @@ def build_stepper(
 ) -> Stepper:
     """Return what does the steps of a model that lies on `device`; every worker must call it.
 
-    wrap: puts DDP around the model, where its steps are not recorded as graphs.
+    wrap: puts DDP around the model, where its steps are not recorded as graphs and the workers do not share it.
     """
     scaler = make_scaler(precision, device)
     graphed: GraphedLoss | None = None
     if all_agree(may_record(model, device), device):
-        share_weights(model)
+        broadcast_weights(model)
         groups = groups_per_worker(experiment.training, world_size())
         graphed = GraphedLoss(model, experiment.training, precision, device, groups, scaler.scale)
+    shared = None if graphed else share_weights(model)
     return Stepper(
         model=model,
-        wrapped=model if graphed else wrap(model),
-        optimizer=build_optimizer(model, experiment.optimizer),
+        wrapped=model if graphed or shared else wrap(model),
+        optimizer=build_optimizer(model, experiment.optimizer, shared),
         scaler=scaler,
-        average=average_weights(model, experiment.training.average_decay),
+        average=average_weights(model, experiment.training.average_decay, shared),
         settings=experiment,
         precision=precision,
         device=device,
         idle=idle,
         graphed=graphed,
+        shared=shared,
     )
 
 

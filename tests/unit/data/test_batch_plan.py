@@ -216,6 +216,26 @@ def test_a_resident_share_gives_the_same_in_every_pass_as_a_streamed_one() -> No
             assert torch.equal(one.ids, other.ids)
 
 
+def test_several_workers_have_the_batches_of_one_in_another_order() -> None:
+    """Of pictures with captions of 1 to 30 words, each a batch, two workers have one of like length in each step."""
+    plan = replace(CACHED, groups_per_batch=1)
+    words = pa.array([["dog " * (number + 1)] for number in range(len(NAMES))])
+    table = view_table(1).set_column(1, "captions", words)
+    steps = set()
+    for epoch in range(3):
+        alone = [batch.lengths[0] for batch in batches(plan, table, epoch)]
+        first, second = (
+            [batch.lengths[0] for batch in batches(replace(plan, num_workers=2, rank=rank), table, epoch)]
+            for rank in (0, 1)
+        )
+        assert sorted(alone) == sorted(first) == sorted(second) == list(range(2, 32))
+        assert alone != first != second
+        for window in (slice(0, 16), slice(16, 30)):
+            assert np.argsort(first[window]).tolist() == np.argsort(second[window]).tolist()
+        steps.add(tuple(np.argsort(first[:16]).tolist()))
+    assert len(steps) == 3
+
+
 def test_only_streamed_pictures_are_copied_while_they_wait() -> None:
     (part,) = CACHED.read([view_table(1)])
     for resident in (True, False):

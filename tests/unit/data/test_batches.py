@@ -14,6 +14,7 @@ from caption_ray.data.batches import (
     collate,
     draw_shuffled,
     group_captions,
+    in_step,
     stack_pictures,
 )
 from caption_ray.data.picture_format import PictureFormat
@@ -100,6 +101,45 @@ def test_draw_shuffled_reaches_every_order() -> None:
 @pytest.mark.parametrize(("count", "expected"), [(0, []), (2, [[0, 1]]), (3, [[0, 1, 2]]), (5, [[0, 1, 2], [3, 4]])])
 def test_batched(count: int, expected: list[list[int]]) -> None:
     assert list(batched(range(count), 3)) == expected
+
+
+def of_lengths(*lengths: int) -> list[PictureGroup]:
+    """Return a batch of a group each with a caption of so many words."""
+    return [PictureGroup(picture=picture(0), captions=((4,) * length,)) for length in lengths]
+
+
+def test_workers_have_batches_of_like_length_in_the_same_step() -> None:
+    """Two windows of three and a rest of one; in each window the order is the same, whatever the lengths are."""
+    long, middle, short = (8, 8), (4, 4), (1, 1)
+    orders = set()
+    for seed in range(20):
+        one = [of_lengths(*each) for each in (long, short, middle, middle, long, short, (2,))]
+        other = [of_lengths(*each) for each in ((3, 3), (2, 2), (9, 9), (5, 5), (6, 6), (7, 7), (1,))]
+        found = [
+            [len(batch[0].captions[0]) for batch in in_step(batches, 3, np.random.default_rng(seed))]
+            for batches in (one, other)
+        ]
+        places = [[1, 4, 8].index(length) for length in found[0][:6]]
+        assert found[1][:3] == [[2, 3, 9][place] for place in places[:3]]
+        assert found[1][3:6] == [[5, 6, 7][place] for place in places[3:]]
+        assert [each[6] for each in found] == [2, 1]
+        orders.add(tuple(places))
+    assert len(orders) > 10  # nor is it the same in every window, or always the longest first
+
+
+def test_a_long_caption_takes_as_long_as_more_words_in_short_ones() -> None:
+    """22 words and <end>, in 23 steps, count 138; 50 in 10 steps 100. So it goes with the longer of two others."""
+    for seed in range(9):
+        one = in_step([of_lengths(22), of_lengths(9, 9, 9, 9, 9)], 2, np.random.default_rng(seed))
+        other = in_step([of_lengths(1), of_lengths(2)], 2, np.random.default_rng(seed))
+        sizes = [(len(mine), len(theirs[0].captions[0])) for mine, theirs in zip(one, other, strict=True)]
+        assert sorted(sizes) == [(1, 2), (5, 1)]
+
+
+@given(st.lists(st.integers(1, 9), max_size=20), st.integers(1, 9), st.integers(0, 99))
+def test_in_step_loses_nothing(lengths: list[int], window: int, seed: int) -> None:
+    found = list(in_step([of_lengths(each) for each in lengths], window, np.random.default_rng(seed)))
+    assert sorted(len(batch[0].captions[0]) for batch in found) == sorted(lengths)
 
 
 IDS = [(4,), (5,), (6,), (7,), (8,)]

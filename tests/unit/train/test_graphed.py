@@ -18,7 +18,8 @@ from caption_ray.presets import flickr8k, palmetto, quickstart
 from caption_ray.train.averaging import average_weights
 from caption_ray.train.gradients import GradientWatch, NonFiniteLossError
 from caption_ray.train.graphed import GraphedLoss, Weighting, fill_up, may_record, objective
-from caption_ray.train.steps import StepCounts, Stepper, build_optimizer, idle_batch, make_scaler
+from caption_ray.train.optimizer import build_optimizer
+from caption_ray.train.steps import StepCounts, Stepper, idle_batch, make_scaler
 
 R, F, V = 4, 6, 12
 CPU = torch.device("cpu")

@@ -10,14 +10,13 @@ from caption_ray.model.caption_model import CaptionModel
 from caption_ray.model.decoder import Decoder
 from caption_ray.model.encoder import build_encoder
 from caption_ray.train.gradients import MAX_SKIPPED, NonFiniteLossError, clip_gradients
+from caption_ray.train.optimizer import build_optimizer, set_learning_rate
 from caption_ray.train.steps import (
     StepCounts,
     Stepper,
-    build_optimizer,
     dev_loss,
     groups_per_worker,
     make_scaler,
-    set_learning_rate,
 )
 
 MakeStepper = Callable[..., Stepper]
