@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 
 _FOLDER = "/dev/shm"
 """Where Linux has files that are memory and nothing else."""
+_MEMORY, _SOCKET = "memory", "socket"
 _SPIN_S = 0.002
 """How long to look again and again for a message, before sleeping until it comes. To be woken takes some 0.1 ms."""
 _PATIENCE_S = 1800
@@ -69,17 +70,14 @@ def meet_neighbours(num_bytes: int) -> Neighbours | None:
 
     None, too, where it has no room for the memory. Every worker must ask, and all are answered alike.
     """
-    rank = dist.get_rank()
+    rank, num_workers = dist.get_rank(), world_size()
     with contextlib.ExitStack() as until_met:  # the files go by their names alone, which are not needed later
-        memory: mmap.mmap | None = None
+        opened: tuple[mmap.mmap, socket.socket] | None = None
         folder: str | None = None
-        end = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         if rank == 0:
             try:
                 folder = until_met.enter_context(tempfile.TemporaryDirectory(prefix="caption_ray-", dir=_FOLDER))
-                memory = _create_memory(Path(folder, "memory"), num_bytes)
-                end.bind(str(Path(folder, "socket")))
-                end.listen(world_size())
+                opened = _create(Path(folder), num_bytes, num_workers)
             except OSError as error:
                 logger.warning(
                     "the workers average gradients through the network, for want of memory to share: %.0f MB in %s: %s",
@@ -87,28 +85,43 @@ def meet_neighbours(num_bytes: int) -> Neighbours | None:
                     _FOLDER,
                     error.strerror,
                 )
-                memory = None
         folder = from_first(folder)
         if rank != 0 and folder is not None:
-            with contextlib.suppress(OSError), Path(folder, "memory").open("r+b") as file:
-                end.connect(str(Path(folder, "socket")))
-                memory = mmap.mmap(file.fileno(), num_bytes)
-        if not all_agree(memory is not None, torch.device("cpu")):
-            end.close()
-            return None
-        assert memory is not None
-        if rank != 0:
-            _send(end, (rank,))
-            return Neighbours(memory, rank, world_size(), [end])
-        with end:
-            ends = [end.accept()[0] for _ in range(world_size() - 1)]
-        return Neighbours(memory, rank, world_size(), sorted(ends, key=lambda peer: _receive(peer, 1)))
+            with contextlib.suppress(OSError):  # another machine has nothing there
+                opened = _join(Path(folder), num_bytes)
+        all_have = all_agree(opened is not None, torch.device("cpu"))
+    if opened is None:
+        return None
+    memory, end = opened
+    if not all_have:
+        end.close()
+        return None
+    if rank != 0:
+        _send(end, (rank,))
+        return Neighbours(memory, rank, num_workers, [end])
+    with end:
+        peers = [end.accept()[0] for _ in range(num_workers - 1)]
+    return Neighbours(memory, rank, num_workers, sorted(peers, key=lambda peer: _receive(peer, 1)))
 
 
-def _create_memory(path: Path, num_bytes: int) -> mmap.mmap:
-    with path.open("x+b") as file:
-        os.posix_fallocate(file.fileno(), 0, num_bytes)  # else one that is full is found out by SIGBUS
-        return mmap.mmap(file.fileno(), num_bytes)
+def _create(folder: Path, num_bytes: int, num_workers: int) -> tuple[mmap.mmap, socket.socket]:
+    """Return the first worker's memory, and where the others come."""
+    with (folder / _MEMORY).open("x+b") as file:
+        os.posix_fallocate(file.fileno(), 0, num_bytes)  # else that there is no room would be found out by SIGBUS
+        memory = mmap.mmap(file.fileno(), num_bytes)
+    end = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    end.bind(str(folder / _SOCKET))
+    end.listen(num_workers)
+    return memory, end
+
+
+def _join(folder: Path, num_bytes: int) -> tuple[mmap.mmap, socket.socket]:
+    """Return another worker's memory, and the way to the first."""
+    with (folder / _MEMORY).open("r+b") as file:
+        memory = mmap.mmap(file.fileno(), num_bytes)
+    end = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    end.connect(str(folder / _SOCKET))
+    return memory, end
 
 
 def _send(peer: socket.socket, values: Sequence[float]) -> None:
