@@ -66,7 +66,7 @@ def captions_per_s(
         shuffle_buffer=256,
         seed=0,
         rank=rank,
-        num_workers=workers,
+        in_step=workers > 1 and device.type == "cpu",
     )
     parts = list(plan.read(tables))
     for part in parts:  # as in any epoch but the first, all pages are there before the clock starts

@@ -32,7 +32,7 @@ from caption_ray.text.vocabulary import Vocabulary
 _Keys = npt.NDArray[np.uint64]
 
 _WINDOW = 16
-"""Batches among which several workers find one as long as the others'."""
+"""Batches among which workers find one as long as the others'."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +59,8 @@ class BatchPlan:
     shuffle_buffer: int
     seed: int
     rank: int
-    num_workers: int = 1
+    in_step: bool = False
+    """Whether batches come in an order of lengths that workers share (see batches.in_step)."""
 
     def read(self, tables: Iterable[pa.Table]) -> Iterator[PicturePart]:
         """Yield a share's pictures ready for `train_batches`, without a copy of their bytes."""
@@ -74,7 +75,7 @@ class BatchPlan:
             )
 
     def train_batches(self, parts: Iterable[PicturePart], epoch: int, *, resident: bool) -> Iterator[CaptionBatch]:
-        """Yield an epoch's batches in an order that depends on seed, epoch and rank alone.
+        """Yield an epoch's batches in an order that depends on seed, epoch, rank and `in_step` alone.
 
         resident: the parts stay in memory anyway. Where they do not, pictures that wait to be drawn are copied, lest
         each hold on to its feed's block.
@@ -88,7 +89,7 @@ class BatchPlan:
         )
         batches: Iterator[list[PictureGroup]]
         batches = batched(draw_shuffled(groups, self.shuffle_buffer, generator), self.groups_per_batch)
-        if self.num_workers > 1:
+        if self.in_step:
             batches = in_step(batches, _WINDOW, images.seeded_generator(self.seed, "lengths", epoch))
         yield from (collate(by_longest_caption(batch)) for batch in batches)
 

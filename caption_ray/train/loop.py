@@ -283,7 +283,8 @@ class _Worker:
             shuffle_buffer=training.shuffle_buffer,
             seed=training.seed,
             rank=self.rank,
-            num_workers=self.num_workers,
+            # A GPU would wait while so many batches are made at once.
+            in_step=self.num_workers > 1 and self.device.type == "cpu",
         )
 
 

@@ -15,21 +15,23 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 import torch.distributed as dist
 
 from caption_ray.errors import RunError
-from caption_ray.train.agreement import all_agree, from_first, world_size
+from caption_ray.train.agreement import from_first, gathered, world_size
 
 logger = logging.getLogger(__name__)
 
 _FOLDER = "/dev/shm"
-"""Where Linux has files that are memory and nothing else."""
-_MEMORY, _SOCKET = "memory", "socket"
+"""Where a socket is known by name for a moment: a path that is short and, unlike `$TMPDIR`, no other machine's."""
 _SPIN_S = 0.002
 """How long to look again and again for a message, before sleeping until it comes. To be woken takes some 0.1 ms."""
+_LONGEST = 64
+"""Of any message, bytes."""
 _PATIENCE_S = 1800
 """How long to wait for another worker, as gloo does."""
+_MOURNING_S = 10.0
+"""How long to keep still when another worker is gone. Ray ends all when one fails, and tells what each died of."""
 
 
 class Neighbours:
@@ -68,60 +70,67 @@ class Neighbours:
 def meet_neighbours(num_bytes: int) -> Neighbours | None:
     """Return memory of that many zeros and a way to wait, or None where the workers are not all on this machine.
 
-    None, too, where it has no room for the memory. Every worker must ask, and all are answered alike.
+    None, too, where it has no such memory or sockets. Every worker must ask, and all are answered alike.
     """
     rank, num_workers = dist.get_rank(), world_size()
-    with contextlib.ExitStack() as until_met:  # the files go by their names alone, which are not needed later
-        opened: tuple[mmap.mmap, socket.socket] | None = None
-        folder: str | None = None
-        if rank == 0:
-            try:
+    with contextlib.ExitStack() as until_met:  # sockets go by a name alone, which is not needed later
+        end: socket.socket | None = None
+        memory: int | None = None
+        place: str | None = None
+        reason: str | None = None
+        try:
+            if rank == 0:
+                memory = _create_memory(num_bytes)
+                until_met.callback(os.close, memory)
                 folder = until_met.enter_context(tempfile.TemporaryDirectory(prefix="caption_ray-", dir=_FOLDER))
-                opened = _create(Path(folder), num_bytes, num_workers)
-            except OSError as error:
-                logger.warning(
-                    "the workers average gradients through the network, for want of memory to share: %.0f MB in %s: %s",
-                    num_bytes / 1e6,
-                    _FOLDER,
-                    error.strerror,
-                )
-        folder = from_first(folder)
-        if rank != 0 and folder is not None:
-            with contextlib.suppress(OSError):  # another machine has nothing there
-                opened = _join(Path(folder), num_bytes)
-        all_have = all_agree(opened is not None, torch.device("cpu"))
-    if opened is None:
-        return None
-    memory, end = opened
-    if not all_have:
-        end.close()
-        return None
-    if rank != 0:
-        _send(end, (rank,))
-        return Neighbours(memory, rank, num_workers, [end])
-    with end:
-        peers = [end.accept()[0] for _ in range(num_workers - 1)]
-    return Neighbours(memory, rank, num_workers, sorted(peers, key=lambda peer: _receive(peer, 1)))
+                end = _socket()
+                end.bind(place := str(Path(folder, "socket")))
+                end.listen(num_workers)
+        except (OSError, AttributeError) as error:  # what a system lacks Python's modules lack
+            place, reason = None, f"has no memory to share ({error})"
+        place = from_first(place)
+        if rank != 0 and place is not None:
+            try:
+                (end := _socket()).connect(place)
+            except OSError:
+                reason = "is on another machine"
+        reasons = {worker: reason for worker, reason in enumerate(gathered(reason)) if reason is not None}
+        if reasons:
+            if end is not None:
+                end.close()
+            if rank == 0:
+                (worker, reason), *_ = reasons.items()
+                logger.info("all workers average gradients through the network: worker %d %s", worker, reason)
+            return None
+        assert end is not None
+        if rank != 0:
+            _send(end, (rank,))
+            return Neighbours(_receive_memory(end, num_bytes), rank, num_workers, [end])
+        assert memory is not None
+        with end:
+            peers = sorted((end.accept()[0] for _ in range(num_workers - 1)), key=lambda peer: _receive(peer, 1))
+        for peer in peers:
+            socket.send_fds(peer, [b"memory"], [memory])
+        return Neighbours(mmap.mmap(memory, num_bytes), rank, num_workers, peers)
 
 
-def _create(folder: Path, num_bytes: int, num_workers: int) -> tuple[mmap.mmap, socket.socket]:
-    """Return the first worker's memory, and where the others come."""
-    with (folder / _MEMORY).open("x+b") as file:
-        os.posix_fallocate(file.fileno(), 0, num_bytes)  # else that there is no room would be found out by SIGBUS
-        memory = mmap.mmap(file.fileno(), num_bytes)
-    end = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    end.bind(str(folder / _SOCKET))
-    end.listen(num_workers)
-    return memory, end
+def _socket() -> socket.socket:
+    return socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 
 
-def _join(folder: Path, num_bytes: int) -> tuple[mmap.mmap, socket.socket]:
-    """Return another worker's memory, and the way to the first."""
-    with (folder / _MEMORY).open("r+b") as file:
-        memory = mmap.mmap(file.fileno(), num_bytes)
-    end = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    end.connect(str(folder / _SOCKET))
-    return memory, end
+def _create_memory(num_bytes: int) -> int:
+    """Return the descriptor of memory that has no name: it is gone with the last process that has it."""
+    memory = os.memfd_create("caption_ray")
+    os.truncate(memory, num_bytes)
+    return memory
+
+
+def _receive_memory(first: socket.socket, num_bytes: int) -> mmap.mmap:
+    _, (memory,), *_ = socket.recv_fds(first, 16, 1)
+    try:
+        return mmap.mmap(memory, num_bytes)
+    finally:
+        os.close(memory)
 
 
 def _send(peer: socket.socket, values: Sequence[float]) -> None:
@@ -134,25 +143,28 @@ def _send(peer: socket.socket, values: Sequence[float]) -> None:
 def _receive(peer: socket.socket, num_values: int) -> tuple[float, ...]:
     form = struct.Struct(f"{num_values}d")
     try:
-        message = _look_for(peer, form.size) or peer.recv(form.size)
+        message = _look_for(peer) or peer.recv(_LONGEST)
     except ConnectionError as error:
         raise _gone() from error
     except BlockingIOError as error:
         raise RunError(f"another worker of this machine has not come along for {_PATIENCE_S} s") from error
     if not message:
         raise _gone()
+    if len(message) != form.size:
+        raise RunError("the workers of this machine are not at the same point of a step")
     return form.unpack(message)
 
 
-def _look_for(peer: socket.socket, num_bytes: int) -> bytes | None:
+def _look_for(peer: socket.socket) -> bytes | None:
     """Return a message, or None where none comes for a while."""
     until = time.monotonic() + _SPIN_S
     while time.monotonic() < until:
         with contextlib.suppress(BlockingIOError):
-            return peer.recv(num_bytes, socket.MSG_DONTWAIT)
+            return peer.recv(_LONGEST, socket.MSG_DONTWAIT)
         os.sched_yield()
     return None
 
 
 def _gone() -> RunError:
+    time.sleep(_MOURNING_S)
     return RunError("another worker of this machine is gone")

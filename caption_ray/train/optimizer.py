@@ -9,7 +9,7 @@ from torch.optim.adamw import adamw
 
 from caption_ray.config import OptimizerConfig
 from caption_ray.model.caption_model import CaptionModel
-from caption_ray.train.shared_weights import SharedWeights, trained
+from caption_ray.train.shared_weights import SharedWeights, flat, trained
 
 
 def build_optimizer(
@@ -98,4 +98,4 @@ class ShardedAdamW(torch.optim.AdamW):
             self.state[weight] = {"step": step, "exp_avg": mean, "exp_avg_sq": square}
 
     def _cut(self, weights: Iterable[Tensor], tensors: Iterable[Tensor]) -> list[Tensor]:
-        return [tensor.view(-1)[self._parts[weight]] for weight, tensor in zip(weights, tensors, strict=True)]
+        return [flat(tensor)[self._parts[weight]] for weight, tensor in zip(weights, tensors, strict=True)]

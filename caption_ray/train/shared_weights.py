@@ -37,7 +37,7 @@ class SharedWeights:
         self._starts, self._size = _lay_out(weights)
         self._shards = [self._shard(worker) for worker in range(self._num_workers)]
         self.shard = self._shards[self._rank]
-        """This worker's part of each weight, of its numbers one after another; some are empty."""
+        """This worker's part of each weight, of its numbers one after another in memory; some are empty."""
         others = [worker for worker in range(self._num_workers) if worker != self._rank]
         own = self._views(_GRADIENTS + self._rank)
         given = {worker: _cut(own, self._shards[worker]) for worker in others}
@@ -101,7 +101,7 @@ class SharedWeights:
                 dtype=weight.dtype,
                 count=weight.numel(),
                 offset=(row * self._size + start) * weight.element_size(),
-            ).view_as(weight)
+            ).as_strided(weight.size(), weight.stride())  # channels last where the weight is
             for start, weight in zip(self._starts, self.weights, strict=True)
         ]
 
@@ -136,7 +136,10 @@ def _lay_out(weights: Sequence[Tensor]) -> tuple[list[int], int]:
     return starts, size
 
 
+def flat(tensor: Tensor) -> Tensor:
+    """Return a tensor's numbers, (N,), in the order in which they lie in memory, without a copy."""
+    return tensor.detach().as_strided((tensor.numel(),), (1,))
+
+
 def _cut(tensors: Sequence[Tensor], parts: Sequence[slice]) -> list[Tensor]:
-    return [
-        tensor.detach().view(-1)[part] for tensor, part in zip(tensors, parts, strict=True) if part.start < part.stop
-    ]
+    return [flat(tensor)[part] for tensor, part in zip(tensors, parts, strict=True) if part.start < part.stop]

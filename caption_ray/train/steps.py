@@ -57,7 +57,7 @@ def counted(
 
     is_asked: tells whether this worker was asked to stop; the step at which all hear of it is the last, and is not to
     be done.
-    neighbours: who all workers are, where they are on one machine.
+    neighbours: who all workers are, where they share memory; they count when a step is asked for.
 
     Workers may have unequal numbers of batches: one that is through goes on with None. Each must go all the way, and
     ask for a step only when it is done with the last one: the counts of the next are on their way meanwhile, rather

@@ -13,15 +13,11 @@ import torch.multiprocessing
 from torch import nn
 
 from caption_ray.train import neighbours
+from caption_ray.train.agreement import from_first
 from caption_ray.train.neighbours import Neighbours, meet_neighbours
 from caption_ray.train.shared_weights import share_weights
 
 ENOUGH = 4096
-SHARED = Path("/dev/shm")
-
-
-def left_over() -> list[str]:
-    return [path.name for path in SHARED.glob("caption_ray-*")]
 
 
 def meet(rank: int) -> None:
@@ -29,41 +25,52 @@ def meet(rank: int) -> None:
     assert isinstance(own, Neighbours)
     assert (own.rank, own.num_workers, bytes(own.memory)) == (rank, 2, bytes(ENOUGH))
     own.wait()
+    assert list(Path(neighbours._FOLDER).iterdir()) == []
     own.memory[rank] = 10 + rank
     own.wait()
-    assert left_over() == []  # by name nobody can come to it, and when both end it is gone
     assert list(own.memory[:2]) == [10, 11]
     assert own.sum(1.5, rank) == (3.0, 1.0)
     own.close()
 
 
-def meet_where_there_is_no_room(rank: int) -> None:
-    def refuse(*_: object) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
+def meet_in_vain(rank: int, reason: str) -> None:
     lines: list[str] = []
     handler = logging.Handler()
     handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
     neighbours.logger.addHandler(handler)
+    neighbours.logger.setLevel(logging.INFO)
+    try:
+        assert meet_neighbours(ENOUGH) is None
+    finally:
+        neighbours.logger.removeHandler(handler)
+    dist.barrier()
+    assert list(Path(neighbours._FOLDER).iterdir()) == []
+    assert lines == ([f"all workers average gradients through the network: {reason}"] if rank == 0 else [])
+
+
+def meet_where_a_system_lacks_it(rank: int) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "posix_fallocate", refuse)
-        assert meet_neighbours(3_000_000) is None
-    assert left_over() == []
-    told = (
-        "the workers average gradients through the network, for want of memory to share: 3 MB in /dev/shm: "
-        "No space left on device"
-    )
-    assert lines == ([told] if rank == 0 else [])
+        patch.setattr(os, "memfd_create", refuse)
+        meet_in_vain(rank, "worker 0 has no memory to share ([Errno 38] Function not implemented)")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delattr(os, "memfd_create")
+        meet_in_vain(rank, "worker 0 has no memory to share (module 'os' has no attribute 'memfd_create')")
 
 
 def meet_elsewhere(rank: int) -> None:
-    """The second worker's machine has nothing where the first's has the memory."""
+    """The second worker's machine has nobody where the first waits."""
+
+    def misled(value: str | None) -> str | None:
+        told = from_first(value)
+        return told and f"{told}-elsewhere"
+
     with pytest.MonkeyPatch.context() as patch:
         if rank == 1:
-            patch.setattr(
-                neighbours, "from_first", lambda value: dist.broadcast_object_list([value]) or "/dev/shm/none"
-            )
-        assert meet_neighbours(ENOUGH) is None
+            patch.setattr(neighbours, "from_first", misled)
+        meet_in_vain(rank, "worker 1 is on another machine")
 
 
 def share(rank: int) -> None:
@@ -93,12 +100,13 @@ def share_of_two_kinds(rank: int) -> None:
     assert [weight.dtype for weight in model.parameters()] == [torch.float32] * 2 + [torch.float64] * 2
 
 
-def run_worker(rank: int, rendezvous: str) -> None:
+def run_worker(rank: int, folder: str) -> None:
+    neighbours._FOLDER = folder + "/meeting"
     dist.init_process_group(
-        "gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2, timeout=timedelta(seconds=60)
+        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2, timeout=timedelta(seconds=60)
     )
     try:
-        for work in (meet, meet_where_there_is_no_room, meet_elsewhere, share, share_of_two_kinds, meet):
+        for work in (meet, meet_where_a_system_lacks_it, meet_elsewhere, share, share_of_two_kinds, meet):
             work(rank)
             dist.barrier()
     finally:
@@ -106,7 +114,8 @@ def run_worker(rank: int, rendezvous: str) -> None:
 
 
 def test_workers_share_memory_where_they_can(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(run_worker, (str(tmp_path / "rendezvous"),), nprocs=2)
+    (tmp_path / "meeting").mkdir()
+    torch.multiprocessing.spawn(run_worker, (str(tmp_path),), nprocs=2)
 
 
 def test_one_worker_shares_with_nobody() -> None:

@@ -225,7 +225,7 @@ def test_several_workers_have_the_batches_of_one_in_another_order() -> None:
     for epoch in range(3):
         alone = [batch.lengths[0] for batch in batches(plan, table, epoch)]
         first, second = (
-            [batch.lengths[0] for batch in batches(replace(plan, num_workers=2, rank=rank), table, epoch)]
+            [batch.lengths[0] for batch in batches(replace(plan, in_step=True, rank=rank), table, epoch)]
             for rank in (0, 1)
         )
         assert sorted(alone) == sorted(first) == sorted(second) == list(range(2, 32))

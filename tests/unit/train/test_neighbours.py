@@ -41,12 +41,16 @@ def test_nobody_goes_on_before_all_have_come() -> None:
 @pytest.mark.parametrize("rank", [0, 1])
 @pytest.mark.parametrize("asleep", [False, True])
 def test_a_worker_that_is_gone_is_told(rank: int, asleep: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a moment in which Ray may hear of what the other died of."""
     if asleep:
         monkeypatch.setattr(neighbours, "_SPIN_S", 0.0)
+    monkeypatch.setattr(neighbours, "_MOURNING_S", 0.3)
+    began = time.monotonic()
     with ends(2) as workers:
         workers[1 - rank].close()
         with pytest.raises(RunError, match="another worker of this machine is gone"):
             workers[rank].wait()
+    assert time.monotonic() - began > 0.3
 
 
 def test_a_worker_that_does_not_come_is_told_of_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -64,3 +68,11 @@ def test_messages_keep_apart() -> None:
         neighbours._send(peer, (1.0, 2.0))
         neighbours._send(peer, (3.0,))
         assert (first.sum(10.0, 20.0), first.sum(30.0)) == ((11.0, 22.0), (33.0,))
+
+
+@pytest.mark.parametrize("mine", [(1.0,), (1.0, 2.0, 3.0)])
+def test_workers_that_are_not_in_step_are_told(mine: tuple[float, ...]) -> None:
+    with ends(2) as (first, second):
+        neighbours._send(second._peers[0], (1.0, 2.0))
+        with pytest.raises(RunError, match="not at the same point of a step"):
+            first.sum(*mine)

@@ -75,6 +75,32 @@ def test_parts_are_of_one_size() -> None:
         assert max(sizes) - min(sizes) <= 2 * 64
 
 
+def test_weights_lie_in_memory_as_they_did() -> None:
+    """A convolution's, channels last, for which it is quicker; their parts are of memory's order."""
+
+    def work(own: Neighbours) -> list[float]:
+        torch.manual_seed(0)
+        model = nn.Conv2d(64, 8, 3, bias=False).to(memory_format=torch.channels_last)
+        before = model.weight.detach().clone()
+        shared = SharedWeights(own, trained(model))
+        assert torch.equal(model.weight, before)
+        assert model.weight.is_contiguous(memory_format=torch.channels_last)
+        pictures = torch.ones(1, 64, 3, 3) * (own.rank + 1)
+        model(pictures).sum().backward()
+        shared.sum_gradients()
+        (gradient,), (part,) = shared.own([model.weight.grad]), shared.own(shared.weights)
+        assert gradient.unique().tolist() == [3.0]
+        part -= gradient
+        own.wait()
+        assert torch.allclose(model.weight, before - 3.0, atol=1e-6)
+        return part.tolist()
+
+    first, second = together(2, work)
+    torch.manual_seed(0)
+    in_order = nn.Conv2d(64, 8, 3, bias=False).weight.detach().permute(0, 2, 3, 1).flatten() - 3.0
+    assert torch.allclose(torch.tensor(first + second), in_order, atol=1e-6)
+
+
 def batch_of(rank: int, seed: int) -> CaptionBatch:
     grid = torch.randn(3, 5, generator=torch.Generator().manual_seed(10 * seed + rank)).double().numpy()
     return collate([PictureGroup(picture=grid, captions=((4, 5 + rank), (6, 7, 8)))])
