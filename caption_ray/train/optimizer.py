@@ -9,7 +9,7 @@ from torch.optim.adamw import adamw
 
 from caption_ray.config import OptimizerConfig
 from caption_ray.model.caption_model import CaptionModel
-from caption_ray.train.shared_weights import SharedWeights, flat, trained
+from caption_ray.train.shared_weights import SharedWeights, cut, trained
 
 
 def build_optimizer(
@@ -64,11 +64,12 @@ class ShardedAdamW(torch.optim.AdamW):
             if not own:
                 continue
             states = [self.state[weight] for weight in own]
+            parts = [self._parts[weight] for weight in own]
             adamw(
-                self._cut(own, own),
-                self._cut(own, [weight.grad for weight in own]),
-                self._cut(own, [state["exp_avg"] for state in states]),
-                self._cut(own, [state["exp_avg_sq"] for state in states]),
+                cut(own, parts),
+                cut((weight.grad for weight in own), parts),
+                cut((state["exp_avg"] for state in states), parts),
+                cut((state["exp_avg_sq"] for state in states), parts),
                 [],
                 [state["step"].clone() for state in states],
                 fused=True,
@@ -96,6 +97,3 @@ class ShardedAdamW(torch.optim.AdamW):
         for weight, (mean, square) in self._moments.items():
             step = self.state[weight].get("step", torch.zeros(()))
             self.state[weight] = {"step": step, "exp_avg": mean, "exp_avg_sq": square}
-
-    def _cut(self, weights: Iterable[Tensor], tensors: Iterable[Tensor]) -> list[Tensor]:
-        return [flat(tensor)[self._parts[weight]] for weight, tensor in zip(weights, tensors, strict=True)]

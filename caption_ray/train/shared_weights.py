@@ -8,7 +8,7 @@ DistributedDataParallel has gloo move over the loopback, and has every worker co
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -40,15 +40,15 @@ class SharedWeights:
         """This worker's part of each weight, of its numbers one after another in memory; some are empty."""
         others = [worker for worker in range(self._num_workers) if worker != self._rank]
         own = self._views(_GRADIENTS + self._rank)
-        given = {worker: _cut(own, self._shards[worker]) for worker in others}
+        given = {worker: cut(own, self._shards[worker]) for worker in others}
         self._given = {worker: parts for worker, parts in given.items() if parts}  # more workers than there is to give
-        taken = [_cut(self._views(_GRADIENTS + worker), self.shard) for worker in others]
+        taken = [cut(self._views(_GRADIENTS + worker), self.shard) for worker in others]
         self._taken = [parts for parts in taken if parts]
         self._move(_WEIGHTS, weights)
 
     def own(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """Return this worker's parts of tensors that are as the weights are, flat, without the empty ones."""
-        return _cut(tensors, self.shard)
+        return cut(tensors, self.shard)
 
     def moments(self) -> list[tuple[Tensor, Tensor]]:
         """Return what AdamW is to keep of each weight's gradients and of their squares, zeros at first."""
@@ -69,7 +69,7 @@ class SharedWeights:
         assert all(gradient is not None for gradient in gradients), "a weight that has no part in the loss"
         found = [gradient for gradient in gradients if gradient is not None]
         for worker, given in self._given.items():
-            torch._foreach_copy_(given, _cut(found, self._shards[worker]))
+            torch._foreach_copy_(given, cut(found, self._shards[worker]))
         self.neighbours.wait()
         own = self.own(found)
         for taken in self._taken:
@@ -115,7 +115,7 @@ def share_weights(model: nn.Module) -> SharedWeights | None:
     """Have all workers train one copy of the model's weights where they are on one machine's CPUs.
 
     Returns None, the weights as they were, with one worker, where some are on a GPU or on another machine, and where
-    the machine has no such memory left. Every worker must ask.
+    the machine has no memory to share. Every worker must ask.
     """
     weights = trained(model)
     on_cpu = {(weight.dtype, weight.device.type) for weight in weights} == {(weights[0].dtype, "cpu")}
@@ -136,10 +136,10 @@ def _lay_out(weights: Sequence[Tensor]) -> tuple[list[int], int]:
     return starts, size
 
 
-def flat(tensor: Tensor) -> Tensor:
-    """Return a tensor's numbers, (N,), in the order in which they lie in memory, without a copy."""
-    return tensor.detach().as_strided((tensor.numel(),), (1,))
-
-
-def _cut(tensors: Sequence[Tensor], parts: Sequence[slice]) -> list[Tensor]:
-    return [flat(tensor)[part] for tensor, part in zip(tensors, parts, strict=True) if part.start < part.stop]
+def cut(tensors: Iterable[Tensor], parts: Iterable[slice]) -> list[Tensor]:
+    """Return a part of each tensor's numbers, in the order in which they lie in memory; none that is empty, no copy."""
+    return [
+        tensor.detach().as_strided((tensor.numel(),), (1,))[part]
+        for tensor, part in zip(tensors, parts, strict=True)
+        if part.start < part.stop
+    ]
